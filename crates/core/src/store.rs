@@ -1,0 +1,616 @@
+//! The store: one trait, verbs of the domain, one verb a transaction.
+//!
+//! A batch goes in and per-item results come out. Every verb takes `now` (in its [`Call`] where someone acts); no query
+//! builder, transaction handle or capability flag crosses the trait. `Ok` from a mutating verb means that the change
+//! is on disk, but for what says otherwise: claims, renewals, progress and logs may be lost by a power cut, because
+//! losing them only repeats work.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::input::Patch;
+use crate::outcome::{ErrorInfo, Outcome, Progress, Usage};
+use crate::query::{Counts, Page, Paged, TaskFilter};
+use crate::task::{Execution, Lifecycle, NewTask, Spec, TaskRecord};
+use crate::transition::{EventKind, Interrupt, Refusal};
+use crate::{Json, LeaseId, Name, NodeId, State, TaskId, Time};
+
+/// Most tasks in one enqueue.
+pub const BATCH_MAX: usize = 10_000;
+/// Most dependencies of one task.
+pub const DEPENDENCIES_MAX: usize = 1_000;
+/// Most log lines that are kept for one task; the oldest stay, the last line says that more were dropped.
+pub const LOG_LINES_MAX: u64 = 10_000;
+/// Most unread signals in one inbox.
+pub const INBOX_MAX: usize = 1_000;
+/// How long an idempotency key is remembered.
+pub const IDEMPOTENCY_TTL: Duration = Duration::from_secs(24 * 3600);
+
+/// Who acts, where, and when.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// The namespace of everything that the verb names.
+    pub namespace: Name,
+    /// Who asks: a user, a token, a node. Kept with the event.
+    pub actor: Name,
+    /// The present.
+    pub now: Time,
+    /// Makes a repeat of the same request answer as the first one did.
+    pub idempotency: Option<IdempotencyKey>,
+}
+
+impl Call {
+    /// A call in the namespace `default`.
+    pub fn new(actor: impl Into<Name>, now: Time) -> Call {
+        Call { namespace: Name::from("default"), actor: actor.into(), now, idempotency: None }
+    }
+}
+
+/// The `Idempotency-Key` of a request and the digest of what was asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdempotencyKey {
+    /// The key, scoped to the namespace.
+    pub key: String,
+    /// A digest of verb, path and body: the same key with another digest is refused.
+    pub digest: [u8; 32],
+}
+
+/// A task id and the lease that its holder has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LeaseRef {
+    /// The task.
+    pub task: TaskId,
+    /// The fence.
+    pub lease: LeaseId,
+}
+
+/// What an enqueue did with one item.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Enqueued {
+    /// The task: new, or the one that holds the unique key.
+    pub id: TaskId,
+    /// False when a unique key or an idempotency key gave an existing task.
+    pub created: bool,
+}
+
+/// A node asks for work.
+#[derive(Clone, Debug)]
+pub struct ClaimRequest {
+    /// Who asks.
+    pub node: NodeId,
+    /// The name kept as `executor_id`.
+    pub executor: Name,
+    /// How many tasks at most.
+    pub slots: usize,
+    /// Which capabilities (handler names among them) the node has: a task is claimed only when all that it requires
+    /// are here. `None` takes every task.
+    pub capabilities: Option<Arc<[Name]>>,
+    /// How long the lease lasts without renewal.
+    pub lease: Duration,
+    /// When nothing can be claimed at once, the store may hold the request this long and answer when something can;
+    /// zero answers at once. A store may always answer early, with nothing.
+    pub wait: Duration,
+}
+
+/// A claimed task.
+#[derive(Clone, Debug)]
+pub struct Claimed {
+    /// What to name in every later write.
+    pub lease: LeaseRef,
+    /// The namespace that it lives in.
+    pub namespace: Name,
+    /// What to do.
+    pub spec: Arc<Spec>,
+    /// Where it is, after the claim.
+    pub lifecycle: Lifecycle,
+    /// What an earlier run of this task left.
+    pub checkpoint: Option<Json>,
+    /// When it was enqueued.
+    pub created_at: Time,
+}
+
+/// A holder says that it lives, and what happened since.
+#[derive(Clone, Debug)]
+pub struct Beat {
+    /// Which lease.
+    pub lease: LeaseRef,
+    /// The newest progress, when it changed.
+    pub progress: Option<Progress>,
+    /// New log lines.
+    pub logs: Vec<LogLine>,
+}
+
+/// What a holder learns in return.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Renewal {
+    /// The lease holds, now until `expires_at`.
+    Held {
+        /// The new end.
+        expires_at: Time,
+        /// Someone wants the task to stop.
+        cancel: bool,
+        /// Someone wants the task to pause (true), or not any more (false).
+        pause: bool,
+    },
+    /// The task is someone else's, or ended: stop, and write nothing.
+    Lost,
+}
+
+/// A holder ends a run of a task.
+#[derive(Clone, Debug)]
+pub struct Finish {
+    /// Which lease.
+    pub lease: LeaseRef,
+    /// What the handler said.
+    pub outcome: Outcome,
+    /// A draw from `[0, 1)` for the jitter of a retry.
+    pub draw: f64,
+    /// What the run used.
+    pub usage: Usage,
+    /// Log lines not yet sent.
+    pub logs: Vec<LogLine>,
+    /// The last progress not yet sent.
+    pub progress: Option<Progress>,
+    /// Signals that the handler used up, by [`Signal::seq`]; removed in the same transaction.
+    pub consumed: Vec<u64>,
+    /// Children to enqueue in the same transaction; their parent is this task.
+    pub spawn: Vec<NewTask>,
+}
+
+impl Finish {
+    /// A finish without logs, signals or children.
+    pub fn new(lease: LeaseRef, outcome: Outcome) -> Finish {
+        Finish {
+            lease,
+            outcome,
+            draw: 0.5,
+            usage: Usage::default(),
+            logs: Vec::new(),
+            progress: None,
+            consumed: Vec::new(),
+            spawn: Vec::new(),
+        }
+    }
+}
+
+/// What a finish, a command or the reaper did.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Applied {
+    /// The state of the named task afterwards; `None` when it was deleted.
+    pub state: Option<State>,
+    /// Every task that ended in this transaction: this one, and those that depended on it.
+    pub ended: Vec<(TaskId, State)>,
+    /// What its node has to be told.
+    pub interrupt: Option<Interrupt>,
+    /// Ids of spawned children, in order.
+    pub spawned: Vec<TaskId>,
+}
+
+/// A running task saves something without ending its run.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    /// Which lease.
+    pub lease: LeaseRef,
+    /// The state to save; `None` keeps the present one.
+    pub state: Option<Json>,
+    /// A durable step that finished, with its result.
+    pub step: Option<(Name, Json)>,
+    /// Signals used up.
+    pub consumed: Vec<u64>,
+    /// Children to enqueue in the same transaction.
+    pub spawn: Vec<NewTask>,
+    /// The run has paused as requested, and keeps its lease.
+    pub paused: bool,
+}
+
+impl Checkpoint {
+    /// An empty checkpoint of a lease.
+    pub fn new(lease: LeaseRef) -> Checkpoint {
+        Checkpoint { lease, state: None, step: None, consumed: Vec::new(), spawn: Vec::new(), paused: false }
+    }
+}
+
+/// What a person asks of a task.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Command {
+    /// Stop it, or keep it from starting.
+    Cancel {
+        /// Why, for the error of the cancelled task.
+        reason: Option<String>,
+    },
+    /// Hold it back; a running one is asked to pause.
+    Pause,
+    /// Let it go on.
+    Resume,
+    /// Run it again after it ended, or now instead of after its delay.
+    Retry,
+    /// Run it now instead of at its time.
+    RunNow,
+    /// Put a signal into its inbox.
+    Signal {
+        /// The signal's name.
+        name: Name,
+        /// What it carries.
+        payload: Json,
+    },
+    /// Remove it and everything about it. Refused while it runs or others wait for it.
+    Delete,
+}
+
+/// A signal in a task's inbox.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Signal {
+    /// Order of arrival.
+    pub seq: u64,
+    /// Its name.
+    pub name: Name,
+    /// What it carries.
+    pub payload: Json,
+    /// When it arrived.
+    pub at: Time,
+}
+
+/// Where a log line comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LogStream {
+    /// A subprocess's standard output.
+    Stdout,
+    /// A subprocess's standard error.
+    Stderr,
+    /// The handler's own words.
+    Log,
+}
+
+impl LogStream {
+    /// A small number for storage; never renumbered.
+    pub const fn code(self) -> i64 {
+        match self {
+            LogStream::Stdout => 1,
+            LogStream::Stderr => 2,
+            LogStream::Log => 3,
+        }
+    }
+
+    /// From storage.
+    pub const fn from_code(code: i64) -> LogStream {
+        match code {
+            1 => LogStream::Stdout,
+            2 => LogStream::Stderr,
+            _ => LogStream::Log,
+        }
+    }
+}
+
+/// A line to log.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LogLine {
+    /// When it was said.
+    pub at: Time,
+    /// Which attempt said it.
+    pub attempt: u32,
+    /// Where it comes from.
+    pub stream: LogStream,
+    /// The line, without its line end.
+    pub message: String,
+}
+
+/// A log line as stored.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LogEntry {
+    /// Order within the store; go on reading after it.
+    pub seq: u64,
+    /// The line.
+    pub line: LogLine,
+}
+
+/// Something that happened to a task.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TaskEvent {
+    /// Order within the store, as far as the store kept one for this event; 0 for events that are derived from the
+    /// task's own columns (created, started).
+    pub seq: u64,
+    /// When.
+    pub at: Time,
+    /// What.
+    pub kind: EventKind,
+    /// Who caused it.
+    pub actor: Option<Name>,
+    /// In which attempt.
+    pub attempt: u32,
+    /// The error, where there is one.
+    pub error: Option<ErrorInfo>,
+}
+
+/// What one pass of the reaper did.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Reaped {
+    /// Leases that had run out.
+    pub leases_expired: u64,
+    /// Tasks that expired or waited too long in their queue.
+    pub overdue: u64,
+    /// Waits that came to their time.
+    pub woken: u64,
+    /// Tasks that ended in this pass.
+    pub ended: Vec<(TaskId, State)>,
+    /// When the next pass has something to do, as far as is known.
+    pub next_due: Option<Time>,
+}
+
+/// Which finished tasks may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// How long completed and cancelled tasks stay.
+    pub completed: Duration,
+    /// How long failed tasks stay.
+    pub failed: Duration,
+}
+
+impl Default for Retention {
+    /// A week for completed and cancelled tasks, thirty days for failed ones.
+    fn default() -> Retention {
+        let day = Duration::from_secs(86_400);
+        Retention { completed: 7 * day, failed: 30 * day }
+    }
+}
+
+/// What `verify` found.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Verified {
+    /// How many tasks were looked at.
+    pub tasks: u64,
+    /// One sentence for each violation, at most [`VIOLATIONS_MAX`].
+    pub violations: Vec<String>,
+}
+
+/// How many violations a report lists.
+pub const VIOLATIONS_MAX: usize = 100;
+
+/// Figures about the store itself, for people: rows by table, bytes, settings.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct StoreStats {
+    /// `sqlite`, `postgres` or `model`.
+    pub kind: String,
+    /// Schema version.
+    pub schema_version: u64,
+    /// Where it is.
+    pub location: String,
+    /// Bytes on disk.
+    pub bytes: u64,
+    /// Rows by table.
+    pub rows: BTreeMap<String, u64>,
+    /// What an acknowledgement means here, such as `wal, synchronous=full`.
+    pub durability: String,
+}
+
+/// Why a verb refused one item. Nothing was changed.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Rejected {
+    /// No such task.
+    #[error("there is no task {0}")]
+    NotFound(TaskId),
+    /// The lease is not the task's any more.
+    #[error("the lease on task {0} is lost: it expired and was taken over, or the task ended")]
+    LeaseLost(TaskId),
+    /// The task's state does not allow it.
+    #[error("task {task} is {state}: {why}")]
+    Forbidden {
+        /// The task.
+        task: TaskId,
+        /// Its state.
+        state: State,
+        /// Why, and what to do.
+        why: &'static str,
+    },
+    /// The task is as asked already; harmless.
+    #[error("task {0} is as asked already")]
+    Nothing(TaskId),
+    /// A dependency that does not exist.
+    #[error("tasks[{item}].depends_on[{position}]: there is no task {id}")]
+    UnknownDependency {
+        /// Which item of the batch.
+        item: usize,
+        /// Which of its dependencies.
+        position: usize,
+        /// The id that was named.
+        id: TaskId,
+    },
+    /// Items of the batch wait for each other.
+    #[error("the dependencies form a cycle: {}", .0.iter().map(|i| format!("tasks[{i}]")).collect::<Vec<_>>().join(" → "))]
+    Cycle(Vec<usize>),
+    /// The unique key is taken, and the submission asked to be refused then.
+    #[error("tasks[{item}].unique: the key `{key}` is held by task {holder}")]
+    UniqueTaken {
+        /// Which item of the batch.
+        item: usize,
+        /// The key.
+        key: Name,
+        /// Who has it.
+        holder: TaskId,
+    },
+    /// A retry would need the unique key that another task took meanwhile.
+    #[error("task {task} cannot run again: its unique key is held by task {holder}")]
+    UniqueTakenByOther {
+        /// The task to retry.
+        task: TaskId,
+        /// Who has the key.
+        holder: TaskId,
+    },
+    /// The idempotency key was used for another request.
+    #[error("the Idempotency-Key was used for another request; use a new key for a new request")]
+    IdempotencyMismatch,
+    /// Unfinished tasks wait for it.
+    #[error("task {task} cannot be deleted: {dependants} unfinished task(s) depend on it")]
+    HasDependants {
+        /// The task.
+        task: TaskId,
+        /// How many wait for it.
+        dependants: u64,
+    },
+    /// The task was changed by someone else meanwhile.
+    #[error("task {task} is at version {found}, not {expected}: it changed meanwhile; read it again")]
+    VersionMismatch {
+        /// The task.
+        task: TaskId,
+        /// What the caller saw.
+        expected: u64,
+        /// What it is.
+        found: u64,
+    },
+    /// The inbox is full.
+    #[error("the inbox of task {0} holds {INBOX_MAX} unread signals; it takes no more until some are read")]
+    InboxFull(TaskId),
+}
+
+impl Rejected {
+    /// The rejection for a refusal by [`crate::apply`].
+    pub fn from_refusal(task: TaskId, state: State, refusal: Refusal) -> Rejected {
+        match refusal {
+            Refusal::LeaseLost => Rejected::LeaseLost(task),
+            Refusal::Forbidden(why) => Rejected::Forbidden { task, state, why },
+            Refusal::Nothing => Rejected::Nothing(task),
+        }
+    }
+}
+
+/// Why a verb failed as a whole. Nothing was changed, unless the variant says that it is not known.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum StoreError {
+    /// A rejection of the whole batch.
+    #[error(transparent)]
+    Rejected(#[from] Rejected),
+    /// The store cannot take it now: disk full, read-only, too busy, connection lost. Trying again later may help.
+    #[error("the store is unavailable: {0}")]
+    Unavailable(String),
+    /// Another process owns the file.
+    #[error("{path} is in use by {owner}; stop it, or talk to it instead")]
+    Locked {
+        /// The file.
+        path: String,
+        /// Who has it, as the lock file says: an address or a process id.
+        owner: String,
+    },
+    /// The file is not a Pensum store, or is damaged.
+    #[error("{0}")]
+    Corrupt(String),
+    /// The store was written by a newer program.
+    #[error("the store has schema version {found}, this program knows up to {known}: use a newer pensum")]
+    Newer {
+        /// What it has.
+        found: u64,
+        /// What we know.
+        known: u64,
+    },
+    /// The store is closed, or closing.
+    #[error("the store is closed")]
+    Closed,
+}
+
+/// The verbs.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// Adds tasks, all or none. The ids come back in order.
+    ///
+    /// A dependency that ended already counts at once: completed as met, failed or cancelled by the task's policy.
+    async fn enqueue(&self, call: &Call, tasks: Vec<NewTask>) -> Result<Vec<Enqueued>, StoreError>;
+
+    /// Takes up to `slots` claimable tasks: highest priority first, then earliest deadline, then oldest. Of one key at
+    /// most one task is leased at any time. A suspected task comes alone: only to a node that holds no lease, and
+    /// nothing else goes to that node until the suspect has run for 60 s, checkpointed, or ended its run.
+    async fn claim(&self, request: ClaimRequest, now: Time) -> Result<Vec<Claimed>, StoreError>;
+
+    /// Renews leases for `lease` from `now`, and keeps progress and logs. Not acknowledged as durable.
+    async fn renew(&self, beats: Vec<Beat>, lease: Duration, now: Time) -> Result<Vec<Renewal>, StoreError>;
+
+    /// Ends runs of tasks; per-item results, in order.
+    async fn finish(&self, finishes: Vec<Finish>, now: Time) -> Result<Vec<Result<Applied, Rejected>>, StoreError>;
+
+    /// Saves state of a running task, fenced by its lease.
+    async fn checkpoint(&self, checkpoint: Checkpoint, now: Time) -> Result<Result<Applied, Rejected>, StoreError>;
+
+    /// Carries out a command on each task; per-item results, in order. [`Rejected::Nothing`] is harmless.
+    async fn command(
+        &self,
+        call: &Call,
+        tasks: Vec<TaskId>,
+        command: Command,
+    ) -> Result<Vec<Result<Applied, Rejected>>, StoreError>;
+
+    /// Changes what a task asks for; see [`Patch`] for what may change when.
+    async fn update(
+        &self,
+        call: &Call,
+        task: TaskId,
+        patch: Patch,
+        expected_version: Option<u64>,
+    ) -> Result<Result<TaskRecord, Rejected>, StoreError>;
+
+    /// Ends what is overdue: leases, expiries, queue timeouts, waits. At most `limit` tasks a pass.
+    async fn reap(&self, now: Time, limit: usize) -> Result<Reaped, StoreError>;
+
+    /// One task.
+    async fn task(&self, namespace: &str, task: TaskId) -> Result<Option<TaskRecord>, StoreError>;
+
+    /// Tasks, newest first. `now` decides between statuses that depend on the clock.
+    async fn tasks(
+        &self,
+        namespace: &str,
+        filter: TaskFilter,
+        page: Page,
+        now: Time,
+    ) -> Result<Paged<TaskRecord>, StoreError>;
+
+    /// The attempts of a task, first to last, the present one included.
+    async fn executions(&self, namespace: &str, task: TaskId) -> Result<Vec<Execution>, StoreError>;
+
+    /// Ended attempts of all tasks, newest task first.
+    async fn all_executions(&self, namespace: &str, page: Page) -> Result<Paged<Execution>, StoreError>;
+
+    /// The history of a task, oldest first.
+    async fn events(&self, namespace: &str, task: TaskId) -> Result<Vec<TaskEvent>, StoreError>;
+
+    /// Log lines of a task after `after`, oldest first, at most `limit`.
+    async fn logs(
+        &self,
+        namespace: &str,
+        task: TaskId,
+        after: u64,
+        limit: usize,
+    ) -> Result<Vec<LogEntry>, StoreError>;
+
+    /// Unfinished and finished tasks that depend on this one.
+    async fn dependants(&self, namespace: &str, task: TaskId) -> Result<Vec<TaskId>, StoreError>;
+
+    /// Unread signals of a task, oldest first.
+    async fn inbox(&self, task: TaskId) -> Result<Vec<Signal>, StoreError>;
+
+    /// Results of the durable steps that a task has finished.
+    async fn steps(&self, task: TaskId) -> Result<Vec<(Name, Json)>, StoreError>;
+
+    /// Which task of a key is leased now.
+    async fn key_holder(&self, namespace: &str, key: &str) -> Result<Option<TaskId>, StoreError>;
+
+    /// Counts by queue and status.
+    async fn counts(&self, namespace: &str, now: Time) -> Result<Counts, StoreError>;
+
+    /// Removes finished tasks that are past their retention, at most `limit`; answers how many went. A task with
+    /// unfinished dependants stays. Expired unique and idempotency keys go too.
+    async fn prune(&self, retention: Retention, now: Time, limit: usize) -> Result<u64, StoreError>;
+
+    /// Checks every invariant; changes nothing.
+    async fn verify(&self) -> Result<Verified, StoreError>;
+
+    /// Figures about the store.
+    async fn stats(&self) -> Result<StoreStats, StoreError>;
+
+    /// Writes a consistent copy to a new file while work goes on.
+    async fn backup(&self, to: &Path) -> Result<(), StoreError>;
+
+    /// Writes out what is pending and lets go of the files. Later calls answer [`StoreError::Closed`].
+    async fn close(&self) -> Result<(), StoreError>;
+}

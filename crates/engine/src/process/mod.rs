@@ -1,0 +1,38 @@
+//! Subprocesses: started with an argument vector, watched as a whole tree, and never left behind.
+//!
+//! [`Process::spawn`] starts a [`CommandSpec`] in a process group of its own, [`Process::wait`] feeds its standard input, hands its
+//! output line by line to a sink, measures the tree and enforces [`Limits`], and a [`ProcessHandle`] stops, pauses and resumes it from
+//! anywhere. Linux only: the tree is read from `/proc`.
+//!
+//! What belongs to a command's tree, and so is measured, limited and killed with it:
+//!
+//! - every process of its group, and every descendant of those, whatever group or session it moved to;
+//! - every process that carries the command's mark, the environment variable [`MARK`], so that a daemon that forked twice and called
+//!   `setsid` between two looks at `/proc` is found all the same.
+//!
+//! When the command's first process ends, what is left of its tree is killed: a finished command holds nothing.
+//!
+//! No descriptor above 2 reaches a command: Rust opens every file, socket and pipe with `O_CLOEXEC`, and so does the bundled SQLite.
+
+mod handle;
+mod orphans;
+mod output;
+mod signal;
+mod spawn;
+mod spec;
+mod table;
+mod tree;
+mod units;
+mod usage;
+mod wait;
+mod watch;
+
+pub use handle::{ProcessHandle, Stopped};
+pub use orphans::kill_orphans;
+pub use output::{CAPTURED_BYTES_MAX, LINE_BYTES_MAX, STDERR_TAIL_BYTES_MAX, STDOUT_BYTES_MAX, Stream, TRUNCATED_MARKER};
+pub use spawn::SpawnError;
+pub use spec::{CommandSpec, Limits, SpecError};
+pub use table::MARK;
+pub use usage::Usage;
+pub use wait::{Exit, ExitReason, PIPE_DRAIN, Process};
+pub use watch::{SAMPLE_INTERVAL, WALL_GRACE};

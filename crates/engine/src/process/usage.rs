@@ -1,0 +1,65 @@
+//! What a command used, and the clock that stands still while it is paused.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use super::tree::Tree;
+
+/// What a command and all that it started used together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Seconds of processor time, of user and system together.
+    pub cpu_seconds: f64,
+    /// Processor time per wall time, in percent: 200 is two processors in full use.
+    pub cpu_percent: f64,
+    /// The most memory in use at once, in units of 1 048 576 bytes: the resident sizes of all processes, summed at each sample.
+    pub memory_mb: f64,
+    /// Seconds from start to end, pauses left out.
+    pub wall_seconds: f64,
+}
+
+impl Usage {
+    pub(super) fn of(tree: &Tree, wall: Duration) -> Self {
+        let wall_seconds = wall.as_secs_f64();
+        let cpu_seconds = tree.cpu_seconds();
+        Self {
+            cpu_seconds,
+            cpu_percent: if wall_seconds > 0.0 { 100.0 * cpu_seconds / wall_seconds } else { 0.0 },
+            memory_mb: tree.resident_peak() as f64 / (1024.0 * 1024.0),
+            wall_seconds,
+        }
+    }
+}
+
+/// Time since the start, pauses left out.
+#[derive(Debug)]
+pub(super) struct Clock {
+    /// When the command started or was last resumed; `None` while it is paused and after its end.
+    running_since: Option<Instant>,
+    before: Duration,
+}
+
+impl Clock {
+    pub(super) fn start() -> Self {
+        Self { running_since: Some(Instant::now()), before: Duration::ZERO }
+    }
+
+    pub(super) fn elapsed(&self) -> Duration {
+        self.before + self.running_since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    pub(super) fn running(&self) -> bool {
+        self.running_since.is_some()
+    }
+
+    pub(super) fn halt(&mut self) {
+        self.before = self.elapsed();
+        self.running_since = None;
+    }
+
+    pub(super) fn go_on(&mut self) {
+        self.running_since.get_or_insert_with(Instant::now);
+    }
+}

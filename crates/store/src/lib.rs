@@ -1,0 +1,1 @@
+//! Stores of Pensum: embedded SQLite, migrations, and the conformance suite.
