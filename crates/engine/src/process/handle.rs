@@ -66,15 +66,25 @@ impl ProcessHandle {
         self.terminate().await;
         let mut nap = NAP_MIN;
         while self.shared.anything_lives().await {
-            let left = self.shared.stop_until().unwrap_or(until).saturating_duration_since(Instant::now());
+            let left = self
+                .shared
+                .stop_until()
+                .unwrap_or(until)
+                .saturating_duration_since(Instant::now());
             if left.is_zero() {
                 let survivors = self.shared.sweep().await;
-                return Stopped { forced: true, survivors };
+                return Stopped {
+                    forced: true,
+                    survivors,
+                };
             }
             sleep(nap.min(left)).await;
             nap = (nap * 2).min(NAP_MAX);
         }
-        Stopped { forced: false, survivors: Vec::new() }
+        Stopped {
+            forced: false,
+            survivors: Vec::new(),
+        }
     }
 
     /// Stops the whole tree where it stands (`SIGSTOP`) and its clock with it: the wall limit does not count the time until
@@ -143,9 +153,17 @@ impl State {
 }
 
 impl Shared {
-    pub(super) fn new(root: Pid, root_start: u64, mark: String) -> Self {
-        let tree = Tree::new(root.as_raw_nonzero().get(), root_start, mark);
-        Self { root, state: Mutex::new(State { tree, clock: Clock::start(), reaped: false, ended: false, stop_until: None }) }
+    pub(super) fn new(root: Pid, tree: Tree, clock: Clock) -> Self {
+        Self {
+            root,
+            state: Mutex::new(State {
+                tree,
+                clock,
+                reaped: false,
+                ended: false,
+                stop_until: None,
+            }),
+        }
     }
 
     pub(super) fn usage(&self) -> Usage {
@@ -220,7 +238,11 @@ impl Shared {
     pub(super) fn signal_strays(&self, signal: Signal) {
         let state = self.state.lock();
         let group = self.root.as_raw_nonzero().get();
-        for member in state.tree.living().filter(|member| state.reaped || member.group != group) {
+        for member in state
+            .tree
+            .living()
+            .filter(|member| state.reaped || member.group != group)
+        {
             signal::send_exact(member.pid, member.start, signal);
         }
     }
@@ -280,8 +302,18 @@ impl Shared {
     }
 
     fn survivors(&self) -> Vec<u32> {
-        let survivors: Vec<u32> = self.state.lock().tree.living().map(|member| member.pid.cast_unsigned()).collect();
-        tracing::warn!(command = self.root.as_raw_nonzero().get(), ?survivors, "processes of a command could not be killed");
+        let survivors: Vec<u32> = self
+            .state
+            .lock()
+            .tree
+            .living()
+            .map(|member| member.pid.cast_unsigned())
+            .collect();
+        tracing::warn!(
+            command = self.root.as_raw_nonzero().get(),
+            ?survivors,
+            "processes of a command could not be killed"
+        );
         survivors
     }
 }

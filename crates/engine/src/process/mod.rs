@@ -12,7 +12,8 @@
 //!
 //! When the command's first process ends, what is left of its tree is killed: a finished command holds nothing.
 //!
-//! No descriptor above 2 reaches a command: Rust opens every file, socket and pipe with `O_CLOEXEC`, and so does the bundled SQLite.
+//! No descriptor above 2 reaches a command: Rust opens every file, socket and pipe with `O_CLOEXEC`, and what else is open, inherited
+//! from whoever started this process, is marked the same way before each start.
 
 mod handle;
 mod orphans;
@@ -29,7 +30,9 @@ mod watch;
 
 pub use handle::{ProcessHandle, Stopped};
 pub use orphans::kill_orphans;
-pub use output::{CAPTURED_BYTES_MAX, LINE_BYTES_MAX, STDERR_TAIL_BYTES_MAX, STDOUT_BYTES_MAX, Stream, TRUNCATED_MARKER};
+pub use output::{
+    CAPTURED_BYTES_MAX, LINE_BYTES_MAX, STDERR_TAIL_BYTES_MAX, STDOUT_BYTES_MAX, Stream, TRUNCATED_MARKER,
+};
 pub use spawn::SpawnError;
 pub use spec::{CommandSpec, Limits, SpecError};
 pub use table::MARK;

@@ -13,8 +13,12 @@ pub fn kill_orphans() -> usize {
     let entries = table::read(0, &mut table::Marks::new());
     let mut killed = 0;
     for entry in &entries {
-        let Some((namespace, pid, start)) = entry.mark.as_deref().and_then(node_of) else { continue };
-        let node_lives = entries.iter().any(|other| other.pid == pid && other.start == start && other.alive());
+        let Some((namespace, pid, start)) = entry.mark.as_deref().and_then(node_of) else {
+            continue;
+        };
+        let node_lives = entries
+            .iter()
+            .any(|other| other.pid == pid && other.start == start && other.alive());
         if namespace == table::OWN.namespace && !node_lives {
             tracing::warn!(pid = entry.pid, node = pid, "killing a process whose node has died");
             signal::send_exact(entry.pid, entry.start, Signal::KILL);
@@ -27,7 +31,11 @@ pub fn kill_orphans() -> usize {
 /// The namespace, id and start time of the node that made a mark.
 fn node_of(mark: &str) -> Option<(u64, i32, u64)> {
     let mut parts = mark.split('-');
-    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+    Some((
+        parts.next()?.parse().ok()?,
+        parts.next()?.parse().ok()?,
+        parts.next()?.parse().ok()?,
+    ))
 }
 
 #[cfg(test)]
@@ -39,8 +47,13 @@ mod tests {
     #[test]
     fn only_the_commands_of_a_dead_node_are_killed() {
         let own = &*table::OWN;
-        let mut start = |mark: String| {
-            Command::new("sleep").arg("60").env(table::MARK, mark).stdin(Stdio::null()).spawn().unwrap()
+        let start = |mark: String| {
+            Command::new("sleep")
+                .arg("60")
+                .env(table::MARK, mark)
+                .stdin(Stdio::null())
+                .spawn()
+                .unwrap()
         };
         let mut living = start(table::marker());
         let mut foreign = start(format!("{}-{}-{}-1", own.namespace + 1, i32::MAX, own.start));

@@ -77,7 +77,12 @@ pub(super) struct Captured {
 impl Capture {
     pub(super) fn new(sink: Sink) -> Self {
         Self {
-            outlet: Outlet { sink, handed: 0, truncated: false, dropped: 0 },
+            outlet: Outlet {
+                sink,
+                handed: 0,
+                truncated: false,
+                dropped: 0,
+            },
             out: Lines::default(),
             err: Lines::default(),
             stdout: Vec::new(),
@@ -102,7 +107,11 @@ impl Capture {
                 }
             }
         }
-        let lines = if stream == Stream::Stdout { &mut self.out } else { &mut self.err };
+        let lines = if stream == Stream::Stdout {
+            &mut self.out
+        } else {
+            &mut self.err
+        };
         let outlet = &mut self.outlet;
         lines.push(bytes, |line, taken| outlet.hand(stream, line, taken));
     }
@@ -110,7 +119,11 @@ impl Capture {
     /// Hands on what a stream ended with, where no newline closed it, and gives up the rest.
     pub(super) fn finish(mut self) -> Captured {
         for stream in [Stream::Stdout, Stream::Stderr] {
-            let lines = if stream == Stream::Stdout { &mut self.out } else { &mut self.err };
+            let lines = if stream == Stream::Stdout {
+                &mut self.out
+            } else {
+                &mut self.err
+            };
             let rest = std::mem::take(&mut lines.pending);
             if !rest.is_empty() {
                 self.outlet.hand(stream, &rest, rest.len());
@@ -217,13 +230,21 @@ fn whole_characters(bytes: &[u8]) -> usize {
         0xF0..=0xF4 => 4,
         _ => 1,
     };
-    if back + 1 < length && start > 0 { start } else { bytes.len() }
+    if back + 1 < length && start > 0 {
+        start
+    } else {
+        bytes.len()
+    }
 }
 
 /// Bytes as text that every store and every JSON reader takes: invalid UTF-8 and NUL become U+FFFD.
 fn text(bytes: &[u8]) -> Cow<'_, str> {
     let text = String::from_utf8_lossy(bytes);
-    if text.contains('\0') { Cow::Owned(text.replace('\0', "\u{FFFD}")) } else { text }
+    if text.contains('\0') {
+        Cow::Owned(text.replace('\0', "\u{FFFD}"))
+    } else {
+        text
+    }
 }
 
 #[cfg(test)]
@@ -248,11 +269,24 @@ mod tests {
     #[test]
     fn lines_are_the_same_however_the_bytes_arrive() {
         for step in [1, 2, 3, 7, 8192, 65536] {
-            assert_eq!(lines(b"one\ntwo\r\n\nlast", step), ["one", "two", "", "last"], "step {step}");
-            assert_eq!(lines(b"a\0b \xFF \xE2\x82\xAC\n", step), ["a\u{FFFD}b \u{FFFD} €"], "step {step}");
+            assert_eq!(
+                lines(b"one\ntwo\r\n\nlast", step),
+                ["one", "two", "", "last"],
+                "step {step}"
+            );
+            assert_eq!(
+                lines(b"a\0b \xFF \xE2\x82\xAC\n", step),
+                ["a\u{FFFD}b \u{FFFD} €"],
+                "step {step}"
+            );
             let long = "€".repeat(LINE_BYTES_MAX);
             let pieces = lines(format!("{long}\nnext\n").as_bytes(), step);
-            assert!(pieces.iter().all(|piece| piece.len() <= LINE_BYTES_MAX && !piece.contains('\u{FFFD}')), "step {step}");
+            assert!(
+                pieces
+                    .iter()
+                    .all(|piece| piece.len() <= LINE_BYTES_MAX && !piece.contains('\u{FFFD}')),
+                "step {step}"
+            );
             assert_eq!(pieces[..pieces.len() - 1].concat(), long, "step {step}");
             assert_eq!(pieces.last().unwrap(), "next");
         }
@@ -263,7 +297,11 @@ mod tests {
         for end in ["\n", "\r\n"] {
             let line = "x".repeat(LINE_BYTES_MAX);
             for step in [1000, 8192, 8193, 100_000] {
-                assert_eq!(lines(format!("{line}{end}y{end}").as_bytes(), step), [line.as_str(), "y"], "step {step}");
+                assert_eq!(
+                    lines(format!("{line}{end}y{end}").as_bytes(), step),
+                    [line.as_str(), "y"],
+                    "step {step}"
+                );
             }
         }
     }

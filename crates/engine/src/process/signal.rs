@@ -6,7 +6,10 @@ use super::table;
 
 /// The name of a signal, such as `SIGKILL`; `None` for a real-time signal.
 pub(super) fn name(number: i32) -> Option<&'static str> {
-    NAMES.iter().find(|(signal, _)| signal.as_raw() == number).map(|(_, name)| *name)
+    NAMES
+        .iter()
+        .find(|(signal, _)| signal.as_raw() == number)
+        .map(|(_, name)| *name)
 }
 
 /// Signals every process of a group. A group that is gone, or may not be signalled, is left alone: the next look at `/proc` tells.
@@ -18,7 +21,9 @@ pub(super) fn send_group(group: Pid, signal: Signal) {
 /// stranger that was given the same id meanwhile is never hit.
 pub(super) fn send_exact(pid: i32, start: u64, signal: Signal) {
     let Some(raw) = Pid::from_raw(pid) else { return };
-    let Ok(pinned) = pidfd_open(raw, PidfdFlags::empty()) else { return };
+    let Ok(pinned) = pidfd_open(raw, PidfdFlags::empty()) else {
+        return;
+    };
     if table::entry(pid).is_some_and(|entry| entry.start == start) {
         let _ = pidfd_send_signal(pinned, signal);
     }

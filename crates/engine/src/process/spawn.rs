@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -19,10 +20,14 @@ use super::handle::Shared;
 use super::output::{Capture, Stream};
 use super::spec::{CommandSpec, Limits, SpecError, check_variable};
 use super::table;
+use super::tree::Tree;
+use super::usage::Clock;
 use super::wait::{Pipes, Process};
 
 /// The variables of this process that a command gets too, besides all that begin with `LC_`.
-const INHERITED: [&str; 9] = ["PATH", "HOME", "LANG", "TZ", "TMPDIR", "USER", "LOGNAME", "SHELL", "TERM"];
+const INHERITED: [&str; 9] = [
+    "PATH", "HOME", "LANG", "TZ", "TMPDIR", "USER", "LOGNAME", "SHELL", "TERM",
+];
 /// Where programs are looked up when no `PATH` is set.
 const PATH_DEFAULT: &str = "/usr/local/bin:/usr/bin:/bin";
 
@@ -75,13 +80,17 @@ pub enum SpawnError {
         problem: &'static str,
     },
     /// Arguments and environment are longer than the operating system takes.
-    #[error("cannot start `{program}`: its arguments and environment are too long; pass large input through `stdin` or a file")]
+    #[error(
+        "cannot start `{program}`: its arguments and environment are too long; pass large input through `stdin` or a file"
+    )]
     TooLong {
         /// The program as it was asked for.
         program: String,
     },
     /// The machine is short of processes, descriptors or memory. Worth trying again later.
-    #[error("cannot start `{program}`: this machine is short of processes, descriptors or memory ({source}); run fewer commands at once")]
+    #[error(
+        "cannot start `{program}`: this machine is short of processes, descriptors or memory ({source}); run fewer commands at once"
+    )]
     Exhausted {
         /// The program as it was asked for.
         program: String,
@@ -118,6 +127,9 @@ impl Process {
     /// A limit on processor time is also set as `RLIMIT_CPU`, one second above, as a net under the sampling that enforces it. It is set
     /// just after the start, so a process forked before that has only the sampling.
     ///
+    /// No descriptor above 2 reaches the command: all of this process are marked close-on-exec first, also any that was meant for a
+    /// child which somebody else is about to start.
+    ///
     /// # Errors
     ///
     /// [`SpawnError`]; its message names the program or directory and says what to do.
@@ -141,7 +153,11 @@ impl Process {
             .args(&spec.args)
             .env_clear()
             .envs(env)
-            .stdin(if spec.stdin.is_some() { Stdio::piped() } else { Stdio::null() })
+            .stdin(if spec.stdin.is_some() {
+                Stdio::piped()
+            } else {
+                Stdio::null()
+            })
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0)
@@ -149,31 +165,73 @@ impl Process {
         if let Some(cwd) = &cwd {
             command.current_dir(cwd);
         }
+        // Descriptors opened by Rust close themselves on `exec`. Those that this process inherited from whoever started it, or that a C
+        // library opened, may not: mark them all. One system call.
+        close_fds::set_fds_cloexec_threadsafe(3, &[]);
+        let clock = Clock::start();
         let child = command.spawn().map_err(|source| refused(&spec.program, path, source))?;
         let input = spec.stdin.clone().unwrap_or_default();
-        adopt(child, mark, input, spec.limits.clone(), Capture::new(Box::new(sink)))
-            .map_err(|source| failure(&spec.program, source))
+        adopt(
+            child,
+            clock,
+            mark,
+            input,
+            spec.limits.clone(),
+            Capture::new(Box::new(sink)),
+        )
+        .map_err(|source| failure(&spec.program, source))
     }
 }
 
 /// Takes a started child under watch. On an error the child is dropped, and with it killed.
-fn adopt(mut child: Child, mark: String, input: String, limits: Limits, capture: Capture) -> io::Result<Process> {
+fn adopt(
+    mut child: Child,
+    clock: Clock,
+    mark: String,
+    input: String,
+    limits: Limits,
+    capture: Capture,
+) -> io::Result<Process> {
     let gone = || io::Error::other("the process vanished as it started");
-    let root = child.id().and_then(|id| Pid::from_raw(id.cast_signed())).ok_or_else(gone)?;
-    // Readable when the process has ended, which leaves it to be reaped: its last figures stay in `/proc` and its id is not given away.
-    let exit = AsyncFd::register_with_interest(pidfd_open(root, PidfdFlags::empty())?, Interest::READABLE)?;
-    let root_start = table::entry(root.as_raw_nonzero().get()).ok_or_else(gone)?.start;
+    let root = child
+        .id()
+        .and_then(|id| Pid::from_raw(id.cast_signed()))
+        .ok_or_else(gone)?;
+    let exit = exit_of(root)?;
+    let start = table::entry(root.as_raw_nonzero().get()).ok_or_else(gone)?.start;
+    let mut tree = Tree::new(root.as_raw_nonzero().get(), start, mark);
+    // A command may end before anyone waits for it, and its memory is not to be seen after that.
+    tree.update_root();
     if let Some(seconds) = limits.cpu_seconds {
         let net = seconds.ceil() as u64 + 1;
-        let limit = Rlimit { current: Some(net), maximum: Some(net.saturating_add(1)) };
+        let limit = Rlimit {
+            current: Some(net),
+            maximum: Some(net.saturating_add(1)),
+        };
         if let Err(error) = prlimit(Some(root), Resource::Cpu, limit) {
             tracing::debug!(%error, "RLIMIT_CPU not set, the sampling alone enforces the limit");
         }
     }
-    let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else { return Err(gone()) };
-    let pipes = Pipes { stdin: child.stdin.take().map(|pipe| (pipe, input)), stdout, stderr };
-    let shared = Arc::new(Shared::new(root, root_start, mark));
+    let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
+        return Err(gone());
+    };
+    let pipes = Pipes {
+        stdin: child.stdin.take().map(|pipe| (pipe, input)),
+        stdout,
+        stderr,
+    };
+    let shared = Arc::new(Shared::new(root, tree, clock));
     Ok(Process::new(shared, child, exit, pipes, capture, limits))
+}
+
+/// A descriptor that turns readable when the process has ended. Unlike a wait for its status this leaves it to be reaped: its last
+/// figures stay in `/proc`, and its id is not given away.
+#[expect(
+    deprecated,
+    reason = "the replacement is unsafe; what it asks for, that the descriptor stays the same, holds for an `OwnedFd`"
+)]
+fn exit_of(pid: Pid) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(pidfd_open(pid, PidfdFlags::empty())?, Interest::READABLE)
 }
 
 fn environment(
@@ -181,9 +239,8 @@ fn environment(
     extra: impl IntoIterator<Item = (String, String)>,
     mark: &str,
 ) -> Result<BTreeMap<OsString, OsString>, SpawnError> {
-    let allowed = |name: &OsString| {
-        INHERITED.iter().any(|allowed| name == allowed) || name.as_bytes().starts_with(b"LC_")
-    };
+    let allowed =
+        |name: &OsString| INHERITED.iter().any(|allowed| name == allowed) || name.as_bytes().starts_with(b"LC_");
     let mut env: BTreeMap<OsString, OsString> = std::env::vars_os().filter(|(name, _)| allowed(name)).collect();
     env.extend(spec.env.iter().map(|(name, value)| (name.into(), value.into())));
     for (name, value) in extra {
@@ -199,14 +256,24 @@ fn working_directory(spec: &CommandSpec) -> Result<Option<PathBuf>, SpawnError> 
     let Some(cwd) = &spec.cwd else { return Ok(None) };
     let problem = match std::fs::metadata(cwd) {
         Ok(found) if !found.is_dir() => "it is not a directory; name one or leave `cwd` out",
-        Ok(_) if rustix::fs::access(cwd, Access::EXEC_OK).is_err() => "this user may not enter it; change its permissions",
-        Ok(_) => return std::path::absolute(cwd).map(Some).map_err(|source| failure(&spec.program, source)),
+        Ok(_) if rustix::fs::access(cwd, Access::EXEC_OK).is_err() => {
+            "this user may not enter it; change its permissions"
+        }
+        Ok(_) => {
+            return std::path::absolute(cwd)
+                .map(Some)
+                .map_err(|source| failure(&spec.program, source));
+        }
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             "this user may not reach it; change the permissions of the directories above it"
         }
         Err(_) => "it does not exist; create it first or correct `cwd`",
     };
-    Err(SpawnError::WorkingDirectory { program: spec.program.clone(), cwd: cwd.clone(), problem })
+    Err(SpawnError::WorkingDirectory {
+        program: spec.program.clone(),
+        cwd: cwd.clone(),
+        problem,
+    })
 }
 
 /// Looks the program up as `execvp` would, with the command's own `PATH`. Done here so that errors can tell a missing program from a
@@ -218,7 +285,10 @@ fn find_program(
 ) -> Result<PathBuf, SpawnError> {
     let in_cwd = |path: &Path| cwd.map_or_else(|| path.to_owned(), |cwd| cwd.join(path));
     let runnable = |path: &Path| path.is_file() && rustix::fs::access(path, Access::EXEC_OK).is_ok();
-    let denied = |path: PathBuf| SpawnError::PermissionDenied { program: spec.program.clone(), path };
+    let denied = |path: PathBuf| SpawnError::PermissionDenied {
+        program: spec.program.clone(),
+        path,
+    };
     if spec.program.contains('/') {
         let path = in_cwd(Path::new(&spec.program));
         return match std::fs::metadata(&path) {
@@ -231,11 +301,18 @@ fn find_program(
             }),
         };
     }
-    let search = env.get(&OsString::from("PATH")).cloned().unwrap_or_else(|| PATH_DEFAULT.into());
+    let search = env
+        .get(&OsString::from("PATH"))
+        .cloned()
+        .unwrap_or_else(|| PATH_DEFAULT.into());
     let mut not_runnable = None;
     for directory in std::env::split_paths(&search) {
         // An empty entry means the current directory. The `.` keeps a `/` in the path, so that nothing is searched a second time.
-        let directory = if directory.as_os_str().is_empty() { PathBuf::from(".") } else { directory };
+        let directory = if directory.as_os_str().is_empty() {
+            PathBuf::from(".")
+        } else {
+            directory
+        };
         let path = in_cwd(&directory.join(&spec.program));
         if runnable(&path) {
             return Ok(path);
@@ -267,7 +344,10 @@ fn refused(program: &str, path: PathBuf, source: io::Error) -> SpawnError {
             path,
             help: "a script needs an interpreter in its first line (#!), or run it with program `sh` and its path in `args`",
         },
-        Some(Errno::ACCESS | Errno::PERM) => SpawnError::PermissionDenied { program: program_name, path },
+        Some(Errno::ACCESS | Errno::PERM) => SpawnError::PermissionDenied {
+            program: program_name,
+            path,
+        },
         _ => failure(program, source),
     }
 }

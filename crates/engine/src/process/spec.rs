@@ -82,7 +82,12 @@ impl CommandSpec {
     ///
     /// The first field at fault.
     pub fn validate(&self) -> Result<(), SpecError> {
-        let fail = |field: String, problem: &str| Err(SpecError { field, problem: problem.to_owned() });
+        let fail = |field: String, problem: &str| {
+            Err(SpecError {
+                field,
+                problem: problem.to_owned(),
+            })
+        };
         const NUL: &str = "has a NUL byte, which no argument or variable can carry; remove it";
         if self.program.trim().is_empty() {
             return fail("program".into(), "is empty; name the program to run");
@@ -104,14 +109,24 @@ impl CommandSpec {
                 return fail("cwd".into(), NUL);
             }
         }
-        if self.limits.cpu_seconds.is_some_and(|seconds| !(seconds > 0.0 && seconds.is_finite())) {
+        if self
+            .limits
+            .cpu_seconds
+            .is_some_and(|seconds| !(seconds > 0.0 && seconds.is_finite()))
+        {
             return fail("limits.cpu_seconds".into(), "must be a positive number of seconds");
         }
         if self.limits.memory == Some(0) {
-            return fail("limits.memory".into(), "must be at least one byte; leave it out for no limit");
+            return fail(
+                "limits.memory".into(),
+                "must be at least one byte; leave it out for no limit",
+            );
         }
         if self.limits.wall.is_some_and(|wall| wall.is_zero()) {
-            return fail("limits.wall".into(), "must be longer than zero; leave it out for no limit");
+            return fail(
+                "limits.wall".into(),
+                "must be longer than zero; leave it out for no limit",
+            );
         }
         Ok(())
     }
@@ -128,8 +143,15 @@ pub(super) fn check_variable(name: &str, value: &str) -> Result<(), SpecError> {
     } else {
         return Ok(());
     };
-    let field = if name.is_empty() { "env".to_owned() } else { format!("env.{}", name.escape_default()) };
-    Err(SpecError { field, problem: problem.to_owned() })
+    let field = if name.is_empty() {
+        "env".to_owned()
+    } else {
+        format!("env.{}", name.escape_default())
+    };
+    Err(SpecError {
+        field,
+        problem: problem.to_owned(),
+    })
 }
 
 impl<'de> Deserialize<'de> for CommandSpec {
@@ -165,7 +187,12 @@ impl Raw {
         let spec = CommandSpec {
             program: self.program,
             args: self.args.unwrap_or_default().into_iter().map(|arg| arg.0).collect(),
-            env: self.env.unwrap_or_default().into_iter().map(|(name, value)| (name, value.0)).collect(),
+            env: self
+                .env
+                .unwrap_or_default()
+                .into_iter()
+                .map(|(name, value)| (name, value.0))
+                .collect(),
             cwd: self.cwd,
             stdin: self.stdin,
             limits: Limits {
@@ -267,16 +294,22 @@ mod tests {
         .unwrap();
         assert_eq!(spec.args, ["-j", "4", "true"]);
         assert_eq!(spec.env["PORT"], "8080");
-        assert_eq!(spec.limits, Limits {
-            cpu_seconds: Some(2.0),
-            memory: Some(512 << 20),
-            wall: Some(Duration::from_secs(5400)),
-        });
+        assert_eq!(
+            spec.limits,
+            Limits {
+                cpu_seconds: Some(2.0),
+                memory: Some(512 << 20),
+                wall: Some(Duration::from_secs(5400)),
+            }
+        );
         let same: CommandSpec = serde_json::from_value(json!({
             "program": "make", "limits": {"memory": 1048576, "wall": 2.5}, "args": null,
         }))
         .unwrap();
-        assert_eq!((same.limits.memory, same.limits.wall), (Some(1 << 20), Some(Duration::from_millis(2500))));
+        assert_eq!(
+            (same.limits.memory, same.limits.wall),
+            (Some(1 << 20), Some(Duration::from_millis(2500)))
+        );
     }
 
     #[test]
@@ -296,14 +329,22 @@ mod tests {
             (json!({"program": "a", "limits": {"memory": -5}}), "limits.memory"),
             (json!({"program": "a", "limits": {"wall": "soon"}}), "limits.wall"),
             (json!({"program": "a", "limits": {"wall": 0}}), "limits.wall"),
-            (json!({"program": "a", "limits": {"cpu_seconds": 0}}), "limits.cpu_seconds"),
-            (json!({"program": "a", "limits": {"cpu_seconds": "x"}}), "limits.cpu_seconds"),
+            (
+                json!({"program": "a", "limits": {"cpu_seconds": 0}}),
+                "limits.cpu_seconds",
+            ),
+            (
+                json!({"program": "a", "limits": {"cpu_seconds": "x"}}),
+                "limits.cpu_seconds",
+            ),
             (json!({"program": "a", "limits": {"disk": 5}}), "limits.disk"),
             (json!({"program": "a", "shell": true}), "shell"),
         ] {
             let error = CommandSpec::from_json(&parameters).unwrap_err();
             assert_eq!(error.field, field, "{parameters} gave {error}");
-            let plain = serde_json::from_value::<CommandSpec>(parameters).unwrap_err().to_string();
+            let plain = serde_json::from_value::<CommandSpec>(parameters)
+                .unwrap_err()
+                .to_string();
             assert!(plain.starts_with(&format!("{field}: ")), "{plain}");
         }
         let error = CommandSpec::from_json(&json!({"args": []})).unwrap_err();

@@ -75,13 +75,18 @@ pub(super) async fn look_async() -> Arc<Table> {
 
 /// [`look_within`] off the threads of the runtime.
 pub(super) async fn look_within_async(age: Duration) -> Arc<Table> {
-    tokio::task::spawn_blocking(move || look_within(age)).await.unwrap_or_else(|_| look_within(age))
+    tokio::task::spawn_blocking(move || look_within(age))
+        .await
+        .unwrap_or_else(|_| look_within(age))
 }
 
 /// One process; `None` when there is none of that id.
 pub(super) fn entry(pid: i32) -> Option<Entry> {
     let mut bytes = Vec::with_capacity(512);
-    fs::File::open(format!("/proc/{pid}/stat")).ok()?.read_to_end(&mut bytes).ok()?;
+    fs::File::open(format!("/proc/{pid}/stat"))
+        .ok()?
+        .read_to_end(&mut bytes)
+        .ok()?;
     parse(pid, &bytes)
 }
 
@@ -107,7 +112,13 @@ pub(super) fn proportional(pid: i32) -> Option<u64> {
 pub(super) fn marker() -> String {
     static COUNT: AtomicU64 = AtomicU64::new(1);
     let own = &*OWN;
-    format!("{}-{}-{}-{}", own.namespace, own.pid, own.start, COUNT.fetch_add(1, Ordering::Relaxed))
+    format!(
+        "{}-{}-{}-{}",
+        own.namespace,
+        own.pid,
+        own.start,
+        COUNT.fetch_add(1, Ordering::Relaxed)
+    )
 }
 
 /// This process, as its commands' marks name it.
@@ -123,15 +134,24 @@ pub(super) static OWN: LazyLock<Own> = LazyLock::new(|| {
         .ok()
         .and_then(|link| link.to_str()?.strip_prefix("pid:[")?.strip_suffix(']')?.parse().ok())
         .unwrap_or(0);
-    Own { namespace, pid, start: entry(pid).map_or(0, |own| own.start) }
+    Own {
+        namespace,
+        pid,
+        start: entry(pid).map_or(0, |own| own.start),
+    }
 });
 
 /// All processes, with the marks of those that started at tick `since` or later.
 pub(super) fn read(since: u64, known: &mut Marks) -> Vec<Entry> {
     let mut entries = Vec::new();
-    let Ok(directory) = fs::read_dir("/proc") else { return entries };
+    let Ok(directory) = fs::read_dir("/proc") else {
+        return entries;
+    };
     let mut seen = Marks::with_capacity(known.len());
-    for pid in directory.flatten().filter_map(|item| item.file_name().to_str()?.parse::<i32>().ok()) {
+    for pid in directory
+        .flatten()
+        .filter_map(|item| item.file_name().to_str()?.parse::<i32>().ok())
+    {
         let Some(mut entry) = entry(pid) else { continue };
         if entry.start >= since && entry.alive() {
             // A process keeps its mark for life: it was there before the first `exec` of its own.
@@ -155,7 +175,12 @@ struct Cache {
 
 /// How many looks were begun: [`look`] tells by it whether a look began after it was called.
 static BEGUN: AtomicU64 = AtomicU64::new(0);
-static CACHE: LazyLock<Mutex<Cache>> = LazyLock::new(|| Mutex::new(Cache { last: None, marks: Marks::new() }));
+static CACHE: LazyLock<Mutex<Cache>> = LazyLock::new(|| {
+    Mutex::new(Cache {
+        last: None,
+        marks: Marks::new(),
+    })
+});
 
 fn shared(good_enough: impl Fn(&Table) -> bool) -> Arc<Table> {
     let mut cache = CACHE.lock();
@@ -176,7 +201,10 @@ fn shared(good_enough: impl Fn(&Table) -> bool) -> Arc<Table> {
 /// Reads `/proc/PID/stat`. The second field, the program's name, may hold spaces and parentheses; the last `)` ends it.
 fn parse(pid: i32, stat: &[u8]) -> Option<Entry> {
     let name_end = stat.iter().rposition(|byte| *byte == b')')?;
-    let fields: Vec<&str> = str::from_utf8(stat.get(name_end + 1..)?).ok()?.split_ascii_whitespace().collect();
+    let fields: Vec<&str> = str::from_utf8(stat.get(name_end + 1..)?)
+        .ok()?
+        .split_ascii_whitespace()
+        .collect();
     // proc(5) numbers fields from 1; the state, here the first, is field 3.
     let field = |number: usize| fields.get(number - 3).copied();
     let figure = |number: usize| field(number)?.parse::<u64>().ok();
@@ -196,7 +224,11 @@ fn parse(pid: i32, stat: &[u8]) -> Option<Entry> {
 
 fn mark_of(pid: i32) -> Option<Arc<str>> {
     let mut bytes = Vec::new();
-    fs::File::open(format!("/proc/{pid}/environ")).ok()?.take(ENVIRON_BYTES_MAX).read_to_end(&mut bytes).ok()?;
+    fs::File::open(format!("/proc/{pid}/environ"))
+        .ok()?
+        .take(ENVIRON_BYTES_MAX)
+        .read_to_end(&mut bytes)
+        .ok()?;
     let value = bytes
         .split(|byte| *byte == 0)
         .find_map(|variable| variable.strip_prefix(MARK.as_bytes())?.strip_prefix(b"="))?;
@@ -217,7 +249,10 @@ mod tests {
         let line = b"42 (a ) R 1 (b)) T 7 40 40 0 -1 4194304 1 2 3 4 10 20 30 40 20 0 1 0 987654 1000 5 18446744073709551615 0";
         let entry = parse(42, line).unwrap();
         assert_eq!((entry.state, entry.parent, entry.group), (b'T', 7, 40));
-        assert_eq!((entry.ticks, entry.start, entry.resident), (100, 987_654, 5 * procfs::page_size()));
+        assert_eq!(
+            (entry.ticks, entry.start, entry.resident),
+            (100, 987_654, 5 * procfs::page_size())
+        );
         assert!(parse(42, b"42 (short) R 1").is_none());
         assert!(parse(42, b"").is_none());
     }

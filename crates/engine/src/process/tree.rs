@@ -58,7 +58,11 @@ impl Tree {
         let mut found: HashSet<i32> = HashSet::new();
         let mut queue: Vec<&Entry> = Vec::new();
         let mut children: HashMap<i32, Vec<&Entry>> = HashMap::new();
-        for entry in table.entries.iter().filter(|entry| entry.start >= self.root_start && entry.pid != own_pid) {
+        for entry in table
+            .entries
+            .iter()
+            .filter(|entry| entry.start >= self.root_start && entry.pid != own_pid)
+        {
             children.entry(entry.parent).or_default().push(entry);
             let known = self.members.contains_key(&(entry.pid, entry.start));
             let in_group = group_is_ours && entry.group == self.root;
@@ -83,7 +87,9 @@ impl Tree {
     /// Reads the first process alone, which is cheap enough to do often: its peak of memory, and, also after its end, its exact
     /// processor time with that of all children it waited for.
     pub(super) fn update_root(&mut self) {
-        let Some(entry) = table::entry(self.root).filter(|entry| entry.start == self.root_start) else { return };
+        let Some(entry) = table::entry(self.root).filter(|entry| entry.start == self.root_start) else {
+            return;
+        };
         if let Some(peak) = table::resident_peak(self.root) {
             self.resident_peak = self.resident_peak.max(peak);
         }
@@ -112,8 +118,11 @@ impl Tree {
     /// Members without those that run in their parent's memory, as a child does between `vfork` and `exec`: their sizes are the same to
     /// the page, which for two memories apart is all but impossible.
     fn holders(&self) -> impl Iterator<Item = &Member> {
-        let sizes: HashMap<i32, (u64, u64)> =
-            self.members.values().map(|member| (member.pid, (member.resident, member.virtual_size))).collect();
+        let sizes: HashMap<i32, (u64, u64)> = self
+            .members
+            .values()
+            .map(|member| (member.pid, (member.resident, member.virtual_size)))
+            .collect();
         self.members
             .values()
             .filter(move |member| sizes.get(&member.parent) != Some(&(member.resident, member.virtual_size)))

@@ -50,7 +50,11 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 
 /// `None` unless the figure is positive and fits a [`Duration`].
 pub(super) fn duration_from(seconds: f64) -> Option<Duration> {
-    if seconds > 0.0 { Duration::try_from_secs_f64(seconds).ok().filter(|d| !d.is_zero()) } else { None }
+    if seconds > 0.0 {
+        Duration::try_from_secs_f64(seconds).ok().filter(|d| !d.is_zero())
+    } else {
+        None
+    }
 }
 
 fn seconds_per(unit: &str) -> Option<f64> {
@@ -67,7 +71,9 @@ fn seconds_per(unit: &str) -> Option<f64> {
 
 /// The unsigned decimal number a text begins with, and what follows it.
 fn split_number(text: &str) -> Option<(f64, &str)> {
-    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let end = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
     let number = text[..end].parse().ok()?;
     Some((number, &text[end..]))
 }
@@ -95,9 +101,14 @@ mod tests {
 
     #[test]
     fn durations_read_as_written() {
-        for (text, expected_ms) in
-            [("90", 90_000), ("2.5", 2500), ("1h 30m", 5_400_000), ("1h30m", 5_400_000), ("500ms", 500), ("2 days", 172_800_000)]
-        {
+        for (text, expected_ms) in [
+            ("90", 90_000),
+            ("2.5", 2500),
+            ("1h 30m", 5_400_000),
+            ("1h30m", 5_400_000),
+            ("500ms", 500),
+            ("2 days", 172_800_000),
+        ] {
             assert_eq!(duration(text), Ok(Duration::from_millis(expected_ms)), "{text}");
         }
         for text in ["", "0", "-5", "soon", "1h 30", "5 fortnights", "nan", "inf", "1e300"] {

@@ -15,6 +15,7 @@ pub struct Usage {
     /// Processor time per wall time, in percent: 200 is two processors in full use.
     pub cpu_percent: f64,
     /// The most memory in use at once, in units of 1 048 576 bytes: the resident sizes of all processes, summed at each sample.
+    /// The first samples are a few milliseconds apart; a command that ends within two milliseconds may show next to none.
     pub memory_mb: f64,
     /// Seconds from start to end, pauses left out.
     pub wall_seconds: f64,
@@ -26,7 +27,11 @@ impl Usage {
         let cpu_seconds = tree.cpu_seconds();
         Self {
             cpu_seconds,
-            cpu_percent: if wall_seconds > 0.0 { 100.0 * cpu_seconds / wall_seconds } else { 0.0 },
+            cpu_percent: if wall_seconds > 0.0 {
+                100.0 * cpu_seconds / wall_seconds
+            } else {
+                0.0
+            },
             memory_mb: tree.resident_peak() as f64 / (1024.0 * 1024.0),
             wall_seconds,
         }
@@ -43,7 +48,10 @@ pub(super) struct Clock {
 
 impl Clock {
     pub(super) fn start() -> Self {
-        Self { running_since: Some(Instant::now()), before: Duration::ZERO }
+        Self {
+            running_since: Some(Instant::now()),
+            before: Duration::ZERO,
+        }
     }
 
     pub(super) fn elapsed(&self) -> Duration {

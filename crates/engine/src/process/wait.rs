@@ -114,12 +114,20 @@ impl Process {
         capture: Capture,
         limits: Limits,
     ) -> Self {
-        Self { guard: Guard { shared, child }, exit, pipes, capture, limits }
+        Self {
+            guard: Guard { shared, child },
+            exit,
+            pipes,
+            capture,
+            limits,
+        }
     }
 
     /// Control of this command for other tasks.
     pub fn handle(&self) -> ProcessHandle {
-        ProcessHandle { shared: Arc::clone(&self.guard.shared) }
+        ProcessHandle {
+            shared: Arc::clone(&self.guard.shared),
+        }
     }
 
     /// Serves the command until it ends: writes its input, reads its output, samples its tree and enforces its limits.
@@ -128,7 +136,13 @@ impl Process {
     /// [`PIPE_DRAIN`] to end, those in a [`ProcessHandle::stop`] the rest of its grace; then they are killed, and what they still write
     /// is lost. Dropping the future kills the tree.
     pub async fn wait(self) -> Exit {
-        let Self { mut guard, exit, pipes, mut capture, limits } = self;
+        let Self {
+            mut guard,
+            exit,
+            pipes,
+            mut capture,
+            limits,
+        } = self;
         let shared = Arc::clone(&guard.shared);
         let verdict = {
             let mut read = pin!(read_all(pipes.stdout, pipes.stderr, &mut capture));

@@ -30,7 +30,11 @@ const MEMORY_CONFIRM: Duration = Duration::from_millis(10);
 pub(super) async fn watch(shared: &Shared, exit: &AsyncFd<OwnedFd>, limits: &Limits) -> Option<ExitReason> {
     let started = Instant::now();
     let mut early = EARLY_SAMPLES_MS.into_iter().map(Duration::from_millis).peekable();
-    let interval = if limits.memory.is_some() || limits.cpu_seconds.is_some() { SAMPLE_INTERVAL / 2 } else { SAMPLE_INTERVAL };
+    let interval = if limits.memory.is_some() || limits.cpu_seconds.is_some() {
+        SAMPLE_INTERVAL / 2
+    } else {
+        SAMPLE_INTERVAL
+    };
     let mut verdict: Option<(ExitReason, Instant)> = None;
     loop {
         let nap = match (early.peek(), verdict) {
@@ -69,7 +73,11 @@ fn until_wall(shared: &Shared, limits: &Limits) -> Duration {
     let Some(wall) = limits.wall else { return Duration::MAX };
     let state = shared.state.lock();
     let left = wall.saturating_sub(state.clock.elapsed());
-    if left.is_zero() || !state.clock.running() { Duration::MAX } else { left }
+    if left.is_zero() || !state.clock.running() {
+        Duration::MAX
+    } else {
+        left
+    }
 }
 
 async fn exceeded(shared: &Shared, limits: &Limits) -> Option<ExitReason> {
@@ -85,7 +93,10 @@ async fn exceeded(shared: &Shared, limits: &Limits) -> Option<ExitReason> {
     {
         return Some(ExitReason::MemoryExceeded);
     }
-    limits.wall.is_some_and(|limit| wall >= limit).then_some(ExitReason::WallExceeded)
+    limits
+        .wall
+        .is_some_and(|limit| wall >= limit)
+        .then_some(ExitReason::WallExceeded)
 }
 
 /// Whether the tree uses more memory than `limit` bytes, found twice. The sum of resident sizes, which costs nothing, counts shared
@@ -103,7 +114,12 @@ async fn memory_exceeds(shared: &Shared, limit: u64) -> bool {
             }
             state.tree.memory_holders()
         };
-        let sum = move || members.into_iter().map(|(pid, resident)| proportional(pid).unwrap_or(resident)).sum::<u64>();
+        let sum = move || {
+            members
+                .into_iter()
+                .map(|(pid, resident)| proportional(pid).unwrap_or(resident))
+                .sum::<u64>()
+        };
         match tokio::task::spawn_blocking(sum).await {
             Ok(bytes) if bytes > limit => {}
             _ => return false,
