@@ -433,6 +433,17 @@ pub enum Rejected {
         /// Who has it.
         holder: TaskId,
     },
+    /// Two items of the batch have the same unique key, and the later one asked to be refused then. Otherwise the
+    /// first one is enqueued and stands for both.
+    #[error("tasks[{item}].unique: tasks[{earlier}] of the same batch has the key `{key}` already")]
+    UniqueTwice {
+        /// The later item.
+        item: usize,
+        /// The earlier item.
+        earlier: usize,
+        /// The key.
+        key: Name,
+    },
     /// A retry would need the unique key that another task took meanwhile.
     #[error("task {task} cannot run again: its unique key is held by task {holder}")]
     UniqueTakenByOther {

@@ -1,0 +1,355 @@
+//! What nodes do: claim, renew, finish, checkpoint, and what the reaper does in their stead.
+
+use std::cmp::Reverse;
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Entry, Facts, Holder, Model, PROBATION};
+use crate::outcome::{ErrorInfo, Outcome, Wait};
+use crate::store::{
+    Applied, Beat, Call, Checkpoint, ClaimRequest, Claimed, Finish, LOG_LINES_MAX, LeaseRef, LogEntry, LogLine, Reaped,
+    Rejected, Renewal,
+};
+use crate::task::{Lease, NewTask};
+use crate::transition::{Event, Report};
+use crate::{LeaseId, Name, State, TaskId, Time};
+
+impl Model {
+    pub(super) fn claim(&mut self, request: &ClaimRequest, now: Time, bits: &dyn Fn() -> u64) -> Vec<Claimed> {
+        let holders = || self.tasks.values().filter(|e| e.lifecycle.lease.is_some_and(|l| l.node == request.node));
+        let on_probation = |e: &Entry| {
+            e.holder.as_ref().is_some_and(|h| h.alone && !h.checkpointed && now.since(h.taken_at) < PROBATION)
+        };
+        if holders().any(on_probation) {
+            return Vec::new();
+        }
+        let idle = holders().next().is_none();
+        let mut busy_keys: HashSet<(Name, Name)> = self
+            .tasks
+            .values()
+            .filter(|e| e.lifecycle.state == State::Running)
+            .filter_map(|e| e.spec.key.clone().map(|k| (e.namespace.clone(), k)))
+            .collect();
+        let mut order: Vec<i64> = self
+            .tasks
+            .iter()
+            .filter(|(_, e)| e.lifecycle.is_claimable(now) && is_capable(e, request))
+            .map(|(row, _)| *row)
+            .collect();
+        order.sort_by_key(|row| {
+            let spec = &self.tasks[row].spec;
+            (Reverse(spec.priority), spec.deadline.unwrap_or(Time::MAX), *row)
+        });
+        let mut chosen: Vec<(i64, bool)> = Vec::new();
+        // A node that runs nothing takes a suspect first, and nothing beside it.
+        if idle && let Some(row) = order.iter().find(|row| self.tasks[row].lifecycle.suspect) {
+            chosen.push((*row, true));
+        } else {
+            for row in order {
+                let entry = &self.tasks[&row];
+                if chosen.len() == request.slots {
+                    break;
+                }
+                if entry.lifecycle.suspect {
+                    continue;
+                }
+                if let Some(key) = &entry.spec.key
+                    && !busy_keys.insert((entry.namespace.clone(), key.clone()))
+                {
+                    continue;
+                }
+                chosen.push((row, false));
+            }
+        }
+        if request.slots == 0 {
+            chosen.clear();
+        }
+        chosen.into_iter().filter_map(|(row, alone)| self.take(row, alone, request, now, bits)).collect()
+    }
+
+    fn take(
+        &mut self,
+        row: i64,
+        alone: bool,
+        request: &ClaimRequest,
+        now: Time,
+        bits: &dyn Fn() -> u64,
+    ) -> Option<Claimed> {
+        let id = LeaseId(u128::from(bits()) << 64 | u128::from(bits()));
+        let lease = Lease { id, node: request.node, expires_at: now.plus(request.lease) };
+        self.happen(row, &Event::Claim(lease), Facts::default(), now, &mut Applied::default()).ok()?;
+        let entry = self.tasks.get_mut(&row)?;
+        entry.holder =
+            Some(Holder { executor: request.executor.clone(), taken_at: now, alone, checkpointed: false });
+        Some(Claimed {
+            lease: LeaseRef { task: entry.id, lease: id },
+            namespace: entry.namespace.clone(),
+            spec: Arc::new(entry.spec.clone()),
+            lifecycle: entry.lifecycle.clone(),
+            checkpoint: entry.checkpoint.clone(),
+            created_at: entry.created_at,
+        })
+    }
+
+    fn held(&mut self, lease: LeaseRef) -> Option<&mut Entry> {
+        self.entry(lease.task).filter(|e| e.lifecycle.lease.is_some_and(|l| l.id == lease.lease))
+    }
+
+    pub(super) fn renew(&mut self, beat: Beat, lease: Duration, now: Time) -> Renewal {
+        let seq = self.next_seq;
+        let Some(entry) = self.held(beat.lease) else { return Renewal::Lost };
+        let expires_at = now.plus(lease);
+        if let Some(held) = &mut entry.lifecycle.lease {
+            held.expires_at = expires_at;
+        }
+        if beat.progress.is_some() {
+            entry.progress = beat.progress;
+        }
+        let added = append_logs(entry, beat.logs, seq);
+        let renewal = Renewal::Held {
+            expires_at,
+            cancel: entry.lifecycle.cancel_requested_at.is_some(),
+            pause: entry.lifecycle.pause_requested_at.is_some() || entry.lifecycle.paused_at.is_some(),
+        };
+        self.next_seq += added;
+        renewal
+    }
+
+    pub(super) fn finish(
+        &mut self,
+        finish: Finish,
+        now: Time,
+        bits: &dyn Fn() -> u64,
+    ) -> Result<Applied, Rejected> {
+        let Finish { lease, outcome, draw, usage, logs, progress, consumed, spawn } = finish;
+        let seq = self.next_seq;
+        let Some(entry) = self.held(lease) else { return Err(Rejected::LeaseLost(lease.task)) };
+        let namespace = entry.namespace.clone();
+        self.check_spawn(&namespace, &spawn)?;
+        let Some(entry) = self.held(lease) else { return Err(Rejected::LeaseLost(lease.task)) };
+        let added = append_logs(entry, logs, seq);
+        entry.progress = progress.or(entry.progress.take());
+        entry.inbox.retain(|s| !consumed.contains(&s.seq));
+        let failures = entry.lifecycle.failures;
+        let (max_retries, policy) = (entry.spec.max_retries(), entry.spec.retry());
+        self.next_seq += added;
+        let spawned = self.spawn(lease.task, &namespace, spawn, now, bits)?;
+        let mut facts = Facts { usage, ..Facts::default() };
+        let mut checkpointed = None;
+        let report = match outcome {
+            Outcome::Done(result) => {
+                facts.result = Some(result);
+                Report::Done
+            }
+            Outcome::Again { after, checkpoint } => {
+                checkpointed = checkpoint;
+                Report::Again(now.plus(after))
+            }
+            Outcome::Wait { on, checkpoint } => {
+                checkpointed = checkpoint;
+                let met = match &on {
+                    Wait::Children => self.unfinished_children(lease.task) == 0,
+                    Wait::Signal { name, .. } => {
+                        self.entry(lease.task).is_some_and(|e| e.inbox.iter().any(|s| s.name == *name))
+                    }
+                    Wait::Until(at) => *at <= now,
+                };
+                Report::Wait { on, met }
+            }
+            Outcome::Yielded { checkpoint } => {
+                checkpointed = checkpoint;
+                Report::Yielded
+            }
+            Outcome::Retry { error, after } => {
+                facts.error = Some(error);
+                let delay = after.unwrap_or_else(|| policy.backoff(failures + 1, draw));
+                Report::Failed { retry_after: (failures < max_retries).then_some(delay) }
+            }
+            Outcome::Fail(error) => {
+                facts.error = Some(error);
+                Report::Failed { retry_after: None }
+            }
+            Outcome::Cancelled => Report::Stopped,
+            Outcome::Released => Report::Released,
+        };
+        if report == Report::Stopped {
+            facts.error = Some(ErrorInfo::new("cancelled", "its handler stopped"));
+        }
+        let mut applied = Applied::default();
+        self.happen(lease.task.row(), &Event::Holder(lease.lease, report), facts, now, &mut applied)?;
+        if let Some(entry) = self.entry(lease.task) {
+            entry.checkpoint = checkpointed.or(entry.checkpoint.take());
+            applied.state = Some(entry.lifecycle.state);
+        }
+        applied.spawned = spawned;
+        Ok(applied)
+    }
+
+    pub(super) fn checkpoint(
+        &mut self,
+        checkpoint: Checkpoint,
+        now: Time,
+        bits: &dyn Fn() -> u64,
+    ) -> Result<Applied, Rejected> {
+        let lost = Rejected::LeaseLost(checkpoint.lease.task);
+        let Some(entry) = self.held(checkpoint.lease) else { return Err(lost) };
+        let (id, namespace) = (entry.id, entry.namespace.clone());
+        self.check_spawn(&namespace, &checkpoint.spawn)?;
+        let mut applied = Applied::default();
+        if checkpoint.paused {
+            let event = Event::Holder(checkpoint.lease.lease, Report::PauseStarted);
+            self.happen(id.row(), &event, Facts::default(), now, &mut applied)?;
+        }
+        applied.spawned = self.spawn(id, &namespace, checkpoint.spawn, now, bits)?;
+        let Some(entry) = self.held(checkpoint.lease) else { return Err(lost) };
+        if let Some(holder) = &mut entry.holder {
+            holder.checkpointed = true;
+        }
+        entry.checkpoint = checkpoint.state.or(entry.checkpoint.take());
+        entry.inbox.retain(|s| !checkpoint.consumed.contains(&s.seq));
+        if let Some((name, result)) = checkpoint.step {
+            entry.steps.retain(|(n, _)| *n != name);
+            entry.steps.push((name, result));
+        }
+        applied.state = Some(entry.lifecycle.state);
+        Ok(applied)
+    }
+
+    /// Finds out whether children can be enqueued before anything of the finish is written.
+    fn check_spawn(&self, namespace: &Name, spawn: &[NewTask]) -> Result<(), Rejected> {
+        use crate::task::Dependency;
+        if let Some(cycle) = crate::graph::find_cycle(spawn) {
+            return Err(Rejected::Cycle(cycle));
+        }
+        for (item, task) in spawn.iter().enumerate() {
+            for (position, dependency) in task.depends_on.iter().enumerate() {
+                if let Dependency::Task(id) = dependency
+                    && self.find(namespace, *id).is_none()
+                {
+                    return Err(Rejected::UnknownDependency { item, position, id: *id });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn spawn(
+        &mut self,
+        parent: TaskId,
+        namespace: &Name,
+        mut spawn: Vec<NewTask>,
+        now: Time,
+        bits: &dyn Fn() -> u64,
+    ) -> Result<Vec<TaskId>, Rejected> {
+        if spawn.is_empty() {
+            return Ok(Vec::new());
+        }
+        for task in &mut spawn {
+            task.spec.details_mut().parent_id = Some(parent);
+        }
+        let call = Call {
+            namespace: namespace.clone(),
+            actor: Name::from(format!("task:{parent}")),
+            now,
+            idempotency: None,
+        };
+        match self.enqueue(&call, spawn, bits) {
+            Ok(ids) => Ok(ids.into_iter().map(|e| e.id).collect()),
+            Err(crate::StoreError::Rejected(rejected)) => Err(rejected),
+            Err(_) => Err(Rejected::NotFound(parent)),
+        }
+    }
+
+    pub(super) fn reap(&mut self, now: Time, limit: usize) -> Reaped {
+        let mut reaped = Reaped::default();
+        let mut applied = Applied::default();
+        let rows: Vec<i64> = self.tasks.keys().copied().collect();
+        let mut done = 0;
+        for row in rows {
+            if done == limit {
+                break;
+            }
+            let Some((event, error)) = self.tasks.get(&row).and_then(|e| overdue(e, now)) else { continue };
+            let facts = Facts { error, ..Facts::default() };
+            if self.happen(row, &event, facts, now, &mut applied).is_err() {
+                continue;
+            }
+            done += 1;
+            match event {
+                Event::LeaseExpired => reaped.leases_expired += 1,
+                Event::WakeDue => reaped.woken += 1,
+                _ => reaped.overdue += 1,
+            }
+        }
+        reaped.ended = applied.ended;
+        reaped.next_due = self.tasks.values().filter_map(next_due).min();
+        reaped
+    }
+}
+
+fn is_capable(entry: &Entry, request: &ClaimRequest) -> bool {
+    let Some(offered) = &request.capabilities else { return true };
+    let required = entry.spec.details.as_ref().map(|d| d.requires.as_slice()).unwrap_or_default();
+    offered.contains(&entry.spec.handler) && required.iter().all(|r| offered.contains(r))
+}
+
+/// What is overdue about a task, with the error that goes with it.
+fn overdue(entry: &Entry, now: Time) -> Option<(Event, Option<ErrorInfo>)> {
+    let task = &entry.lifecycle;
+    if task.lease.is_some_and(|l| l.expires_at <= now) {
+        return Some((Event::LeaseExpired, None));
+    }
+    if task.state == State::Waiting && task.paused_at.is_none() && task.wake_at.is_some_and(|at| at <= now) {
+        return Some((Event::WakeDue, None));
+    }
+    if task.state != State::Queued {
+        return None;
+    }
+    if !task.has_started()
+        && let Some(at) = entry.spec.expires_at().filter(|at| *at <= now)
+    {
+        let error = ErrorInfo::new("expired", format!("it had not started by its expires_at, {at}"));
+        return Some((Event::Expired, Some(error)));
+    }
+    let ready_at = entry.ready_since(now)?;
+    let longest = entry.spec.queue_timeout()?;
+    (ready_at.plus(longest) <= now).then(|| {
+        let message = format!("it was ready for {} s without being started", longest.as_secs_f64());
+        (Event::QueueTimeout, Some(ErrorInfo::new("queue_timeout", message)))
+    })
+}
+
+fn next_due(entry: &Entry) -> Option<Time> {
+    let task = &entry.lifecycle;
+    let expires_at = entry.spec.expires_at().filter(|_| task.state == State::Queued && !task.has_started());
+    let overdue = (task.state == State::Queued && task.waiting_for.is_none() && task.paused_at.is_none())
+        .then(|| entry.spec.queue_timeout().map(|longest| task.ready_at.unwrap_or(task.run_at).plus(longest)))
+        .flatten();
+    let wake_at = task.wake_at.filter(|_| task.paused_at.is_none());
+    [task.lease.map(|l| l.expires_at), wake_at, expires_at, overdue].into_iter().flatten().min()
+}
+
+impl Entry {
+    /// Since when it could have been claimed, keys and lanes aside.
+    fn ready_since(&self, now: Time) -> Option<Time> {
+        self.lifecycle.is_claimable(now).then(|| self.lifecycle.ready_at.unwrap_or(self.lifecycle.run_at))
+    }
+}
+
+/// Keeps lines up to the cap; answers how many sequence numbers it used.
+fn append_logs(entry: &mut Entry, lines: Vec<LogLine>, mut seq: u64) -> u64 {
+    let start = seq;
+    for mut line in lines {
+        let kept = entry.logs.len() as u64;
+        if kept >= LOG_LINES_MAX {
+            break;
+        }
+        if kept == LOG_LINES_MAX - 1 {
+            line.message = format!("further lines were dropped: a task keeps {LOG_LINES_MAX}");
+        }
+        seq += 1;
+        entry.logs.push(LogEntry { seq, line });
+    }
+    seq - start
+}
