@@ -10,7 +10,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// Environment variable that marks every process of one command's tree; see [`marker`].
+/// Environment variable that marks every process of one command's tree with the node that started it and a count.
 pub const MARK: &str = "PENSUM_PROCESS";
 
 /// Longest environment searched for the mark, in bytes. Linux gives programs up to 2 MiB by default.
