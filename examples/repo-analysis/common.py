@@ -154,14 +154,14 @@ def git_environment() -> Dict[str, str]:
     return environment
 
 
-def git(top: str, *arguments: str, timeout: float = GIT_TIMEOUT_SECONDS) -> bytes:
-    """What one Git command prints."""
+def git(top: str, *arguments: str, stdin: str = "", timeout: float = GIT_TIMEOUT_SECONDS) -> bytes:
+    """What one Git command prints, given `stdin`."""
     command = [b"git", b"-C", raw(top)] + [raw(argument) for argument in SAFE_CONFIG + arguments]
     try:
         done = subprocess.run(
             command,
             env=git_environment(),
-            stdin=subprocess.DEVNULL,
+            input=raw(stdin),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             timeout=timeout,
