@@ -90,6 +90,8 @@ pub struct ClaimRequest {
     /// Which capabilities (handler names among them) the node has: a task is claimed only when all that it requires
     /// are here. `None` takes every task.
     pub capabilities: Option<Arc<[Name]>>,
+    /// Only tasks of these queues; `None` takes tasks of every queue.
+    pub queues: Option<Arc<[Name]>>,
     /// How long the lease lasts without renewal.
     pub lease: Duration,
     /// When nothing can be claimed at once, the store may hold the request this long and answer when something can;

@@ -289,6 +289,9 @@ impl Model {
 }
 
 fn is_capable(entry: &Entry, request: &ClaimRequest) -> bool {
+    if request.queues.as_ref().is_some_and(|queues| !queues.contains(&entry.spec.queue)) {
+        return false;
+    }
     let Some(offered) = &request.capabilities else { return true };
     let required = entry.spec.details.as_ref().map(|d| d.requires.as_slice()).unwrap_or_default();
     offered.contains(&entry.spec.handler) && required.iter().all(|r| offered.contains(r))
