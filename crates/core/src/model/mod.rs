@@ -61,6 +61,8 @@ pub(crate) struct Model {
     idempotency: BTreeMap<(Name, String), Remembered>,
     next_row: i64,
     next_seq: u64,
+    /// What follows from tasks that ended, worked off one by one: chains of dependants may be long.
+    following: VecDeque<(i64, Event, Option<ErrorInfo>)>,
     closed: bool,
 }
 
@@ -156,6 +158,23 @@ impl Model {
         now: Time,
         applied: &mut Applied,
     ) -> Result<Effects, Rejected> {
+        let effects = self.step(row, event, facts, now, applied)?;
+        while let Some((row, event, error)) = self.following.pop_front() {
+            // Whoever does not wait any more refuses, which is fine.
+            let _ = self.step(row, &event, Facts { error, ..Facts::default() }, now, applied);
+            self.drop_error_of_the_waiting(row);
+        }
+        Ok(effects)
+    }
+
+    fn step(
+        &mut self,
+        row: i64,
+        event: &Event,
+        facts: Facts,
+        now: Time,
+        applied: &mut Applied,
+    ) -> Result<Effects, Rejected> {
         let seq = self.seq();
         let Some(entry) = self.tasks.get_mut(&row) else { return Err(Rejected::NotFound(TaskId::from_bytes([0; 16]))) };
         let before = entry.lifecycle.state;
@@ -210,13 +229,13 @@ impl Model {
             entry.holder = None;
         }
         if let Some(state) = effects.ended {
-            self.on_ended(row, state, now, applied);
+            self.on_ended(row, state, applied);
         }
         Ok(effects)
     }
 
     /// Frees the unique key, and tells dependants and the parent.
-    fn on_ended(&mut self, row: i64, state: State, now: Time, applied: &mut Applied) {
+    fn on_ended(&mut self, row: i64, state: State, applied: &mut Applied) {
         let Some(entry) = self.tasks.get(&row) else { return };
         let (id, parent) = (entry.id, entry.spec.details.as_ref().and_then(|d| d.parent_id));
         applied.ended.push((id, state));
@@ -226,20 +245,12 @@ impl Model {
         for dependant in dependants {
             let completed = state == State::Completed;
             let error = (!completed).then(|| dependency_failed(id, state));
-            // A dependant that does not wait any more refuses, which is fine.
-            let _ = self.happen(
-                dependant,
-                &Event::DependencyEnded(completed),
-                Facts { error, ..Facts::default() },
-                now,
-                applied,
-            );
-            self.drop_error_of_the_waiting(dependant);
+            self.following.push_back((dependant, Event::DependencyEnded(completed), error));
         }
         if let Some(parent) = parent
             && self.unfinished_children(parent) == 0
         {
-            let _ = self.happen(parent.row(), &Event::ChildrenEnded, Facts::default(), now, applied);
+            self.following.push_back((parent.row(), Event::ChildrenEnded, None));
         }
     }
 

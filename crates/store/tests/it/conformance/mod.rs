@@ -1,0 +1,106 @@
+//! One suite for every store: what the trait promises, checked from the outside.
+//!
+//! `store_suite!(name, make)` makes one test of each function below for the store that `make().await` gives. A new
+//! store joins with one line; no test may be skipped.
+
+pub(crate) mod commands;
+pub(crate) mod dependencies;
+pub(crate) mod lifecycle;
+pub(crate) mod order;
+pub(crate) mod reads;
+pub(crate) mod world;
+
+pub(crate) use world::World;
+
+macro_rules! store_suite {
+    ($name:ident, $make:expr) => {
+        mod $name {
+            crate::conformance::store_tests! { $make;
+                order: a_claim_takes_priority_then_deadline_then_age,
+                    a_claim_takes_no_more_than_its_slots,
+                    future_tasks_wait_for_their_time,
+                    a_claim_needs_every_required_capability_and_the_handler,
+                    a_claim_may_name_the_queues_that_it_takes_from,
+                    of_one_key_only_one_runs_and_the_best_goes_first,
+                    keys_of_different_namespaces_do_not_meet,
+                    a_paused_task_is_not_claimed_until_resumed,
+                    run_now_makes_a_future_task_ready,
+                    a_changed_priority_changes_the_order,
+                    many_rows_of_a_busy_key_hide_nobody;
+                lifecycle: a_task_completes_with_its_result,
+                    a_failure_is_retried_with_backoff_and_then_dead_lettered,
+                    a_non_retryable_failure_ends_at_once,
+                    the_handlers_own_delay_beats_the_policy,
+                    a_stale_lease_writes_nothing,
+                    an_expired_lease_goes_back_without_a_failure,
+                    a_renewed_lease_does_not_expire,
+                    again_keeps_the_attempt_and_the_checkpoint,
+                    a_released_task_spends_no_attempt,
+                    a_wait_for_a_signal_ends_when_it_comes,
+                    a_signal_that_came_before_the_wait_is_not_lost,
+                    a_wait_for_a_time_ends_by_the_reaper,
+                    a_parent_waits_for_the_children_it_spawned,
+                    a_finish_without_children_to_wait_for_goes_on_at_once,
+                    steps_and_checkpoints_are_fenced_and_kept,
+                    consumed_signals_go_with_the_checkpoint,
+                    an_expired_task_is_cancelled_and_a_started_one_is_not,
+                    a_queue_timeout_fails_the_task,
+                    progress_and_logs_are_kept_in_order,
+                    yielding_on_a_pause_request_keeps_the_checkpoint,
+                    a_stopped_process_keeps_its_lease_while_paused;
+                commands: cancel_of_a_queued_task_ends_it,
+                    cancel_of_a_running_task_asks_its_holder,
+                    cancel_beats_a_later_failure,
+                    a_cancel_while_backing_off_ends_it,
+                    ended_tasks_refuse_what_makes_no_sense,
+                    retry_revives_a_failed_task_with_all_its_retries,
+                    retry_of_a_backing_off_task_makes_it_due,
+                    unknown_tasks_are_not_found_by_any_command,
+                    delete_removes_everything_but_refuses_the_running,
+                    unique_keys_keep_replace_and_reject,
+                    a_unique_key_is_free_after_the_end_unless_it_has_a_time_to_live,
+                    a_retry_takes_its_unique_key_again_or_is_refused,
+                    unique_duplicates_within_a_batch_stand_for_one_task,
+                    an_idempotency_key_answers_the_same_and_refuses_another_request,
+                    an_idempotent_command_happens_once,
+                    an_update_changes_what_it_may_and_refuses_the_rest,
+                    an_update_of_a_stale_version_is_refused,
+                    a_full_inbox_refuses_signals;
+                dependencies: a_dependant_waits_for_all_its_dependencies,
+                    a_failed_dependency_cancels_ignores_or_runs_by_policy,
+                    a_cancel_cascades_down_a_long_chain,
+                    dependencies_on_ended_tasks_count_at_once,
+                    a_batch_may_name_items_forwards_and_refuses_cycles,
+                    an_unknown_dependency_refuses_the_whole_batch,
+                    a_retried_dependant_waits_again_for_a_retried_dependency,
+                    a_dependency_with_unfinished_dependants_is_neither_deleted_nor_pruned,
+                    a_thousand_dependants_are_released_together;
+                reads: a_list_pages_from_the_newest_to_the_oldest,
+                    every_filter_selects_what_it_says,
+                    statuses_follow_the_columns_and_the_clock,
+                    counts_equal_a_listing,
+                    executions_tell_every_attempt,
+                    events_tell_the_history_in_order,
+                    namespaces_do_not_see_each_other,
+                    a_foreign_id_with_a_known_row_finds_nothing,
+                    prune_respects_the_retention,
+                    the_key_holder_is_the_running_task,
+                    a_closed_store_says_so;
+            }
+        }
+    };
+}
+
+macro_rules! store_tests {
+    ($make:expr; $($module:ident: $($test:ident),+;)+) => {
+        $($(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                let world = crate::conformance::World::new($make.await);
+                crate::conformance::$module::$test(&world).await;
+                world.verify().await;
+            }
+        )+)+
+    };
+}
+pub(crate) use {store_suite, store_tests};

@@ -1,0 +1,4 @@
+//! The tests of the stores, in one binary.
+
+mod conformance;
+mod stores;
