@@ -1,0 +1,3 @@
+//! Plan files.
+pub mod interpolate;
+pub mod parse;
