@@ -239,6 +239,7 @@ pub fn apply(task: &Lifecycle, event: &Event, now: Time) -> Result<Transition, R
         (Failed, Event::Cancel) => Err(Forbidden("it has failed already; delete it or retry it")),
 
         (Queued | Waiting, Event::Pause) if task.paused_at.is_none() => Ok(paused(task, now)),
+        (Running, Event::Pause) if task.cancel_requested_at.is_some() => Err(Forbidden("it is being cancelled")),
         (Running, Event::Pause) if task.paused_at.is_none() && task.pause_requested_at.is_none() => {
             Ok(pause_requested(task, now))
         }
@@ -429,6 +430,7 @@ fn ended(task: &Lifecycle, state: State, kind: EventKind, now: Time) -> Transiti
         same_attempt: false,
         backing_off: false,
         failures: task.failures + u32::from(failed && attempt_ended.is_some()),
+        unmet: 0,
         lease: None,
         finished_at: Some(now),
         paused_at: None,
@@ -509,8 +511,7 @@ fn rescheduled(task: &Lifecycle, at: Time, now: Time) -> Transition {
 
 fn dependency_ended(task: &Lifecycle, completed: bool, now: Time) -> Transition {
     if !completed && task.on_dependency_failure == OnDependencyFailure::Cancel {
-        let end = ended(task, State::Cancelled, EventKind::Cancelled, now);
-        return transition(Lifecycle { unmet: 0, ..end.next }, end.kind, end.effects);
+        return ended(task, State::Cancelled, EventKind::Cancelled, now);
     }
     let unmet = task.unmet - 1;
     if unmet > 0 {

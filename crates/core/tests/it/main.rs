@@ -1,0 +1,3 @@
+//! The tests of the core that see it from outside.
+
+mod transitions;
