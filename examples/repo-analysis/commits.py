@@ -73,16 +73,17 @@ def commits(job: Job) -> Tuple[Json, Json]:
     snapshot = job.load("snapshot")
     found = log(snapshot["top"], snapshot["head"])
     times = [commit.time for commit in found]
+    merges, weeks = sum(commit.merge for commit in found), by_week(found)
     result = {
         "commits": len(found),
-        "merges": sum(commit.merge for commit in found),
+        "merges": merges,
         "capped": len(found) >= MAX_COMMITS,
         "first": min(times, default=None),
         "last": max(times, default=None),
-        "weeks": by_week(found),
+        "weeks": weeks,
         "years": by_year(found),
     }
-    return result, {"commits": len(found), "merges": result["merges"], "weeks": len(result["weeks"])}
+    return result, {"commits": len(found), "merges": merges, "weeks": len(weeks)}
 
 
 if __name__ == "__main__":

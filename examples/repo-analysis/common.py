@@ -19,7 +19,7 @@ import tempfile
 import time
 import unicodedata
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import IO, Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 Json = Dict[str, Any]
 
@@ -68,7 +68,8 @@ class Job:
         """The result of an earlier step."""
         path = self.run_dir / (name + ".json")
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            result: Json = json.loads(path.read_text(encoding="utf-8"))
+            return result
         except FileNotFoundError:
             raise StepError(f"{path} does not exist: the step {name} has not finished") from None
         except ValueError as error:
@@ -218,27 +219,26 @@ class Contents:
                 stderr=subprocess.DEVNULL,
             )
         try:
-            yield from self.read(process)
+            assert process.stdout is not None
+            yield from self.read(process.stdout)
         finally:
             process.kill()
-            process.wait()
-            if process.stdout:
-                process.stdout.close()
+            process.communicate()
 
-    def read(self, process: subprocess.Popen) -> Iterator[Tuple[Json, bytes]]:
+    def read(self, objects: IO[bytes]) -> Iterator[Tuple[Json, bytes]]:
         """Pair each wanted file with the next object that Git prints."""
         told = time.monotonic()
         for number, file in enumerate(self.files):
             if time.monotonic() - told > 0.5:
                 told = time.monotonic()
                 progress(100.0 * number / len(self.files), f"{number} of {len(self.files)} files")
-            header = process.stdout.readline().split()
+            header = objects.readline().split()
             if not header:
                 raise StepError("git cat-file ended early: is the repository damaged? Try git fsck")
             if len(header) != 3:
                 self.skipped["unreadable"] += 1
                 continue
-            data = process.stdout.read(int(header[2]) + 1)[:-1]
+            data = objects.read(int(header[2]) + 1)[:-1]
             if b"\0" in data[:BINARY_PROBE_BYTES]:
                 self.skipped["binary"] += 1
             else:

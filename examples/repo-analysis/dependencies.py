@@ -17,9 +17,9 @@ from common import Contents, Job, Json, main, show, text
 from secret_scan import scrub
 
 try:
-    import tomllib
+    from tomllib import loads as standard_toml
 except ImportError:
-    tomllib = None  # type: ignore[assignment]
+    standard_toml = None  # type: ignore[assignment]
 
 MAX_TEXT = 120
 KEPT_PER_ECOSYSTEM = 1000
@@ -35,7 +35,7 @@ class Dependency(NamedTuple):
 
 def read_toml(source: str) -> Json:
     """A TOML document, by the standard library where it can."""
-    return tomllib.loads(source) if tomllib else toml_lite.load(source)
+    return toml_lite.load(source) if standard_toml is None else standard_toml(source)
 
 
 def table(value: Any, *keys: str) -> Json:

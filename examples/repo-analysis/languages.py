@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import Dict, List, NamedTuple, Tuple
 
 from common import Contents, Job, Json, main
 
@@ -116,15 +116,15 @@ INTERPRETERS = {
     "make": "Makefile",
     "elixir": "Elixir",
 }
-SHEBANG = re.compile(rb"#!\s*\S*?([^/\s]+)(?:\s+(?:-\S+\s+)*(\S+))?")
+SHEBANG = re.compile(rb"#!\s*(?:\S*/)?([^/\s]+)(?:\s+(?:-\S+\s+)*(\S+))?")
 
 
 class Comments(NamedTuple):
-    """How a language writes comments."""
+    """How a language writes comments; no block comments where the signs are empty."""
 
     line: Tuple[bytes, ...]
-    block_open: Optional[bytes]
-    block_close: Optional[bytes]
+    block_open: bytes
+    block_close: bytes
 
 
 class Lines(NamedTuple):
@@ -140,7 +140,7 @@ def comments_of(markers: str) -> Comments:
     parts = [part.encode("ascii") for part in markers.split()]
     if len(parts) >= 2 and parts[-2].decode("ascii") in BLOCK_OPENERS:
         return Comments(tuple(parts[:-2]), parts[-2], parts[-1])
-    return Comments(tuple(parts), None, None)
+    return Comments(tuple(parts), b"", b"")
 
 
 COMMENTS = {language: comments_of(markers) for language, (_, markers) in LANGUAGES.items()}
@@ -205,7 +205,8 @@ def languages(job: Job) -> Tuple[Json, Json]:
         row["blank"] += lines.blank
         row["comment"] += lines.comment
         row["bytes"] += len(data)
-    rows: List[Json] = sorted(table.values(), key=lambda row: (row["language"] == OTHER, -row["lines"], row["language"]))
+    rows: List[Json] = sorted(table.values(), key=lambda row: (-row["lines"], row["language"]))
+    rows.sort(key=lambda row: row["language"] == OTHER)
     skipped = dict(contents.skipped, vendored=len(snapshot["files"]) - len(own))
     total = sum(row["lines"] for row in rows)
     return {"languages": rows, "skipped": skipped}, {"languages": len(rows), "lines": total, "skipped": skipped}

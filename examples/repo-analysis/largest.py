@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from typing import Dict, List, Optional, Tuple
 
-from common import Job, Json, StepError, git, git_lines, main, progress, text
+from common import Job, Json, git, git_lines, main, progress, text
 
 SHOWN = 20
 # Listing every object ever committed takes about a second per 100,000; beyond this it is left out.
@@ -28,18 +28,16 @@ def largest(job: Job) -> Tuple[Json, Json]:
 
 def largest_of_history(snapshot: Json) -> Tuple[List[Json], Optional[str]]:
     """The paths whose versions are the largest together, or why they were not looked for."""
-    top = snapshot["top"]
-    if snapshot["head"] is None:
+    top, head = snapshot["top"], snapshot["head"]
+    if head is None:
         return [], "the repository has no commits"
     objects = object_count(top)
     if objects > MAX_OBJECTS:
-        return [], f"{objects:,} objects are more than the limit of {MAX_OBJECTS:,}"
-    try:
-        names = names_of_objects(top)
-        sizes = sizes_of_blobs(top, names)
-    except StepError as error:
-        return [], str(error)
-    present = {file["path"] for file in snapshot["files"]}
+        return [], f"its {objects:,} objects are more than the limit of {MAX_OBJECTS:,}"
+    names = names_of_objects(top)
+    sizes = sizes_of_blobs(top, names)
+    # Cut where `rev-list` cuts.
+    present = {path.split("\n")[0] for path in text(git(top, "ls-tree", "-r", "-z", "--name-only", head)).split("\0")}
     paths: Dict[str, Json] = {}
     for oid, size in sizes.items():
         path = names[oid]

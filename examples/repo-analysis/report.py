@@ -183,7 +183,9 @@ def commits_section(found: Json) -> List[str]:
 def bars(head: str, key: str, rows: List[Json]) -> List[str]:
     """A table of commits with bars."""
     top = max(row["commits"] for row in rows)
-    return table([head, "Commits>", ""], ([str(row[key]), number(row["commits"]), bar(row["commits"], top)] for row in rows))
+    return table(
+        [head, "Commits>", ""], ([str(row[key]), number(row["commits"]), bar(row["commits"], top)] for row in rows)
+    )
 
 
 def contributors_section(found: Json) -> List[str]:
@@ -251,7 +253,7 @@ def secrets_section(found: Json) -> List[str]:
     lines = [
         f"{plural(total, 'likely secret')} in the tracked files: "
         + ", ".join(f"{number(count)} of {level} confidence" for level, count in found["counts"].items() if count)
-        + ". Values are redacted. A real one has to be revoked where it was issued: deleting it here leaves it in history.",
+        + ". Values are redacted. Revoke a real one where it was issued: deleting it here leaves it in history.",
         "",
     ]
     rows = [
@@ -315,7 +317,12 @@ def heading(snapshot: Json) -> List[str]:
     commit = f"commit {snapshot['head'][:12]}" if snapshot["head"] else "no commits yet"
     on = f" on branch {cell(snapshot['branch'])}" if snapshot["branch"] else ""
     made = datetime.fromtimestamp(snapshot["taken_at"], timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    lines = [f"# Repository analysis: {cell(snapshot['name'])}", "", f"The tracked files as of {made}, {commit}{on}.", ""]
+    lines = [
+        f"# Repository analysis: {cell(snapshot['name'])}",
+        "",
+        f"The tracked files as of {made}, {commit}{on}.",
+        "",
+    ]
     counts = snapshot["counts"]
     notes = []
     if not counts["files"]:
@@ -362,14 +369,21 @@ def report(job: Job, out: Path) -> Json:
     """Read every result that there is and write the report."""
     snapshot = job.load_if_any("snapshot")
     if snapshot is None:
-        raise StepError("there is nothing to report, for the files were not listed: see the failed task before this one")
+        raise StepError(
+            "there is nothing to report, for the files were not listed: see the failed task before this one"
+        )
     results = {name: job.load_if_any(name) for name in STEPS}
     document = render(snapshot, results).encode("utf-8", "backslashreplace")
     progress(90, "writing the report")
     if out.is_dir():
         raise StepError(f"{show(str(out))} is a directory: name a file with --var out=FILE")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, document)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(out, document)
+    except OSError as error:
+        raise StepError(
+            f"cannot write {show(str(out))}: {error.strerror}: name another file with --var out=FILE"
+        ) from None
     unfinished = [name for name in STEPS if results[name] is None]
     return {"report": show(os.path.abspath(str(out))), "bytes": len(document), "unfinished": unfinished}
 

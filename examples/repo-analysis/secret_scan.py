@@ -10,7 +10,7 @@ import math
 import re
 import sys
 from collections import Counter
-from typing import Iterator, List, NamedTuple, Pattern, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Pattern, Tuple
 
 from common import Contents, Job, Json, main, raw, text
 
@@ -58,7 +58,7 @@ RULES = [
     rule("Telegram bot token", ":AA", r"\b(\d{8,10}:AA[A-Za-z0-9_-]{33})(?![A-Za-z0-9_-])"),
     rule("Azure storage key", "AccountKey=", r"AccountKey=([A-Za-z0-9+/]{86}==)"),
     rule("age secret key", "AGE-SECRET-KEY-1", r"\b(AGE-SECRET-KEY-1[QPZRY9X8GF2TVDW0S3JN54KHCE6MUA7L]{58})\b"),
-    rule("JSON Web Token", "eyJ", r"(?<![\w-])(eyJ[A-Za-z0-9_-]{10,2000}\.eyJ[A-Za-z0-9_-]{10,4000}\.[A-Za-z0-9_-]{20,1000})"),
+    rule("JSON Web Token", "eyJ", r"(?<![\w-])(eyJ[\w-]{10,2000}\.eyJ[\w-]{10,4000}\.[\w-]{20,1000})"),
     rule(
         "Private key",
         "PRIVATE KEY",
@@ -76,12 +76,14 @@ TELLING = re.compile(
     [\w.-]{0,20} ["']? \s{0,4} (?: := | => | = | : ) \s{0,4}
     (?: (?P<quote>["'`]) (?P<quoted>[^"'`\s]{16,200}) (?P=quote) | (?P<bare>[^"'`\s,;(){}\[\]<>$]{16,200}) \s* $ )"""
 )
-TELLING_WORDS = (b"passw", b"passphrase", b"secret", b"token", b"credential", b"_key", b"-key", b".key", b"ikey", b"skey", b"ekey")
+TELLING_WORDS = (b"passw", b"passphrase", b"secret", b"token", b"credential") + tuple(
+    mark + b"key" for mark in (b"_", b"-", b".", b"h", b"i", b"e", b"g", b"n", b"s")
+)
 # In these an unquoted value is a string; in program text it is an expression.
 BARE_VALUES = re.compile(r"(^|/)\.?env(\.|$)|\.(ya?ml|ini|cfg|conf|properties|toml|env|tfvars|netrc)$", re.IGNORECASE)
 
 LOCK_FILE = re.compile(
-    r"(^|/)([^/]*\.lock|package-lock\.json|npm-shrinkwrap\.json|pnpm-lock\.yaml|go\.sum|[^/]*\.sum|gradle-wrapper\.properties)$",
+    r"(^|/)([^/]*\.(lock|sum)|package-lock\.json|npm-shrinkwrap\.json|pnpm-lock\.yaml|gradle-wrapper\.properties)$",
     re.IGNORECASE,
 )
 EXAMPLE_FILE = re.compile(r"\.(example|sample|template|tmpl|dist)(\.|$)|(^|/)(examples?|samples?)/", re.IGNORECASE)
@@ -162,7 +164,7 @@ def scrub(line: str) -> str:
 
 def scan(path: str, data: bytes) -> List[Finding]:
     """The likely secrets of one file, in the order of their lines, one per line and rule."""
-    found = {}
+    found: Dict[int, Finding] = {}
     for offset, name, value in candidates(path, data):
         line_start = data.rfind(b"\n", 0, offset) + 1
         line_end = data.find(b"\n", offset)

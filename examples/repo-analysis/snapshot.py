@@ -129,17 +129,16 @@ def tracked_files(top: str, listing: bytes, head: Optional[str]) -> Tuple[List[J
             chosen[path] = oid
     committed = committed_objects(top, head)
     sizes = object_sizes(top, sorted(set(chosen.values())))
-    files = []
+    files: List[Json] = []
     for path, oid in chosen.items():
         if oid not in sizes:
             counts["missing"] += 1
             continue
         vendored = bool(VENDORED.search(path))
-        files.append(
-            {"path": path, "oid": oid, "size": sizes[oid], "vendored": vendored, "committed": committed.get(path) == oid}
-        )
+        unchanged = committed.get(path) == oid
+        files.append({"path": path, "oid": oid, "size": sizes[oid], "vendored": vendored, "committed": unchanged})
     counts["files"] = len(files)
-    counts["bytes"] = sum(file["size"] for file in files)
+    counts["bytes"] = sum(sizes[file["oid"]] for file in files)
     return files, counts
 
 

@@ -22,6 +22,7 @@ NOTE = re.compile(
     rb"(?P<before>^|.*?[^\w/|\"'`.-])(?P<marker>TODO|FIXME|XXX|HACK)"
     rb"(?:\((?P<owner>[^()\n]{1,60})\))?(?P<colon>\s{0,2}:|(?=\s|-|!|$))[\s:-]*(?P<text>.*)"
 )
+WORD = re.compile(rb"\b(?:TODO|FIXME|XXX|HACK)\b")
 COMMENT_SIGN = re.compile(rb"//|#|/\*|^\s*\*|--|;|%|<!--|\(\*|\{-|\"\"\"|'''|^\s*(?:rem|REM|dnl|\.\\\")\s")
 # The notes in a patch are those of what it patches.
 PATCH = re.compile(r"\.(patch|diff)$")
@@ -47,7 +48,9 @@ def parse(data: bytes) -> Iterator[Json]:
 
 
 def begins_a_note(match: "re.Match[bytes]") -> bool:
-    """Whether the marker stands in a comment or is written as a label."""
+    """Whether the marker is the first on its line, and stands in a comment or is written as a label."""
+    if WORD.search(match.group("before")):
+        return False
     labelled = match.group("colon").strip() == b":" or match.group("owner") is not None
     return labelled or bool(COMMENT_SIGN.search(match.group("before")))
 

@@ -89,7 +89,8 @@ def append_table(root: Table, parts: List[str]) -> Table:
     if not isinstance(tables, list):
         raise ValueError(f"the TOML key {parts[-1]!r} is no array of tables")
     tables.append({})
-    return tables[-1]
+    added: Table = tables[-1]
+    return added
 
 
 def parse_value(source: str) -> Any:
