@@ -53,6 +53,8 @@ pub enum Event {
     ChildrenEnded,
     /// A task that it depends on ended; true when it completed.
     DependencyEnded(bool),
+    /// A task that it depends on had ended, and was retried: whoever still waits, waits for it again.
+    DependencyRevived,
 }
 
 /// What the holder of a lease reports.
@@ -158,11 +160,12 @@ pub enum EventKind {
     DependenciesMet,
     Signalled,
     Updated,
+    DependencyRevived,
 }
 
 impl EventKind {
     /// Every kind; the position is the number in storage, so new ones go to the end.
-    pub const ALL: [EventKind; 23] = [
+    pub const ALL: [EventKind; 24] = [
         EventKind::Created,
         EventKind::Started,
         EventKind::Completed,
@@ -186,6 +189,7 @@ impl EventKind {
         EventKind::DependenciesMet,
         EventKind::Signalled,
         EventKind::Updated,
+        EventKind::DependencyRevived,
     ];
 
     /// The number in storage.
@@ -285,7 +289,8 @@ pub fn apply(task: &Lifecycle, event: &Event, now: Time) -> Result<Transition, R
         (_, Event::ChildrenEnded | Event::WakeDue) => Err(Nothing),
 
         (Queued, Event::DependencyEnded(completed)) if task.unmet > 0 => Ok(dependency_ended(task, *completed, now)),
-        (_, Event::DependencyEnded(_)) => Err(Nothing),
+        (Queued, Event::DependencyRevived) if task.unmet > 0 => Ok(dependency_revived(task)),
+        (_, Event::DependencyEnded(_) | Event::DependencyRevived) => Err(Nothing),
     }
 }
 
@@ -520,4 +525,9 @@ fn dependency_ended(task: &Lifecycle, completed: bool, now: Time) -> Transition 
     let claimable = task.run_at <= now && task.paused_at.is_none();
     let next = Lifecycle { unmet, waiting_for: None, ready_at: claimable.then_some(now), ..task.clone() };
     transition(next, EventKind::DependenciesMet, Effects { requeued: true, ..Effects::default() })
+}
+
+fn dependency_revived(task: &Lifecycle) -> Transition {
+    let next = Lifecycle { unmet: task.unmet + 1, ..task.clone() };
+    transition(next, EventKind::DependencyRevived, Effects::default())
 }

@@ -228,8 +228,14 @@ impl Model {
         if running && entry.lifecycle.state != State::Running {
             entry.holder = None;
         }
+        let revived = before.is_terminal() && effects.requeued;
+        let id = entry.id;
         if let Some(state) = effects.ended {
             self.on_ended(row, state, applied);
+        } else if revived {
+            for dependant in self.dependants_of(id) {
+                self.following.push_back((dependant, Event::DependencyRevived, None));
+            }
         }
         Ok(effects)
     }
@@ -240,9 +246,7 @@ impl Model {
         let (id, parent) = (entry.id, entry.spec.details.as_ref().and_then(|d| d.parent_id));
         applied.ended.push((id, state));
         self.unique.retain(|_, hold| hold.row != row || hold.expires_at.is_some());
-        let dependants: Vec<i64> =
-            self.tasks.iter().filter(|(_, e)| e.depends_on.contains(&id)).map(|(r, _)| *r).collect();
-        for dependant in dependants {
+        for dependant in self.dependants_of(id) {
             let completed = state == State::Completed;
             let error = (!completed).then(|| dependency_failed(id, state));
             self.following.push_back((dependant, Event::DependencyEnded(completed), error));
@@ -262,6 +266,10 @@ impl Model {
         {
             entry.error = None;
         }
+    }
+
+    fn dependants_of(&self, id: TaskId) -> Vec<i64> {
+        self.tasks.iter().filter(|(_, e)| e.depends_on.contains(&id)).map(|(row, _)| *row).collect()
     }
 
     fn unfinished_children(&self, parent: TaskId) -> usize {

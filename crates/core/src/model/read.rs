@@ -96,8 +96,9 @@ impl Model {
             if task.state.is_terminal() != task.finished_at.is_some() {
                 say(format!("task {id} is {} with finished_at {:?}", task.state, task.finished_at));
             }
-            if !task.state.is_terminal() && task.unmet != self.unfinished_dependencies(entry) {
-                say(format!("task {id} counts {} unmet dependencies, it has {}", task.unmet, self.unfinished_dependencies(entry)));
+            let unfinished = self.unfinished_dependencies(entry);
+            if task.unmet > 0 && task.unmet != unfinished {
+                say(format!("task {id} counts {} unmet dependencies, it has {unfinished}", task.unmet));
             }
             if (task.unmet > 0) != (task.waiting_for == Some(WaitingFor::Dependencies)) && !task.state.is_terminal() {
                 say(format!("task {id} waits for {:?} with {} unmet dependencies", task.waiting_for, task.unmet));

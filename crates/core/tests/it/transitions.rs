@@ -91,6 +91,7 @@ fn events() -> Vec<(&'static str, Event)> {
         ("children ended", Event::ChildrenEnded),
         ("dependency completed", Event::DependencyEnded(true)),
         ("dependency failed", Event::DependencyEnded(false)),
+        ("dependency retried", Event::DependencyRevived),
     ]
 }
 

@@ -1,4 +1,5 @@
 //! The tests of the stores, in one binary.
 
 mod conformance;
+mod random;
 mod stores;

@@ -108,6 +108,21 @@ pub(crate) async fn a_retried_dependant_waits_again_for_a_retried_dependency(w: 
     w.done(&last).await;
 }
 
+pub(crate) async fn whoever_still_waits_waits_again_for_a_retried_dependency(w: &World) {
+    let (a, b) = (w.add(task()).await, w.add(task()).await);
+    let waiting = w.add(with_policy(&[a, b], OnDependencyFailure::Ignore)).await;
+    let claimed = w.claim(2).await;
+    w.fail(&claimed[0]).await;
+    w.command(a, Command::Retry).await.unwrap();
+    w.done(&claimed[1]).await;
+    assert_eq!(w.status(waiting).await, Status::Pending);
+    let again = w.claim_one().await;
+    assert_eq!(again.lease.task, a);
+    w.claim_nothing().await;
+    w.done(&again).await;
+    assert_eq!(ids(&w.claim(10).await), [waiting]);
+}
+
 pub(crate) async fn a_dependency_with_unfinished_dependants_is_neither_deleted_nor_pruned(w: &World) {
     let (a, gate) = (w.add(task()).await, w.add(task_with(|t| t.spec.priority = pensum_core::Priority::Low)).await);
     let b = w.add(after(&[Dependency::Task(a), Dependency::Task(gate)])).await;

@@ -73,6 +73,7 @@ macro_rules! store_suite {
                     a_batch_may_name_items_forwards_and_refuses_cycles,
                     an_unknown_dependency_refuses_the_whole_batch,
                     a_retried_dependant_waits_again_for_a_retried_dependency,
+                    whoever_still_waits_waits_again_for_a_retried_dependency,
                     a_dependency_with_unfinished_dependants_is_neither_deleted_nor_pruned,
                     a_thousand_dependants_are_released_together;
                 reads: a_list_pages_from_the_newest_to_the_oldest,

@@ -1,0 +1,334 @@
+//! Random operations on two stores at once: whatever the model answers, the other store must answer too.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pensum_core::model::ModelStore;
+use pensum_core::outcome::Wait;
+use pensum_core::store::{
+    Applied, Beat, Call, Checkpoint, ClaimRequest, Command, Finish, LeaseRef, Rejected, Renewal, Retention, Store,
+    StoreError,
+};
+use pensum_core::task::{Dependency, OnConflict, OnDependencyFailure, Unique};
+use pensum_core::{
+    ErrorInfo, Json, Name, NewTask, NodeId, Outcome, Page, Priority, Spec, State, Status, TaskFilter, TaskId, Time,
+};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+
+/// A task to enqueue, as plain choices.
+#[derive(Clone, Debug)]
+struct Plan {
+    priority: i64,
+    key: Option<u8>,
+    unique: Option<(u8, u8, bool)>,
+    delay: Option<u8>,
+    deadline: Option<u8>,
+    expires: Option<u8>,
+    impatient: bool,
+    retries: u32,
+    policy: u8,
+    /// How far back the tasks that it depends on were enqueued.
+    depends_on: Vec<u8>,
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Enqueue(Vec<Plan>),
+    Claim { node: u64, slots: usize },
+    Finish { lease: u8, how: u8 },
+    Renew,
+    Checkpoint { lease: u8, step: u8 },
+    Command { task: u8, what: u8 },
+    Pass(u16),
+    Reap,
+    Prune,
+}
+
+fn plan() -> impl Strategy<Value = Plan> {
+    let depends_on = prop::collection::vec(0u8..12, 0..3);
+    let rare = |most: u8| prop::option::weighted(0.2, 0..most);
+    (
+        (1i64..=5, prop::option::weighted(0.3, 0u8..3), prop::option::weighted(0.2, (0u8..2, 0u8..3, any::<bool>()))),
+        (rare(60), rare(60), rare(40), prop::bool::weighted(0.1)),
+        (0u32..3, 0u8..3, prop_oneof![3 => Just(Vec::new()), 1 => depends_on]),
+    )
+        .prop_map(|((priority, key, unique), (delay, deadline, expires, impatient), (retries, policy, depends_on))| {
+            Plan { priority, key, unique, delay, deadline, expires, impatient, retries, policy, depends_on }
+        })
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        4 => prop::collection::vec(plan(), 1..5).prop_map(Op::Enqueue),
+        4 => (1u64..3, 0usize..5).prop_map(|(node, slots)| Op::Claim { node, slots }),
+        6 => (any::<u8>(), 0u8..12).prop_map(|(lease, how)| Op::Finish { lease, how }),
+        1 => Just(Op::Renew),
+        1 => (any::<u8>(), 0u8..4).prop_map(|(lease, step)| Op::Checkpoint { lease, step }),
+        4 => (any::<u8>(), 0u8..9).prop_map(|(task, what)| Op::Command { task, what }),
+        2 => (0u16..40).prop_map(Op::Pass),
+        2 => Just(Op::Reap),
+        1 => Just(Op::Prune),
+    ]
+}
+
+/// One store with the ids and leases that it gave, in the order that both stores share.
+struct Side {
+    store: Arc<dyn Store>,
+    tasks: Vec<TaskId>,
+    leases: Vec<LeaseRef>,
+}
+
+impl Side {
+    fn index(&self, id: TaskId) -> Option<usize> {
+        self.tasks.iter().position(|t| *t == id)
+    }
+
+    fn ended(&self, ended: &[(TaskId, State)]) -> Vec<(Option<usize>, State)> {
+        let mut ended: Vec<_> = ended.iter().map(|(id, state)| (self.index(*id), *state)).collect();
+        ended.sort_by_key(|(index, state)| (*index, state.code()));
+        ended
+    }
+
+    fn lease(&self, number: u8) -> Option<LeaseRef> {
+        (!self.leases.is_empty()).then(|| self.leases[usize::from(number) % self.leases.len()])
+    }
+
+    fn task(&self, number: u8) -> Option<TaskId> {
+        (!self.tasks.is_empty()).then(|| self.tasks[usize::from(number) % self.tasks.len()])
+    }
+
+    /// What a per-item result says, without the ids that differ between the stores.
+    fn told(&self, result: Result<Applied, Rejected>) -> String {
+        match result {
+            Ok(applied) => format!("{:?} {:?} {:?}", applied.state, self.ended(&applied.ended), applied.interrupt),
+            Err(rejected) => self.rejection(&rejected),
+        }
+    }
+
+    fn rejection(&self, rejected: &Rejected) -> String {
+        self.mask(format!("{rejected:?}"))
+    }
+
+    fn mask(&self, mut text: String) -> String {
+        for (index, id) in self.tasks.iter().enumerate() {
+            text = text.replace(&id.to_string(), &format!("task {index}"));
+        }
+        text
+    }
+
+    async fn perform(&mut self, op: &Op, now: Time) -> String {
+        let call = Call::new("tester", now);
+        match op {
+            Op::Enqueue(plans) => self.enqueue(&call, plans).await,
+            Op::Claim { node, slots } => self.claim(*node, *slots, now).await,
+            Op::Finish { lease, how } => {
+                let Some(lease) = self.lease(*lease) else { return String::new() };
+                let finish = Finish { draw: 0.25, ..Finish::new(lease, outcome(*how, now)) };
+                let spawned = if *how == 11 { vec![NewTask::new(Spec::new("noop", Json::null()))] } else { Vec::new() };
+                let result = self.store.finish(vec![Finish { spawn: spawned, ..finish }], now).await.unwrap().remove(0);
+                if let Ok(applied) = &result {
+                    self.tasks.extend(&applied.spawned);
+                }
+                self.told(result)
+            }
+            Op::Renew => {
+                let beats = self.leases.iter().map(|l| Beat { lease: *l, progress: None, logs: vec![] }).collect();
+                let renewed = self.store.renew(beats, Duration::from_secs(30), now).await.unwrap();
+                format!("{renewed:?} {}", renewed.iter().filter(|r| **r == Renewal::Lost).count())
+            }
+            Op::Checkpoint { lease, step } => {
+                let Some(lease) = self.lease(*lease) else { return String::new() };
+                let json = Json::from(serde_json::json!({ "step": step }));
+                let checkpoint = Checkpoint {
+                    state: Some(json.clone()),
+                    step: Some((Name::from(format!("step {step}")), json)),
+                    ..Checkpoint::new(lease)
+                };
+                let result = self.store.checkpoint(checkpoint, now).await.unwrap();
+                self.told(result)
+            }
+            Op::Command { task, what } => {
+                let Some(id) = self.task(*task) else { return String::new() };
+                let result = self.store.command(&call, vec![id], command(*what)).await.unwrap().remove(0);
+                self.told(result)
+            }
+            Op::Pass(_) => String::new(),
+            Op::Reap => {
+                let reaped = self.store.reap(now, 1000).await.unwrap();
+                format!("{} {} {} {:?}", reaped.leases_expired, reaped.overdue, reaped.woken, self.ended(&reaped.ended))
+            }
+            Op::Prune => {
+                let minute = Duration::from_secs(60);
+                let retention = Retention { completed: minute, failed: 2 * minute };
+                self.store.prune(retention, now, 1000).await.unwrap().to_string()
+            }
+        }
+    }
+
+    async fn enqueue(&mut self, call: &Call, plans: &[Plan]) -> String {
+        let tasks = plans.iter().enumerate().map(|(item, plan)| self.new_task(plan, item, call.now)).collect();
+        match self.store.enqueue(call, tasks).await {
+            Ok(made) => {
+                self.tasks.extend(made.iter().filter(|m| m.created).map(|m| m.id));
+                format!("{:?}", made.iter().map(|m| (self.index(m.id), m.created)).collect::<Vec<_>>())
+            }
+            Err(StoreError::Rejected(rejected)) => self.rejection(&rejected),
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    fn new_task(&self, plan: &Plan, item: usize, now: Time) -> NewTask {
+        let later = |seconds: u8| now.plus(Duration::from_secs(seconds.into()));
+        let mut task = NewTask::new(Spec::new("noop", Json::null()));
+        task.spec.priority = Priority::from_level(plan.priority).unwrap();
+        task.spec.key = plan.key.map(|k| Name::from(format!("key {k}")));
+        task.spec.deadline = plan.deadline.map(later);
+        task.spec.max_retries = Some(plan.retries);
+        task.run_at = plan.delay.map(later);
+        let details = task.spec.details_mut();
+        details.expires_at = plan.expires.map(later);
+        details.queue_timeout = plan.impatient.then(|| Duration::from_secs(20).into());
+        details.on_dependency_failure = OnDependencyFailure::from_code(plan.policy.into()).unwrap();
+        task.unique = plan.unique.map(|(key, on_conflict, ttl)| {
+            let on_conflict = [OnConflict::Keep, OnConflict::Replace, OnConflict::Reject][usize::from(on_conflict)];
+            let ttl = ttl.then(|| Duration::from_secs(50));
+            Box::new(Unique { key: Name::from(format!("unique {key}")), ttl, on_conflict })
+        });
+        for back in &plan.depends_on {
+            let back = usize::from(*back);
+            // Small numbers name an earlier item of the same batch, larger ones a task of before.
+            let dependency = match item.checked_sub(back + 1) {
+                Some(earlier) => Dependency::Item(earlier),
+                None => match self.tasks.len().checked_sub(back + 1) {
+                    Some(index) => Dependency::Task(self.tasks[index]),
+                    None => continue,
+                },
+            };
+            if !task.depends_on.contains(&dependency) {
+                task.depends_on.push(dependency);
+            }
+        }
+        task
+    }
+
+    async fn claim(&mut self, node: u64, slots: usize, now: Time) -> String {
+        let request = ClaimRequest {
+            node: NodeId(node),
+            executor: Name::from("node"),
+            slots,
+            capabilities: None,
+            queues: None,
+            lease: Duration::from_secs(30),
+            wait: Duration::ZERO,
+        };
+        let claimed = self.store.claim(request, now).await.unwrap();
+        self.leases.extend(claimed.iter().map(|c| c.lease));
+        let told = claimed.iter().map(|c| (self.index(c.lease.task), c.lifecycle.attempt, c.checkpoint.clone()));
+        format!("{:?}", told.collect::<Vec<_>>())
+    }
+
+    /// Everything that can be read, without what may differ.
+    async fn picture(&self, now: Time) -> BTreeMap<String, String> {
+        let mut picture = BTreeMap::new();
+        for (index, id) in self.tasks.iter().enumerate() {
+            let Some(record) = self.store.task("default", *id).await.unwrap() else {
+                picture.insert(format!("task {index:03}"), "gone".to_owned());
+                continue;
+            };
+            let mut lifecycle = record.lifecycle.clone();
+            let lease = lifecycle.lease.take().map(|l| (l.node, l.expires_at));
+            let depends_on: Vec<_> = record.depends_on.iter().map(|d| self.index(*d)).collect();
+            let error = record.error.as_ref().map(|e| &e.kind);
+            picture.insert(
+                format!("task {index:03}"),
+                self.mask(format!("{lifecycle:?} {lease:?} {:?} {error:?} {:?} {depends_on:?}", record.result, record.spec)),
+            );
+            let executions = self.store.executions("default", *id).await.unwrap();
+            let told: Vec<_> = executions.iter().map(|e| (e.attempt, e.status, e.started_at, e.finished_at)).collect();
+            picture.insert(format!("task {index:03} executions"), format!("{told:?}"));
+            let events = self.store.events("default", *id).await.unwrap();
+            let told: Vec<_> = events.iter().map(|e| (e.kind, e.at)).collect();
+            picture.insert(format!("task {index:03} events"), format!("{told:?}"));
+        }
+        for status in Status::ALL {
+            let filter = TaskFilter { status: vec![status], ..TaskFilter::default() };
+            let page = self.store.tasks("default", filter, Page { limit: 200, before_row: None }, now).await.unwrap();
+            let listed: Vec<_> = page.items.iter().map(|t| self.index(t.id)).collect();
+            picture.insert(format!("list {status}"), format!("{listed:?}"));
+        }
+        picture.insert("counts".to_owned(), format!("{:?}", self.store.counts("default", now).await.unwrap()));
+        picture
+    }
+}
+
+fn outcome(how: u8, now: Time) -> Outcome {
+    let error = ErrorInfo::new("boom", "it broke");
+    let later = now.plus(Duration::from_secs(15));
+    match how {
+        0..=2 => Outcome::Done(Json::from(serde_json::json!(how))),
+        3 | 4 => Outcome::Retry { error, after: None },
+        5 => Outcome::Retry { error, after: Some(Duration::from_secs(3)) },
+        6 => Outcome::Fail(error),
+        7 => Outcome::Again { after: Duration::from_secs(2), checkpoint: Some(Json::from(serde_json::json!("again"))) },
+        8 => Outcome::Wait { on: Wait::Until(later), checkpoint: None },
+        9 => Outcome::Wait { on: Wait::Signal { name: Name::from("go"), until: Some(later) }, checkpoint: None },
+        10 => Outcome::Released,
+        _ => Outcome::Wait { on: Wait::Children, checkpoint: None },
+    }
+}
+
+fn command(what: u8) -> Command {
+    match what {
+        0 => Command::Cancel { reason: None },
+        1 => Command::Pause,
+        2 | 3 => Command::Resume,
+        4 | 5 => Command::Retry,
+        6 => Command::RunNow,
+        7 => Command::Signal { name: Name::from("go"), payload: Json::null() },
+        _ => Command::Delete,
+    }
+}
+
+/// Runs `cases` random histories on the model and on what `make` gives.
+pub(crate) fn compare<F>(cases: u32, make: impl Fn() -> F)
+where
+    F: Future<Output = Arc<dyn Store>>,
+{
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let config = Config { cases, max_shrink_iters: 2_000, failure_persistence: None, ..Config::default() };
+    TestRunner::new(config)
+        .run(&prop::collection::vec(op(), 1..60), |ops| {
+            runtime.block_on(history(&ops, make()))
+        })
+        .unwrap_or_else(|failure| panic!("{failure}"));
+}
+
+async fn history(ops: &[Op], other: impl Future<Output = Arc<dyn Store>>) -> Result<(), TestCaseError> {
+    let mut model = Side { store: Arc::new(ModelStore::new(1)), tasks: Vec::new(), leases: Vec::new() };
+    let mut other = Side { store: other.await, tasks: Vec::new(), leases: Vec::new() };
+    let mut now = Time::parse("2026-03-01T12:00:00Z").unwrap();
+    for (number, op) in ops.iter().enumerate() {
+        if let Op::Pass(seconds) = op {
+            now = now.plus(Duration::from_secs((*seconds).into()));
+        }
+        let (expected, found) = (model.perform(op, now).await, other.perform(op, now).await);
+        prop_assert_eq!(expected, found, "operation {}: {:?}", number, op);
+        let (expected, found) = (model.picture(now).await, other.picture(now).await);
+        for (what, expected) in &expected {
+            prop_assert_eq!(Some(expected), found.get(what), "{} after operation {}: {:?}", what, number, op);
+        }
+    }
+    for side in [&model, &other] {
+        prop_assert_eq!(side.store.verify().await.unwrap().violations, Vec::<String>::new());
+    }
+    // A store that is dropped open would hold its files.
+    let _ = other.store.close().await;
+    Ok(())
+}
+
+#[test]
+fn the_model_agrees_with_itself() {
+    compare(30, || async { Arc::new(ModelStore::new(2)) as Arc<dyn Store> });
+}
