@@ -1,3 +1,41 @@
 //! The node of Pensum: claim loop, executor, leases and the built-in handlers.
+//!
+//! [`Engine`] has the verbs. What runs a task is a [`Handler`], which gets a [`Context`] and answers with an
+//! [`Outcome`](pensum_core::Outcome). A task takes four hops: `enqueue` ([`Engine::enqueue`]) → claim (`claim.rs`) → run
+//! (`executor.rs`) → finish (`completer.rs`). Beside them the keeper renews leases and watches the clocks of what runs
+//! (`keeper.rs`), and the reaper ends what is overdue (`reaper.rs`).
 
+mod bulk;
+mod claim;
+mod completer;
+mod context;
+mod engine;
+mod error;
+mod executor;
+mod explain;
+mod handler;
+pub mod handlers;
+mod hub;
+mod keeper;
+pub mod kinds;
+mod metrics;
+mod node;
 pub mod process;
+mod reaper;
+mod run;
+mod shutdown;
+mod status;
+mod system;
+
+pub use bulk::{BulkAction, BulkReceipt, BulkRequest};
+pub use context::Context;
+pub use engine::{Engine, EngineBuilder, GRACE_DEFAULT, LEASE_DEFAULT, NodeInfo, RESERVED_PREFIX, SLOTS_DEFAULT};
+pub use error::EngineError;
+pub use explain::{Explanation, Gate, GateKind};
+pub use handler::Handler;
+pub use hub::{EVENTS_BEHIND_MAX, EngineEvent, EventSummary};
+pub use metrics::{DURATION_BUCKETS, HandlerMetrics, NodeMetrics};
+pub use run::{LOG_BYTES_MAX, LOG_LINE_BYTES_MAX, StopReason};
+pub use shutdown::ShutdownReport;
+pub use status::{AgentStatus, PerformanceMetrics, PersistenceStats, SystemStatus};
+pub use system::{SystemClock, SystemRandom, TokioSpawn, system_seams};

@@ -1,0 +1,305 @@
+//! Why a task does not run: every gate that is closed, since when, and when it is expected to open.
+
+use pensum_core::task::Lifecycle;
+use pensum_core::{State, Status, TaskId, TaskRecord, Time, WaitingFor};
+use serde::Serialize;
+
+use crate::{Engine, EngineError};
+
+/// How many unfinished dependencies are named.
+const DEPENDENCIES_NAMED_MAX: usize = 20;
+
+/// The answer to "why does it not run?".
+#[derive(Clone, Debug, PartialEq, Serialize, utoipa::ToSchema)]
+pub struct Explanation {
+    /// The task.
+    #[schema(value_type = String)]
+    pub task: TaskId,
+    /// Its status.
+    pub status: Status,
+    /// The answer in a sentence.
+    pub summary: String,
+    /// Every gate that is closed; for a task that runs or has ended, the one that says so.
+    pub gates: Vec<Gate>,
+}
+
+/// Something that a task waits for.
+#[derive(Clone, Debug, PartialEq, Serialize, utoipa::ToSchema)]
+pub struct Gate {
+    /// Which gate.
+    pub gate: GateKind,
+    /// What is the matter, and what would open it.
+    pub message: String,
+    /// Closed since.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub since: Option<Time>,
+    /// Expected to open at this time by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub opens_at: Option<Time>,
+}
+
+/// The gates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum GateKind {
+    /// Tasks that must end first.
+    Dependencies,
+    /// A start time, a retry's delay, or a time that its handler waits for.
+    Time,
+    /// Someone paused it.
+    Paused,
+    /// Another task of its key runs.
+    Key,
+    /// No handler or capability for it on this node.
+    Capability,
+    /// Every slot of this node is taken.
+    Slots,
+    /// It runs alone, or waits for something that does.
+    Alone,
+    /// A signal that its handler waits for.
+    Signal,
+    /// Children that its handler waits for.
+    Children,
+    /// This node takes no work.
+    Node,
+    /// Nothing: it is about to be claimed, after what goes before it.
+    Turn,
+    /// It runs.
+    Running,
+    /// It has ended.
+    Ended,
+}
+
+pub(crate) async fn explain(engine: &Engine, namespace: &str, task: TaskId) -> Result<Explanation, EngineError> {
+    let now = engine.now();
+    let record = engine
+        .store()
+        .task(namespace, task)
+        .await?
+        .ok_or(EngineError::NotFound(task))?;
+    let status = Status::of(&record.lifecycle, now);
+    let mut gates = Vec::new();
+    paused(&record.lifecycle, &mut gates);
+    match record.lifecycle.state {
+        State::Completed | State::Failed | State::Cancelled => gates.push(ended(&record)),
+        State::Running => gates.push(running(&record, now)),
+        State::Waiting => gates.push(waiting(&record.lifecycle)),
+        State::Queued => queued(engine, namespace, &record, now, &mut gates).await?,
+    }
+    let summary = match gates.as_slice() {
+        [] => "It is ready and starts as soon as a node asks for work.".to_owned(),
+        [only] => sentence(&only.message),
+        [first, rest @ ..] => format!("{} ({} more)", sentence(&first.message), rest.len()),
+    };
+    Ok(Explanation {
+        task,
+        status,
+        summary,
+        gates,
+    })
+}
+
+fn gate(gate: GateKind, message: impl Into<String>) -> Gate {
+    Gate {
+        gate,
+        message: message.into(),
+        since: None,
+        opens_at: None,
+    }
+}
+
+fn sentence(message: &str) -> String {
+    let mut chars = message.chars();
+    let first = chars
+        .next()
+        .map(|c| c.to_uppercase().collect::<String>())
+        .unwrap_or_default();
+    format!("{first}{}.", chars.as_str())
+}
+
+fn paused(lifecycle: &Lifecycle, gates: &mut Vec<Gate>) {
+    if lifecycle.state.is_terminal() {
+        return;
+    }
+    if lifecycle.paused_at.is_some() {
+        gates.push(Gate {
+            since: lifecycle.paused_at,
+            ..gate(GateKind::Paused, "it is paused; resume it")
+        });
+    }
+}
+
+fn ended(record: &TaskRecord) -> Gate {
+    let why = record
+        .error
+        .as_ref()
+        .map(|e| format!(": {}: {}", e.kind, e.message))
+        .unwrap_or_default();
+    let then = match record.lifecycle.state {
+        State::Completed => "",
+        _ => "; retry it to run it again",
+    };
+    let message = format!("it has ended as {}{why}{then}", record.lifecycle.state);
+    Gate {
+        since: record.lifecycle.finished_at,
+        ..gate(GateKind::Ended, message)
+    }
+}
+
+fn running(record: &TaskRecord, now: Time) -> Gate {
+    let lifecycle = &record.lifecycle;
+    let node = lifecycle.lease.map(|l| format!(" on {}", l.node)).unwrap_or_default();
+    let mut message = format!("it runs{node}, attempt {}", lifecycle.attempt);
+    if lifecycle.cancel_requested_at.is_some() {
+        message.push_str(", and was asked to stop");
+    }
+    if lifecycle.pause_requested_at.is_some() {
+        message.push_str(", and was asked to pause");
+    }
+    if let Some(lease) = lifecycle.lease
+        && lease.expires_at < now
+    {
+        message.push_str("; its lease has run out, so it is about to be taken from that node");
+    }
+    Gate {
+        since: lifecycle.started_at,
+        ..gate(GateKind::Running, message)
+    }
+}
+
+fn waiting(lifecycle: &Lifecycle) -> Gate {
+    let closed = match lifecycle.waiting_for {
+        Some(WaitingFor::Children) => gate(GateKind::Children, "its handler waits for its children to end"),
+        Some(WaitingFor::Signal) => {
+            let name = lifecycle.signal.as_deref().unwrap_or_default();
+            gate(
+                GateKind::Signal,
+                format!("its handler waits for the signal `{name}`; send it"),
+            )
+        }
+        _ => gate(GateKind::Time, "its handler waits for a time"),
+    };
+    Gate {
+        opens_at: lifecycle.wake_at,
+        ..closed
+    }
+}
+
+async fn queued(
+    engine: &Engine,
+    namespace: &str,
+    record: &TaskRecord,
+    now: Time,
+    gates: &mut Vec<Gate>,
+) -> Result<(), EngineError> {
+    let lifecycle = &record.lifecycle;
+    if lifecycle.waiting_for == Some(WaitingFor::Dependencies) {
+        gates.push(dependencies(engine, namespace, record, now).await?);
+    }
+    if lifecycle.run_at > now {
+        let message = match lifecycle.backing_off {
+            true => format!(
+                "it failed {} time(s) and waits for its next attempt",
+                lifecycle.failures
+            ),
+            false => "its start time has not come".to_owned(),
+        };
+        gates.push(Gate {
+            opens_at: Some(lifecycle.run_at),
+            ..gate(GateKind::Time, message)
+        });
+    }
+    if let Some(key) = &record.spec.key
+        && let Some(holder) = engine.store().key_holder(namespace, key).await?
+        && holder != record.id
+    {
+        gates.push(gate(
+            GateKind::Key,
+            format!("task {holder} of the same key `{key}` runs; one at a time"),
+        ));
+    }
+    capability(engine, record, gates);
+    if lifecycle.suspect {
+        let message = "a node died soon after it started; it runs alone next time, once this node runs nothing else";
+        gates.push(gate(GateKind::Alone, message));
+    }
+    if gates.is_empty() {
+        gates.push(Gate {
+            since: lifecycle.ready_at.or(Some(lifecycle.run_at)),
+            ..turn(engine, record)
+        });
+    }
+    Ok(())
+}
+
+/// Of a task that only has to be claimed: why that has not happened.
+fn turn(engine: &Engine, record: &TaskRecord) -> Gate {
+    let (running, slots) = (engine.running(), engine.node().slots);
+    if !engine.is_accepting() {
+        return gate(
+            GateKind::Node,
+            "this node takes no work: it is not started, or shuts down",
+        );
+    }
+    if running >= slots {
+        return gate(
+            GateKind::Slots,
+            format!("all {slots} slots of this node are taken; it waits for its turn"),
+        );
+    }
+    let priority = record.spec.priority.as_str();
+    gate(
+        GateKind::Turn,
+        format!("it is ready and is claimed after what goes before it (priority {priority})"),
+    )
+}
+
+async fn dependencies(engine: &Engine, namespace: &str, record: &TaskRecord, now: Time) -> Result<Gate, EngineError> {
+    let mut named = Vec::new();
+    let mut unfinished = 0;
+    for id in &record.depends_on {
+        if let Some(dependency) = engine.store().task(namespace, *id).await?
+            && !dependency.lifecycle.state.is_terminal()
+        {
+            unfinished += 1;
+            if named.len() < DEPENDENCIES_NAMED_MAX {
+                named.push(format!("{id} ({})", Status::of(&dependency.lifecycle, now)));
+            }
+        }
+    }
+    let unfinished = unfinished.max(record.lifecycle.unmet as usize);
+    let more = match unfinished - named.len() {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let message = format!(
+        "it waits for {unfinished} task(s) to end first: {}{more}",
+        named.join(", ")
+    );
+    Ok(Gate {
+        since: Some(record.created_at),
+        ..gate(GateKind::Dependencies, message)
+    })
+}
+
+fn capability(engine: &Engine, record: &TaskRecord, gates: &mut Vec<Gate>) {
+    let offered = engine.capabilities();
+    let handler = &record.spec.handler;
+    let requires = record
+        .spec
+        .details
+        .as_ref()
+        .map(|d| d.requires.as_slice())
+        .unwrap_or_default();
+    let missing: Vec<_> = std::iter::once(handler)
+        .chain(requires)
+        .filter(|need| !offered.contains(need))
+        .map(|n| format!("`{n}`"))
+        .collect();
+    if !missing.is_empty() {
+        let message = format!("this node offers no {}; it waits for one that does", missing.join(", "));
+        gates.push(gate(GateKind::Capability, message));
+    }
+}

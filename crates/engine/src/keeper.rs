@@ -1,0 +1,220 @@
+//! The lease-keeper: renews every lease of the node in one call, carries progress and logs, and watches the clocks of
+//! what runs with one coarse sweep instead of a timer for each task.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use pensum_core::seam::BoxFuture;
+use pensum_core::store::{Beat, Renewal};
+use pensum_core::{StoreError, Time};
+
+use crate::claim::Failures;
+use crate::run::{Run, StopReason};
+use crate::{Engine, executor};
+
+/// How often the clocks of running tasks are looked at: how late a timeout may be noticed.
+pub(crate) const SWEEP: Duration = Duration::from_millis(50);
+/// How long progress and log lines may wait for company before they are sent.
+const FLUSH: Duration = Duration::from_millis(200);
+/// How many times a lease is renewed in its length.
+const RENEWALS_PER_LEASE: u32 = 3;
+
+/// A call under way: its answer, and what is needed to take it in.
+struct Call {
+    runs: Vec<Sent>,
+    sent_at: Time,
+    answer: BoxFuture<'static, Result<Vec<Renewal>, StoreError>>,
+}
+
+struct Sent {
+    run: Arc<Run>,
+    pause_epoch: u32,
+    beat: Beat,
+}
+
+/// Keeps leases until everything ends.
+pub(crate) async fn run(engine: Engine) {
+    let mut keeper = Keeper {
+        renewed_at: engine.now(),
+        flushed_at: engine.now(),
+        not_before: Time::EPOCH,
+        taken: 0,
+        failures: Failures::default(),
+        engine,
+    };
+    let engine = keeper.engine.clone();
+    let node = engine.live();
+    let mut call: Option<Call> = None;
+    loop {
+        if call.is_none() && !node.has_runs() {
+            tokio::select! {
+                () = node.some_runs.notified() => {}
+                () = node.stopped.cancelled() => return,
+            }
+        }
+        let tick = engine.seams().clock.sleep_until(engine.now().plus(SWEEP));
+        let answer = match &mut call {
+            Some(call) => tokio::select! {
+                answer = &mut call.answer => Some(answer),
+                () = tick => None,
+                () = node.stopped.cancelled() => return,
+            },
+            None => tokio::select! {
+                () = tick => None,
+                () = node.stopped.cancelled() => return,
+            },
+        };
+        if let Some(answer) = answer
+            && let Some(call) = call.take()
+        {
+            keeper.take_in(call, answer);
+        } else {
+            keeper.sweep();
+        }
+        if call.is_none() {
+            call = keeper.next_call();
+        }
+    }
+}
+
+struct Keeper {
+    engine: Engine,
+    /// When all leases were last sent for renewal.
+    renewed_at: Time,
+    /// When progress and logs were last sent.
+    flushed_at: Time,
+    /// After a failure: no call before this.
+    not_before: Time,
+    taken: u64,
+    failures: Failures,
+}
+
+impl Keeper {
+    /// Looks at every clock.
+    fn sweep(&mut self) {
+        let engine = &self.engine;
+        let now = engine.now();
+        let grace = engine.grace();
+        let mut to_kill = Vec::new();
+        engine.live().for_each_run(|run| {
+            if run.is_concluded() {
+                return;
+            }
+            match run.stop_reason() {
+                None => {
+                    if let Some(reason) = run.overdue(now) {
+                        run.stop(reason, now, grace);
+                    }
+                }
+                Some(_) if run.kill_at().is_some_and(|at| at <= now) && !run.is_killed() => {
+                    to_kill.push(Arc::clone(run))
+                }
+                Some(_) => {}
+            }
+            if run.lease_until() <= now && run.stop_reason() != Some(StopReason::LeaseLost) {
+                tracing::warn!(task = %run.id(), "the lease could not be renewed in time; stopping the task here");
+                run.stop(StopReason::LeaseLost, now, grace);
+            }
+        });
+        for run in to_kill {
+            run.kill();
+        }
+        let taken = engine.live().taken.load(Ordering::Relaxed);
+        if taken == self.taken {
+            executor::relieve(engine);
+        }
+        self.taken = taken;
+    }
+
+    /// What to send now, if anything.
+    fn next_call(&mut self) -> Option<Call> {
+        let engine = &self.engine;
+        let now = engine.now();
+        if now < self.not_before {
+            return None;
+        }
+        let renewal = now.since(self.renewed_at) >= engine.lease() / RENEWALS_PER_LEASE;
+        let flush = now.since(self.flushed_at) >= FLUSH;
+        if !renewal && !flush {
+            return None;
+        }
+        let mut runs = Vec::new();
+        engine.live().for_each_run(|run| {
+            if renewal || (run.is_dirty() && !run.is_concluded()) {
+                runs.push(Arc::clone(run));
+            }
+        });
+        if renewal {
+            self.renewed_at = now;
+        }
+        self.flushed_at = now;
+        if runs.is_empty() {
+            return None;
+        }
+        let runs: Vec<Sent> = runs
+            .into_iter()
+            .map(|run| Sent {
+                pause_epoch: run.pause_epoch(),
+                beat: run.beat(),
+                run,
+            })
+            .collect();
+        let beats = runs.iter().map(|sent| sent.beat.clone()).collect();
+        let (store, lease) = (Arc::clone(engine.store()), engine.lease());
+        let answer = Box::pin(async move { store.renew(beats, lease, now).await });
+        Some(Call {
+            runs,
+            sent_at: now,
+            answer,
+        })
+    }
+
+    fn take_in(&mut self, call: Call, answer: Result<Vec<Renewal>, StoreError>) {
+        let now = self.engine.now();
+        let until = call.sent_at.plus(self.engine.lease());
+        let mut finishes = Vec::new();
+        match answer {
+            Ok(renewals) => {
+                self.failures.over();
+                for (sent, renewal) in call.runs.into_iter().zip(renewals) {
+                    self.take_renewal(&sent, renewal, until, now);
+                    finishes.extend(sent.run.beat_answered(None).map(|finish| (sent.run, finish)));
+                }
+            }
+            Err(error) => {
+                self.not_before = now.plus(self.failures.next(&error));
+                // Due again at once, as soon as the pause is over.
+                self.renewed_at = Time::EPOCH;
+                for Sent { run, beat, .. } in call.runs {
+                    let unsent = Some((beat.progress, beat.logs));
+                    finishes.extend(run.beat_answered(unsent).map(|finish| (run, finish)));
+                }
+            }
+        }
+        self.engine.live().send(&mut finishes);
+    }
+
+    fn take_renewal(&self, sent: &Sent, renewal: Renewal, until: Time, now: Time) {
+        let run = &sent.run;
+        match renewal {
+            Renewal::Held { cancel, pause, .. } => {
+                run.renewed_until(until);
+                if run.is_concluded() {
+                    return;
+                }
+                if cancel && run.stop_reason().is_none() {
+                    run.stop(StopReason::Cancel, now, self.engine.grace());
+                }
+                run.renewed_pause(pause, sent.pause_epoch, now);
+            }
+            // Its finish may have arrived before this beat.
+            Renewal::Lost if run.is_concluded() => {}
+            Renewal::Lost => {
+                self.engine.counters().lease_lost();
+                tracing::warn!(task = %run.id(), attempt = run.attempt, "the lease is lost; stopping the task here");
+                run.stop(StopReason::LeaseLost, now, self.engine.grace());
+            }
+        }
+    }
+}

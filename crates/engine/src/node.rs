@@ -1,0 +1,207 @@
+//! What the loops of a node share: the table of runs, slots, queues between the loops, and the way to their end.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use foldhash::HashMap;
+use parking_lot::Mutex;
+use pensum_core::store::Finish;
+use pensum_core::transition::Interrupt;
+use pensum_core::{LeaseId, TaskId, Time};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::StopReason;
+use crate::run::Run;
+
+pub(crate) struct Node {
+    pub(crate) slots: usize,
+    busy: AtomicUsize,
+    /// A slot became free.
+    pub(crate) slot_freed: Notify,
+    /// Something may have become claimable.
+    pub(crate) wake: Notify,
+    /// Every run whose end the store has not acknowledged, by lease: a task may be claimed again here before the
+    /// answer to its last finish has arrived.
+    runs: Mutex<HashMap<LeaseId, Arc<Run>>>,
+    /// The table was empty and is not any more.
+    pub(crate) some_runs: Notify,
+    pub(crate) ready: Mutex<Ready>,
+    /// How many runs were ever taken from `ready`; when it stands still while `ready` does not empty, a handler blocks.
+    pub(crate) taken: AtomicU64,
+    finishes: Mutex<Vec<(Arc<Run>, Finish)>>,
+    /// There are finishes to send.
+    pub(crate) finish_ready: Notify,
+    /// Outcomes that the store has not acknowledged yet.
+    unacknowledged: AtomicUsize,
+    /// An outcome was acknowledged, or a handler returned.
+    pub(crate) settled: Notify,
+    started: AtomicBool,
+    /// No claims any more.
+    pub(crate) stopping: CancellationToken,
+    /// Everything ends.
+    pub(crate) stopped: CancellationToken,
+}
+
+/// Claimed runs that no worker has taken yet.
+#[derive(Default)]
+pub(crate) struct Ready {
+    pub(crate) queue: VecDeque<Arc<Run>>,
+    /// Workers that look at the queue.
+    pub(crate) workers: usize,
+}
+
+impl Node {
+    pub(crate) fn new(slots: usize) -> Node {
+        Node {
+            slots,
+            busy: AtomicUsize::new(0),
+            slot_freed: Notify::new(),
+            wake: Notify::new(),
+            runs: Mutex::new(HashMap::default()),
+            some_runs: Notify::new(),
+            ready: Mutex::new(Ready::default()),
+            taken: AtomicU64::new(0),
+            finishes: Mutex::new(Vec::new()),
+            finish_ready: Notify::new(),
+            unacknowledged: AtomicUsize::new(0),
+            settled: Notify::new(),
+            started: AtomicBool::new(false),
+            stopping: CancellationToken::new(),
+            stopped: CancellationToken::new(),
+        }
+    }
+
+    /// True for the first caller.
+    pub(crate) fn begin(&self) -> bool {
+        !self.started.swap(true, Ordering::SeqCst)
+    }
+
+    pub(crate) fn is_started(&self) -> bool {
+        self.started.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn is_accepting(&self) -> bool {
+        self.is_started() && !self.stopping.is_cancelled()
+    }
+}
+
+/// Slots.
+impl Node {
+    pub(crate) fn busy(&self) -> usize {
+        self.busy.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn free(&self) -> usize {
+        self.slots.saturating_sub(self.busy())
+    }
+
+    pub(crate) fn take_slots(&self, count: usize) {
+        self.busy.fetch_add(count, Ordering::SeqCst);
+    }
+
+    pub(crate) fn free_slots(&self, count: usize) {
+        if count > 0 {
+            self.busy.fetch_sub(count, Ordering::SeqCst);
+            self.slot_freed.notify_one();
+            self.settled.notify_waiters();
+        }
+    }
+}
+
+/// The table of runs.
+impl Node {
+    pub(crate) fn add(&self, runs: &[Arc<Run>]) {
+        let mut table = self.runs.lock();
+        let was_empty = table.is_empty();
+        table.extend(runs.iter().map(|run| (run.lease.lease, Arc::clone(run))));
+        drop(table);
+        if was_empty {
+            self.some_runs.notify_one();
+        }
+    }
+
+    pub(crate) fn remove<'a>(&self, runs: impl Iterator<Item = &'a Arc<Run>>) {
+        let mut table = self.runs.lock();
+        let mut gone: smallvec::SmallVec<[Arc<Run>; 8]> = smallvec::SmallVec::new();
+        for run in runs {
+            gone.extend(table.remove(&run.lease.lease));
+        }
+        // The last references may go here; not under the lock.
+        drop(table);
+    }
+
+    pub(crate) fn has_runs(&self) -> bool {
+        !self.runs.lock().is_empty()
+    }
+
+    pub(crate) fn for_each_run(&self, mut f: impl FnMut(&Arc<Run>)) {
+        for run in self.runs.lock().values() {
+            f(run);
+        }
+    }
+
+    /// The runs at this moment.
+    pub(crate) fn all_runs(&self) -> Vec<Arc<Run>> {
+        self.runs.lock().values().cloned().collect()
+    }
+
+    /// Those of `tasks` that run here with a handler that cannot pause.
+    pub(crate) fn unpausable(&self, tasks: &[TaskId]) -> Vec<TaskId> {
+        let mut found = Vec::new();
+        self.for_each_run(|run| {
+            if tasks.contains(&run.id()) && !run.is_concluded() && !run.can_pause() {
+                found.push(run.id());
+            }
+        });
+        found
+    }
+
+    /// Tells a run of this node what was asked for.
+    pub(crate) fn interrupt(&self, task: TaskId, interrupt: Interrupt, now: Time, grace: Duration) {
+        self.for_each_run(|run| {
+            if run.id() == task && !run.is_concluded() {
+                match interrupt {
+                    Interrupt::Cancel => run.stop(StopReason::Cancel, now, grace),
+                    Interrupt::Pause => run.request_pause(true, now),
+                    Interrupt::Resume => run.request_pause(false, now),
+                }
+            }
+        });
+    }
+}
+
+/// The way from handlers to the store.
+impl Node {
+    /// Hands finishes to the completer.
+    pub(crate) fn send(&self, finishes: &mut Vec<(Arc<Run>, Finish)>) {
+        if finishes.is_empty() {
+            return;
+        }
+        self.unacknowledged.fetch_add(finishes.len(), Ordering::SeqCst);
+        self.finishes.lock().append(finishes);
+        self.finish_ready.notify_one();
+    }
+
+    /// Takes up to `most` finishes, oldest first.
+    pub(crate) fn take_finishes(&self, most: usize) -> Vec<(Arc<Run>, Finish)> {
+        let mut finishes = self.finishes.lock();
+        if finishes.len() <= most {
+            return std::mem::take(&mut *finishes);
+        }
+        let rest = finishes.split_off(most);
+        std::mem::replace(&mut *finishes, rest)
+    }
+
+    /// Outcomes that the store has not acknowledged yet.
+    pub(crate) fn unacknowledged(&self) -> usize {
+        self.unacknowledged.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn acknowledged(&self, count: usize) {
+        self.unacknowledged.fetch_sub(count, Ordering::SeqCst);
+        self.settled.notify_waiters();
+    }
+}

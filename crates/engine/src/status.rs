@@ -1,0 +1,121 @@
+//! The system in one answer.
+
+use std::collections::BTreeMap;
+
+use pensum_core::Status;
+use serde::Serialize;
+
+use crate::{Engine, EngineError};
+
+/// The answer of `/system/status`.
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+pub struct SystemStatus {
+    /// `running`, `stopping`, or `idle` for a node that was not started.
+    pub status: String,
+    /// The program's version.
+    pub version: String,
+    /// Seconds since this node was built.
+    pub uptime_seconds: f64,
+    /// All tasks in the store.
+    pub total_tasks: u64,
+    /// How many tasks have each status.
+    pub task_counts: BTreeMap<String, u64>,
+    /// Tasks that run on this node now.
+    pub active_tasks: u64,
+    /// Attempts that have ended.
+    pub total_executions: u64,
+    /// Queues with unfinished tasks.
+    pub active_queues: u64,
+    /// How many agents are known.
+    pub registered_agents: u64,
+    /// Agents by id.
+    pub agent_status: BTreeMap<String, AgentStatus>,
+    /// How well it works.
+    pub performance_metrics: PerformanceMetrics,
+    /// What the store holds.
+    pub persistence_stats: PersistenceStats,
+}
+
+/// One agent.
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+#[expect(missing_docs, reason = "the names say it")]
+pub struct AgentStatus {
+    pub name: String,
+    pub status: String,
+    pub active_tasks: u64,
+    /// 0 to 100.
+    pub health_score: f64,
+}
+
+/// How well the system works.
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+pub struct PerformanceMetrics {
+    /// 0 to 100: the share of ended tasks that did not fail, in percent.
+    pub overall_health: f64,
+    /// Completed ÷ (completed + failed), 0 to 1; 1 when nothing has ended yet.
+    pub success_rate: f64,
+    /// Tasks that ended on this node, per minute since it was built.
+    pub tasks_per_minute: f64,
+    /// Mean wall time of a run on this node, in seconds.
+    pub average_duration_seconds: f64,
+    /// Slots of this node that are taken ÷ slots, 0 to 1.
+    pub slot_utilization: f64,
+}
+
+/// What the store holds.
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+pub struct PersistenceStats {
+    /// Unfinished tasks.
+    pub active: u64,
+    /// Completed tasks.
+    pub completed: u64,
+    /// Failed tasks.
+    pub errored: u64,
+    /// Failed tasks in the dead-letter queue.
+    pub quarantined: u64,
+}
+
+pub(crate) async fn status(engine: &Engine, namespace: &str) -> Result<SystemStatus, EngineError> {
+    let counts = engine.store().counts(namespace, engine.now()).await?;
+    let total = counts.total();
+    let node = engine.metrics();
+    let decided = total.completed + total.failed;
+    let success_rate = if decided == 0 {
+        1.0
+    } else {
+        total.completed as f64 / decided as f64
+    };
+    let state = match (engine.is_accepting(), engine.live().is_started()) {
+        (true, _) => "running",
+        (false, true) => "stopping",
+        (false, false) => "idle",
+    };
+    Ok(SystemStatus {
+        status: state.to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        uptime_seconds: node.uptime_seconds,
+        total_tasks: total.sum(),
+        task_counts: Status::ALL
+            .into_iter()
+            .map(|s| (s.as_str().to_owned(), total.of(s)))
+            .collect(),
+        active_tasks: engine.running() as u64,
+        total_executions: counts.executions,
+        active_queues: counts.queues.values().filter(|q| q.unfinished() > 0).count() as u64,
+        registered_agents: 0,
+        agent_status: BTreeMap::new(),
+        performance_metrics: PerformanceMetrics {
+            overall_health: 100.0 * success_rate,
+            success_rate,
+            tasks_per_minute: node.tasks_per_minute,
+            average_duration_seconds: node.average_duration_seconds,
+            slot_utilization: node.concurrent_tasks as f64 / node.slots as f64,
+        },
+        persistence_stats: PersistenceStats {
+            active: total.unfinished(),
+            completed: total.completed,
+            errored: total.failed,
+            quarantined: counts.dead_letters,
+        },
+    })
+}
