@@ -1,0 +1,76 @@
+//! Every route, once: the router and its description come from the same list, so neither can miss what the other has.
+
+use axum::extract::State;
+use axum::http::{HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::app::App;
+use crate::{batch, bulk, commands, executions, logs, system, tasks};
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Pensum",
+        description = "Durable background jobs, queues, workflows and schedules. Times are RFC 3339 in UTC; durations \
+                       are seconds in answers, and seconds or text such as \"1h 30m\" in requests. Errors are RFC 9457 \
+                       problem details. Every POST takes an `Idempotency-Key`; every changing request takes a W3C \
+                       `traceparent`.",
+        license(name = "MIT OR Apache-2.0")
+    ),
+    components(schemas(crate::problem::ProblemDetails)),
+    tags(
+        (name = "tasks", description = "Create, find, read, change and delete tasks"),
+        (name = "commands", description = "What people ask of tasks"),
+        (name = "executions", description = "Attempts of tasks"),
+        (name = "queues", description = "Queues and the dead-letter queue"),
+        (name = "system", description = "The server itself"),
+    )
+)]
+struct Description;
+
+/// The routes with their descriptions.
+pub(crate) fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::with_openapi(Description::openapi())
+        .routes(routes!(tasks::create, tasks::list))
+        .routes(routes!(batch::create))
+        .routes(routes!(bulk::start))
+        .routes(routes!(tasks::get, tasks::patch, tasks::delete))
+        .routes(routes!(tasks::dependencies))
+        .routes(routes!(tasks::explain))
+        .routes(routes!(commands::execute))
+        .routes(routes!(commands::cancel))
+        .routes(routes!(commands::pause))
+        .routes(routes!(commands::resume))
+        .routes(routes!(commands::retry))
+        .routes(routes!(commands::signal))
+        .routes(routes!(executions::of_task))
+        .routes(routes!(executions::events))
+        .routes(routes!(logs::read))
+        .routes(routes!(executions::list))
+        .routes(routes!(executions::get))
+        .routes(routes!(system::status))
+        .routes(routes!(system::queues))
+        .routes(routes!(tasks::dead_letters))
+        .routes(routes!(system::healthz))
+        .routes(routes!(system::readyz))
+        .routes(routes!(document))
+}
+
+/// The OpenAPI description of the API.
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    routes().into_openapi()
+}
+
+/// This description.
+#[utoipa::path(get, path = "/openapi.json", tag = "system",
+    responses((status = 200, description = "The OpenAPI 3.1 description of this API", body = Object)))]
+async fn document(State(app): State<App>) -> Response {
+    (
+        [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))],
+        app.openapi.clone(),
+    )
+        .into_response()
+}

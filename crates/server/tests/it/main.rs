@@ -1,0 +1,15 @@
+//! The API as clients see it, on the model store and on SQLite.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "these are tests")]
+
+mod commands;
+mod create;
+mod fuzz;
+mod idempotency;
+mod lists;
+mod logs;
+mod openapi;
+mod security;
+mod socket;
+mod support;
+mod system;
+mod wrong;
