@@ -105,7 +105,7 @@ async fn pause(engine: &Engine, nap: Duration) {
 }
 
 /// Makes runs of what was claimed and hands them to the executor.
-fn take(engine: &Engine, claimed: Vec<Claimed>, sent: Time) {
+pub(crate) fn take(engine: &Engine, claimed: Vec<Claimed>, sent: Time) {
     let node = engine.live();
     let now = engine.now();
     let lease_until = sent.plus(engine.lease());

@@ -42,6 +42,19 @@ pub(crate) async fn run(engine: Engine) {
     }
 }
 
+/// Brings outcomes to the store until no run is left, for a node without loops.
+pub(crate) async fn drain(engine: &Engine) {
+    let node = engine.live();
+    while node.has_runs() {
+        let batch = node.take_finishes(BATCH_MAX);
+        if batch.is_empty() {
+            node.finish_ready.notified().await;
+        } else {
+            finish(engine, batch).await;
+        }
+    }
+}
+
 /// Brings one batch to the store, however long it takes.
 async fn finish(engine: &Engine, batch: Batch) {
     let node = engine.live();

@@ -19,6 +19,8 @@ pub(crate) const SWEEP: Duration = Duration::from_millis(50);
 const FLUSH: Duration = Duration::from_millis(200);
 /// How many times a lease is renewed in its length.
 const RENEWALS_PER_LEASE: u32 = 3;
+/// A share of the lease: the longest pause after a renewal that failed.
+const FAILURE_PAUSE_DIVISOR: u32 = 10;
 
 /// A call under way: its answer, and what is needed to take it in.
 struct Call {
@@ -183,7 +185,7 @@ impl Keeper {
                 }
             }
             Err(error) => {
-                self.not_before = now.plus(self.failures.next(&error));
+                self.not_before = now.plus(self.failures.next(&error).min(self.engine.lease() / FAILURE_PAUSE_DIVISOR));
                 // Due again at once, as soon as the pause is over.
                 self.renewed_at = Time::EPOCH;
                 for Sent { run, beat, .. } in call.runs {

@@ -18,6 +18,7 @@ pub mod handlers;
 mod hub;
 mod keeper;
 pub mod kinds;
+mod manual;
 mod metrics;
 mod node;
 pub mod process;

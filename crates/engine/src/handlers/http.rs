@@ -203,6 +203,8 @@ impl Handler for HttpHandler {
 }
 
 fn build_client() -> Result<Client, String> {
+    // A provider that the program installed before stays.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     Client::builder()
         .user_agent(concat!("pensum/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(CONNECT_TIMEOUT)
