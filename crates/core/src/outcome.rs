@@ -62,7 +62,8 @@ pub enum Wait {
 }
 
 /// Why an attempt failed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema, thiserror::Error)]
+#[error("{kind}: {message}")]
 pub struct ErrorInfo {
     /// A short machine-readable kind, such as `timeout` or `exit_code`; the lists in the documentation name them.
     #[serde(rename = "type")]
