@@ -30,9 +30,26 @@ pub const TASK_TYPES: [&str; 8] = [
 ];
 /// Fields of a task that only the engine sets.
 pub const ENGINE_FIELDS: [&str; 20] = [
-    "id", "status", "state", "waiting_for", "attempt", "retry_count", "progress", "result", "error", "created_at",
-    "ready_at", "started_at", "finished_at", "workflow_id", "parent_id", "schedule", "dead_lettered_at", "version",
-    "lease", "node",
+    "id",
+    "status",
+    "state",
+    "waiting_for",
+    "attempt",
+    "retry_count",
+    "progress",
+    "result",
+    "error",
+    "created_at",
+    "ready_at",
+    "started_at",
+    "finished_at",
+    "workflow_id",
+    "parent_id",
+    "schedule",
+    "dead_lettered_at",
+    "version",
+    "lease",
+    "node",
 ];
 /// Longest handler, queue, key, tag, capability or person's name, in characters.
 pub const NAME_MAX: usize = 200;
@@ -56,7 +73,11 @@ pub struct Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.path.is_empty() { f.write_str(&self.message) } else { write!(f, "{}: {}", self.path, self.message) }
+        if self.path.is_empty() {
+            f.write_str(&self.message)
+        } else {
+            write!(f, "{}: {}", self.path, self.message)
+        }
     }
 }
 
@@ -68,7 +89,10 @@ pub struct Invalid(pub Vec<Problem>);
 impl Invalid {
     /// One problem.
     pub fn one(path: impl Into<String>, message: impl Into<String>) -> Invalid {
-        Invalid(vec![Problem { path: path.into(), message: message.into() }])
+        Invalid(vec![Problem {
+            path: path.into(),
+            message: message.into(),
+        }])
     }
 }
 
@@ -95,13 +119,70 @@ fn explain_failure<T: DeserializeOwned>(text: &[u8], plain: &serde_json::Error) 
     };
     let path = error.path().to_string();
     let path = if path == "." { String::new() } else { path };
-    Invalid::one(path, friendly(&error.inner().to_string()))
+    let message = friendly(&error.inner().to_string());
+    // Serde places these two at the object; the field is what has to change.
+    let field = ["missing field `", "duplicate field `"]
+        .iter()
+        .find_map(|start| message.strip_prefix(start));
+    let path = match field.and_then(|rest| rest.strip_suffix('`')) {
+        Some(field) if path.is_empty() => field.to_owned(),
+        Some(field) => format!("{path}.{field}"),
+        None => path,
+    };
+    Invalid::one(path, message)
+}
+
+/// Reads JSON into a struct, which must be written as an object.
+///
+/// # Errors
+/// One problem, with the path of the value or field that is wrong.
+pub fn parse_object<T: DeserializeOwned>(text: &[u8]) -> Result<T, Invalid> {
+    parse::<Object<T>>(text).map(|Object(value)| value)
+}
+
+/// A struct that is read from an object and from nothing else. Serde reads structs from arrays of their fields' values
+/// too, which nobody means who writes `[]`.
+struct Object<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Object<T>, D::Error> {
+        struct Visitor<T>(std::marker::PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> serde::de::Visitor<'de> for Visitor<T> {
+            type Value = Object<T>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, map: A) -> Result<Object<T>, A::Error> {
+                T::deserialize(serde::de::value::MapAccessDeserializer::new(map)).map(Object)
+            }
+        }
+        deserializer.deserialize_map(Visitor(std::marker::PhantomData))
+    }
+}
+
+/// For serde's `deserialize_with`: a struct, written as an object.
+///
+/// # Errors
+/// Those of the deserializer.
+pub fn object<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
+    Object::deserialize(deserializer).map(|Object(value)| value)
+}
+
+fn optional_object<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    Option::<Object<T>>::deserialize(deserializer).map(|some| some.map(|Object(value)| value))
+}
+
+fn objects<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
+    let all = Vec::<Object<T>>::deserialize(deserializer)?;
+    Ok(all.into_iter().map(|Object(value)| value).collect())
 }
 
 /// Adds what to do to serde's sentence, and takes the position off, which the path replaces.
 pub fn friendly(message: &str) -> String {
     let message = message.rsplit_once(" at line ").map_or(message, |(head, _)| head);
-    if let Some(field) = message.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next())
+    if let Some(field) = message
+        .strip_prefix("unknown field `")
+        .and_then(|rest| rest.split('`').next())
         && ENGINE_FIELDS.contains(&field)
     {
         return format!("`{field}` is set by the engine; leave it out");
@@ -169,18 +250,20 @@ pub struct TaskInput {
     /// What happens at submission when a limit is reached.
     pub on_limit: Option<OnLimit>,
     /// The delays between attempts.
+    #[serde(deserialize_with = "optional_object")]
     #[schema(value_type = Option<Object>)]
     pub retry: Option<RetryPolicy>,
     /// Tasks of one key never run at the same time.
     pub key: Option<String>,
     /// At most one unfinished task per key.
+    #[serde(deserialize_with = "optional_object")]
     pub unique: Option<UniqueInput>,
     /// Capabilities that the runner must offer beside the handler.
     pub requires: Vec<String>,
     /// The agent that should run it while it is alive.
     pub agent_id: Option<String>,
     /// What it needs of the machine.
-    #[serde(alias = "resource_requirements")]
+    #[serde(alias = "resource_requirements", deserialize_with = "optional_object")]
     pub resources: Option<Resources>,
     /// Who made it.
     pub created_by: Option<String>,
@@ -210,6 +293,7 @@ pub struct UniqueInput {
 #[serde(deny_unknown_fields)]
 pub struct BatchInput {
     /// The tasks; `depends_on` may name another one's `ref`.
+    #[serde(deserialize_with = "objects")]
     pub tasks: Vec<TaskInput>,
 }
 
@@ -222,14 +306,20 @@ impl BatchInput {
         let mut problems = Vec::new();
         if self.tasks.is_empty() || self.tasks.len() > crate::store::BATCH_MAX {
             let most = crate::store::BATCH_MAX;
-            return Err(Invalid::one("tasks", format!("must hold 1 to {most} tasks, not {}", self.tasks.len())));
+            return Err(Invalid::one(
+                "tasks",
+                format!("must hold 1 to {most} tasks, not {}", self.tasks.len()),
+            ));
         }
         let mut refs = HashMap::new();
         for (index, task) in self.tasks.iter().enumerate() {
             let Some(name) = &task.reference else { continue };
             if let Some(earlier) = refs.insert(name.clone(), index) {
                 let message = format!("`{}` is the ref of tasks[{earlier}] already", clip(name));
-                problems.push(Problem { path: format!("tasks[{index}].ref"), message });
+                problems.push(Problem {
+                    path: format!("tasks[{index}].ref"),
+                    message,
+                });
             }
         }
         let mut tasks = Vec::with_capacity(self.tasks.len());
@@ -242,7 +332,11 @@ impl BatchInput {
                 })),
             }
         }
-        if problems.is_empty() { Ok(tasks) } else { Err(Invalid(problems)) }
+        if problems.is_empty() {
+            Ok(tasks)
+        } else {
+            Err(Invalid(problems))
+        }
     }
 }
 
@@ -266,7 +360,11 @@ impl TaskInput {
         }
         let handler = Name::from(handler);
         let unique = self.unique.as_ref().map(|u| {
-            Box::new(Unique { key: u.key.as_str().into(), ttl: u.ttl.map(|t| t.0), on_conflict: u.on_conflict })
+            Box::new(Unique {
+                key: u.key.as_str().into(),
+                ttl: u.ttl.map(|t| t.0),
+                on_conflict: u.on_conflict,
+            })
         });
         let spec = Spec {
             handler,
@@ -279,13 +377,21 @@ impl TaskInput {
             parameters: self.parameters.clone().unwrap_or_else(Json::empty_object),
             details: self.details(),
         };
-        Ok(NewTask { spec, run_at, depends_on, unique })
+        Ok(NewTask {
+            spec,
+            run_at,
+            depends_on,
+            unique,
+        })
     }
 
     fn dependencies(&self, refs: &HashMap<String, usize>, check: &mut Check) -> SmallVec<[Dependency; 2]> {
         let mut found: SmallVec<[Dependency; 2]> = SmallVec::new();
         if self.depends_on.len() > DEPENDENCIES_MAX {
-            check.fail("depends_on", format!("holds {} ids, the most is {DEPENDENCIES_MAX}", self.depends_on.len()));
+            check.fail(
+                "depends_on",
+                format!("holds {} ids, the most is {DEPENDENCIES_MAX}", self.depends_on.len()),
+            );
             return found;
         }
         let mut seen = std::collections::HashSet::new();
@@ -295,7 +401,10 @@ impl TaskInput {
                 None => match name.parse::<TaskId>() {
                     Ok(id) => Dependency::Task(id),
                     Err(_) => {
-                        let message = format!("`{}` is neither a task id nor the ref of a task in this batch", clip(name));
+                        let message = format!(
+                            "`{}` is neither a task id nor the ref of a task in this batch",
+                            clip(name)
+                        );
                         check.fail(format!("depends_on[{position}]"), message);
                         continue;
                     }
@@ -420,6 +529,7 @@ pub struct Patch {
     #[schema(value_type = Option<f64>)]
     pub timeout: Option<Span>,
     pub max_retries: Option<u32>,
+    #[serde(deserialize_with = "optional_object")]
     #[schema(value_type = Option<Object>)]
     pub retry: Option<RetryPolicy>,
     #[schema(value_type = Option<serde_json::Value>)]
@@ -445,7 +555,11 @@ impl Patch {
     pub fn check(&self, now: Time) -> Result<(), Invalid> {
         let mut check = Check::default();
         check.text("name", self.name.as_ref().and_then(|n| n.as_deref()), TITLE_MAX);
-        check.text("description", self.description.as_ref().and_then(|d| d.as_deref()), DESCRIPTION_MAX);
+        check.text(
+            "description",
+            self.description.as_ref().and_then(|d| d.as_deref()),
+            DESCRIPTION_MAX,
+        );
         check.label("assigned_to", self.assigned_to.as_ref().and_then(|a| a.as_deref()));
         for (path, time) in [
             ("deadline", self.deadline.flatten()),
@@ -470,7 +584,11 @@ impl Patch {
         if self.run_at.is_some() && self.delay.is_some() {
             check.fail("delay", "cannot stand beside run_at; give one of them");
         }
-        if check.problems.is_empty() { Ok(()) } else { Err(Invalid(check.problems)) }
+        if check.problems.is_empty() {
+            Ok(())
+        } else {
+            Err(Invalid(check.problems))
+        }
     }
 
     /// Why a task in this state cannot take the change, if so.
@@ -557,7 +675,10 @@ struct Check {
 
 impl Check {
     fn fail(&mut self, path: impl Into<String>, message: impl Into<String>) {
-        self.problems.push(Problem { path: path.into(), message: message.into() });
+        self.problems.push(Problem {
+            path: path.into(),
+            message: message.into(),
+        });
     }
 
     fn text(&mut self, path: &str, text: Option<&str>, most: usize) {
@@ -593,14 +714,21 @@ impl Check {
     fn identifier(&mut self, path: &str, text: &str) {
         let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.' | ':' | '/');
         if text.is_empty() || text.len() > NAME_MAX || !text.chars().all(fits) {
-            let message = format!("must be 1 to {NAME_MAX} letters, digits or any of _ - . : /, not `{}`", clip(text));
+            let message = format!(
+                "must be 1 to {NAME_MAX} letters, digits or any of _ - . : /, not `{}`",
+                clip(text)
+            );
             self.fail(path, message);
         }
     }
 
     fn task_type(&mut self, text: &str) {
         if !TASK_TYPES.contains(&text) {
-            let message = format!("`{}` is not a task type; the types are {}", clip(text), TASK_TYPES.join(", "));
+            let message = format!(
+                "`{}` is not a task type; the types are {}",
+                clip(text),
+                TASK_TYPES.join(", ")
+            );
             self.fail("task_type", message);
         }
     }
@@ -665,31 +793,87 @@ mod tests {
     #[track_caller]
     fn check(task: &str, problem: &str) {
         let found = problems(&format!(r#"{{"tasks":[{task}]}}"#));
-        assert!(found.iter().any(|p| p.contains(problem)), "{task}: {found:?} should say {problem:?}");
+        assert!(
+            found.iter().any(|p| p.contains(problem)),
+            "{task}: {found:?} should say {problem:?}"
+        );
     }
 
     #[test]
     fn every_problem_is_named_by_its_path() {
         check(r#"{}"#, "tasks[0].handler: is required");
         check(r#"{"handler":"noop","id":"x"}"#, "`id` is set by the engine");
-        check(r#"{"handler":"noop","colour":1}"#, "tasks[0].colour: unknown field `colour`");
-        check(r#"{"handler":"noop","priority":9}"#, "tasks[0].priority: 9 is not a priority");
+        check(
+            r#"{"handler":"noop","colour":1}"#,
+            "tasks[0].colour: unknown field `colour`",
+        );
+        check(
+            r#"{"handler":"noop","priority":9}"#,
+            "tasks[0].priority: 9 is not a priority",
+        );
         check(r#"{"handler":"noop","priority":"huge"}"#, "`huge` is not a priority");
         check(r#"{"handler":"noop","max_retries":-1}"#, "tasks[0].max_retries");
         check(r#"{"handler":"noop","max_retries":5000}"#, "must be 0 to 1000");
-        check(r#"{"handler":"noop","timeout":"soon"}"#, "tasks[0].timeout: `soon` is not a duration");
+        check(
+            r#"{"handler":"noop","timeout":"soon"}"#,
+            "tasks[0].timeout: `soon` is not a duration",
+        );
         check(r#"{"handler":"noop","run_at":"2026"}"#, "RFC 3339");
-        check(r#"{"handler":"noop","run_at":"2026-01-01T00:00:00Z","delay":3}"#, "tasks[0].delay");
-        check(r#"{"handler":"noop","depends_on":["nobody"]}"#, "tasks[0].depends_on[0]: `nobody` is neither");
-        check(r#"{"handler":"noop","parameters":{"a":"\u0000"}}"#, "tasks[0].parameters: contains \\u0000");
-        check(r#"{"handler":"noop","name":"a\u0000b"}"#, "tasks[0].name: contains the NUL");
+        check(
+            r#"{"handler":"noop","run_at":"2026-01-01T00:00:00Z","delay":3}"#,
+            "tasks[0].delay",
+        );
+        check(
+            r#"{"handler":"noop","depends_on":["nobody"]}"#,
+            "tasks[0].depends_on[0]: `nobody` is neither",
+        );
+        check(
+            r#"{"handler":"noop","parameters":{"a":"\u0000"}}"#,
+            "tasks[0].parameters: contains \\u0000",
+        );
+        check(
+            r#"{"handler":"noop","name":"a\u0000b"}"#,
+            "tasks[0].name: contains the NUL",
+        );
         check(r#"{"handler":"no op"}"#, "tasks[0].handler: must be 1 to 200");
         check(r#"{"task_type":"cooking"}"#, "is not a task type");
         check(r#"{"handler":"noop","retry":{"factor":0}}"#, "tasks[0].retry.factor");
         check(r#"{"handler":"noop","retry":{"speed":0}}"#, "tasks[0].retry.speed");
-        check(r#"{"handler":"noop","unique":{"key":""}}"#, "tasks[0].unique.key: must not be empty");
-        check(r#"{"handler":"noop","resources":{"cpu_cores":-1}}"#, "resources.cpu_cores");
+        check(
+            r#"{"handler":"noop","unique":{"key":""}}"#,
+            "tasks[0].unique.key: must not be empty",
+        );
+        check(
+            r#"{"handler":"noop","resources":{"cpu_cores":-1}}"#,
+            "resources.cpu_cores",
+        );
         check(r#"{"handler":"noop","deadline":"9999-01-01T00:00:00Z"}"#, "century");
+    }
+
+    #[test]
+    fn an_array_is_no_object() {
+        check("[]", "tasks[0]: invalid type: sequence, expected an object");
+        check(r#"{"handler":"noop","unique":["k"]}"#, "tasks[0].unique: invalid type");
+        check(r#"{"handler":"noop","retry":[]}"#, "tasks[0].retry: invalid type");
+        check(
+            r#"{"handler":"noop","resources":[]}"#,
+            "tasks[0].resources: invalid type",
+        );
+        assert!(parse_object::<Patch>(b"[]").is_err());
+        assert!(parse_object::<Patch>(br#"{"name":"x"}"#).is_ok());
+    }
+
+    #[test]
+    fn missing_and_repeated_fields_are_named_by_their_own_path() {
+        check(
+            r#"{"handler":"noop","unique":{}}"#,
+            "tasks[0].unique.key: missing field `key`",
+        );
+        check(
+            r#"{"handler":"noop","handler":"noop"}"#,
+            "tasks[0].handler: duplicate field `handler`",
+        );
+        assert_eq!(parse::<BatchInput>(b"{}").unwrap_err().0[0].path, "tasks");
     }
 
     #[test]
@@ -720,6 +904,11 @@ mod tests {
         patch.apply_to(&mut spec);
         assert!(spec.details.is_none());
         assert_eq!(spec.priority, Priority::High);
-        assert!(parse::<Patch>(br#"{"status":"completed"}"#).unwrap_err().to_string().contains("set by the engine"));
+        assert!(
+            parse::<Patch>(br#"{"status":"completed"}"#)
+                .unwrap_err()
+                .to_string()
+                .contains("set by the engine")
+        );
     }
 }

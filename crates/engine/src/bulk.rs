@@ -62,7 +62,7 @@ pub struct BulkRequest {
     /// What to do.
     pub action: BulkAction,
     /// To which tasks. An empty filter is refused unless `all` is true.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "pensum_core::input::object")]
     pub filter: TaskFilter,
     /// Really all tasks.
     #[serde(default)]
@@ -184,7 +184,10 @@ impl Handler for Bulk {
                 return Outcome::Cancelled;
             }
             match page(&ctx, &parameters, &mut cursor).await {
-                Ok(true) => return done(&parameters, &cursor),
+                Ok(true) => {
+                    ctx.progress(100.0, format!("{} of {} matching tasks done", cursor.done, cursor.matched));
+                    return done(&parameters, &cursor);
+                }
                 Ok(false) => {}
                 Err(error) => {
                     return Outcome::Retry {

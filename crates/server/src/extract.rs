@@ -63,7 +63,7 @@ impl<const LIMIT: usize> Submission<LIMIT> {
         if self.body.is_empty() {
             return Err(Problem::new(Kind::BadRequest, "the body is empty; send a JSON object"));
         }
-        Ok(input::parse(&self.body)?)
+        Ok(input::parse_object(&self.body)?)
     }
 
     /// Reads the body as JSON; an empty one is the default.

@@ -30,7 +30,7 @@ pub fn builtin() -> Vec<(Name, Arc<dyn Handler>)> {
 
 /// Reads parameters into a type, for [`Handler::check`].
 fn read<T: DeserializeOwned>(parameters: &Json) -> Result<T, Invalid> {
-    pensum_core::input::parse(parameters.get().as_bytes())
+    pensum_core::input::parse_object(parameters.get().as_bytes())
 }
 
 fn bad_parameters(invalid: &Invalid) -> ErrorInfo {

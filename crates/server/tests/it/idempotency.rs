@@ -28,7 +28,9 @@ async fn a_key_stands_for_one_request_only() {
     let server = Server::new();
     let body = r#"{"handler":"noop"}"#;
     keyed(&server, TASKS, body, "a").await.expect(201);
-    keyed(&server, TASKS, r#"{"handler":"log"}"#, "a").await.expect(409);
+    keyed(&server, TASKS, r#"{"handler":"noop","name":"other"}"#, "a")
+        .await
+        .expect(409);
     keyed(&server, "/api/v1/tasks/batch", body, "a").await.expect(422);
     keyed(&server, "/api/v1/tasks/batch", r#"{"tasks":[{"handler":"noop"}]}"#, "a")
         .await

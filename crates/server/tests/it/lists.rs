@@ -54,7 +54,7 @@ async fn a_filter_finds_what_it_names() {
     server.start();
     for body in [
         r#"{"handler":"noop","name":"a","queue":"q1","tags":["t"],"priority":"high","delay":60}"#,
-        r#"{"handler":"log","name":"b","queue":"q2","created_by":"ann","assigned_to":"bob","key":"k","delay":60}"#,
+        r#"{"handler":"log","name":"b","queue":"q2","created_by":"ann","assigned_to":"bob","key":"k","delay":60,"parameters":{"message":"m"}}"#,
         r#"{"handler":"fail","name":"c","max_retries":0,"parameters":{"message":"no"},"task_type":"testing"}"#,
     ] {
         server.post(TASKS, body).await.expect(201);

@@ -50,6 +50,17 @@ impl Live {
             .unwrap();
     }
 
+    /// One request on a connection of its own; answers head and body.
+    async fn request(&self, method: &str, path: &str, body: &str) -> String {
+        let length = body.len();
+        let head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close");
+        self.raw(
+            format!("{head}\r\nContent-Length: {length}\r\n\r\n{body}").as_bytes(),
+            "never said",
+        )
+        .await
+    }
+
     /// Sends raw bytes, and reads until the server closes or has said `until`.
     async fn raw(&self, bytes: &[u8], until: &str) -> String {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
@@ -74,33 +85,24 @@ impl Live {
 #[tokio::test]
 async fn a_request_over_a_socket_is_answered_and_names_its_actor() {
     let live = Live::start(Duration::from_secs(5)).await;
-    let client = reqwest::Client::new();
-    let url = format!("http://{}/api/v1/tasks", live.address);
-    let created = client
-        .post(&url)
-        .body(r#"{"handler":"noop","delay":60}"#)
-        .send()
-        .await
-        .unwrap();
-    assert_eq!(created.status(), 201);
-    let task: serde_json::Value = created.json().await.unwrap();
-    let id = task["id"].as_str().unwrap();
-    client.post(format!("{url}/{id}/cancel")).send().await.unwrap();
-    let events: serde_json::Value = client
-        .get(format!("{url}/{id}/events"))
-        .send()
-        .await
-        .unwrap()
-        .json()
-        .await
-        .unwrap();
-    let actors: Vec<_> = events["items"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .filter_map(|e| e["actor"].as_str())
-        .collect();
-    assert!(actors.contains(&"http:127.0.0.1"), "{events}");
+    let body = r#"{"handler":"noop","delay":60}"#;
+    let created = live.request("POST", "/api/v1/tasks", body).await;
+    assert!(created.starts_with("HTTP/1.1 201 Created\r\n"), "{created}");
+    let task: serde_json::Value = serde_json::from_str(created.split_once("\r\n\r\n").unwrap().1).unwrap();
+    let path = format!("/api/v1/tasks/{}", task["id"].as_str().unwrap());
+    live.request("POST", &format!("{path}/cancel"), "").await;
+    let events = live.request("GET", &format!("{path}/events"), "").await;
+    assert!(events.contains(r#""actor":"http:127.0.0.1""#), "{events}");
+    live.stop(Duration::from_secs(5)).await;
+}
+
+#[tokio::test]
+async fn one_connection_carries_many_requests() {
+    let live = Live::start(Duration::from_secs(5)).await;
+    let one = "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let last = "GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    let said = live.raw(format!("{one}{one}{last}").as_bytes(), "never said").await;
+    assert_eq!(said.matches("HTTP/1.1 ").count(), 3, "{said}");
     live.stop(Duration::from_secs(5)).await;
 }
 
@@ -129,31 +131,32 @@ async fn a_followed_log_ends_with_the_server() {
         .post("/api/v1/tasks", r#"{"handler":"noop","delay":3600}"#)
         .await
         .id();
-    let url = format!("http://{}/api/v1/tasks/{id}/logs?follow=true", live.address);
-    let response = reqwest::Client::new()
-        .get(url)
-        .header("accept", "text/event-stream")
-        .send()
-        .await
-        .unwrap();
-    assert_eq!(response.status(), 200);
+    let mut stream = TcpStream::connect(live.address).await.unwrap();
+    let path = format!("/api/v1/tasks/{id}/logs?follow=true");
+    let head = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut first = [0; 12];
+    stream.read_exact(&mut first).await.unwrap();
+    assert_eq!(&first, b"HTTP/1.1 200");
     live.stop(Duration::from_secs(10)).await;
-    assert!(response.text().await.unwrap().contains("event: broken"));
+    let mut rest = String::new();
+    stream.read_to_string(&mut rest).await.unwrap();
+    assert!(rest.contains("event: broken"), "{rest}");
 }
 
 #[tokio::test]
 async fn a_client_that_sends_too_much_still_reads_why() {
     let live = Live::start(Duration::from_secs(5)).await;
-    let url = format!("http://{}/api/v1/tasks", live.address);
-    let client = reqwest::Client::new();
-    let sent = client.post(url).body(vec![b' '; 2 << 20]).send().await.unwrap();
-    assert_eq!(sent.status(), 413);
-    assert!(sent.text().await.unwrap().contains("larger than 1048576 bytes"));
+    let said = live.request("POST", "/api/v1/tasks", &" ".repeat(2 << 20)).await;
+    assert!(said.starts_with("HTTP/1.1 413"), "{said}");
+    assert!(said.contains("larger than 1048576 bytes"), "{said}");
     let head = format!(
         "GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Long: {}\r\n\r\n",
         "x".repeat(100_000)
     );
-    assert!(live.raw(head.as_bytes(), "\r\n\r\n").await.starts_with("HTTP/1.1 431"));
+    // The answer is 431, but the client, still sending, may see the connection end before it can read that.
+    let said = live.raw(head.as_bytes(), "\r\n\r\n").await;
+    assert!(said.is_empty() || said.starts_with("HTTP/1.1 431"), "{said}");
     live.stop(Duration::from_secs(5)).await;
 }
 

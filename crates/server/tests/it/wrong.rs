@@ -109,7 +109,10 @@ async fn a_wrong_task_is_refused_with_the_path_of_what_is_wrong() {
         (r#"{"handler":"noop","queue":"a b"}"#, 422, "queue"),
         (r#"{"handler":"noop","key":" "}"#, 422, "key"),
         (r#"{"handler":"noop","unique":{"key":""}}"#, 422, "unique.key"),
-        (r#"{"handler":"noop","unique":{}}"#, 422, "unique"),
+        (r#"{"handler":"noop","unique":{}}"#, 422, "unique.key"),
+        (r#"{"handler":"noop","unique":["k"]}"#, 422, "unique"),
+        (r#"{"handler":"noop","retry":[]}"#, 422, "retry"),
+        (r#"{"handler":"noop","resources":[]}"#, 422, "resources"),
         (
             r#"{"handler":"noop","unique":{"key":"a","colour":1}}"#,
             422,
@@ -151,6 +154,7 @@ async fn a_wrong_task_is_refused_with_the_path_of_what_is_wrong() {
             "parameters.seconds",
         ),
         (r#"{"handler":"command","parameters":{}}"#, 422, "parameters"),
+        (r#"{"handler":"command","parameters":["true"]}"#, 422, "parameters"),
     ] {
         check(&server, "POST", TASKS, body, status, problem).await;
     }
@@ -201,6 +205,7 @@ async fn a_wrong_batch_is_refused_whole() {
         (r#"{"tasks":{}}"#, 422, "tasks"),
         (r#"{"tasks":[]}"#, 422, "tasks"),
         (r#"{"tasks":[null]}"#, 422, "tasks[0]"),
+        (r#"{"tasks":[[]]}"#, 422, "tasks[0]"),
         (r#"{"tasks":[{"handler":"noop"},{}]}"#, 422, "tasks[1].handler"),
         (
             r#"{"tasks":[{"handler":"noop"},{"handler":"noop","colour":1}]}"#,
@@ -338,7 +343,8 @@ async fn a_wrong_command_is_refused() {
     let signal = format!("{TASKS}/{id}/signal");
     for (body, status, problem) in [
         ("", 400, ""),
-        ("{}", 422, ""),
+        ("{}", 422, "name"),
+        ("[\"go\"]", 422, ""),
         (r#"{"name":""}"#, 422, "name"),
         (r#"{"name":7}"#, 422, "name"),
         (r#"{"name":"a\u0000"}"#, 422, "name"),
