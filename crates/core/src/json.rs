@@ -60,8 +60,8 @@ impl Json {
         serde_json::from_str(self.get()).unwrap_or_default()
     }
 
-    /// What keeps this text out of a store, if anything: too long, nested too deep, or with a `\u0000` in it, which
-    /// not every database can keep. One pass over the bytes.
+    /// What keeps this text out of a store, if anything: too long, nested too deep, or with a `\u0000` or half a
+    /// surrogate pair in it, which not every database can keep. One pass over the bytes.
     pub fn problem(&self) -> Option<String> {
         let bytes = self.get().as_bytes();
         if bytes.len() > JSON_MAX {
@@ -74,7 +74,18 @@ impl Json {
                     if bytes[at + 1..].starts_with(b"u0000") {
                         return Some("contains \\u0000, the NUL character, which cannot be stored".to_owned());
                     }
-                    at += 1;
+                    match surrogate(&bytes[at..]) {
+                        None => at += 1,
+                        // The escape of the second half is the other six bytes.
+                        Some(0xD800..=0xDBFF) if matches!(surrogate(&bytes[at + 6..]), Some(0xDC00..=0xDFFF)) => {
+                            at += 11
+                        }
+                        Some(half) => {
+                            return Some(format!(
+                                "contains \\u{half:04x}, half a character, which cannot be stored"
+                            ));
+                        }
+                    }
                 }
                 b'"' => in_string = !in_string,
                 b'{' | b'[' if !in_string => depth += 1,
@@ -88,6 +99,14 @@ impl Json {
         }
         None
     }
+}
+
+/// The UTF-16 surrogate that an escape at the start of `text` stands for, if it is one.
+fn surrogate(text: &[u8]) -> Option<u16> {
+    let digits = std::str::from_utf8(text.strip_prefix(b"\\u")?.get(..4)?).ok()?;
+    u16::from_str_radix(digits, 16)
+        .ok()
+        .filter(|unit| (0xD800..=0xDFFF).contains(unit))
 }
 
 impl Default for Json {
@@ -148,6 +167,18 @@ mod tests {
         check(r#"{"a":"\\u0000"}"#, None);
         check(r#"{"a":"\\\u0000"}"#, Some("NUL"));
         check(r#"{"a":"\n\\"}"#, None);
+    }
+
+    #[test]
+    fn half_a_surrogate_pair_is_no_character() {
+        check(r#""\ud83d\ude00""#, None);
+        check(r#""\ud83d\ude00\u0000""#, Some("NUL"));
+        check(r#""\uD83D""#, Some("half a character"));
+        check(r#""\ud83d\u0041""#, Some("half a character"));
+        check(r#""\ud83d\ud83d\ude00""#, Some("half a character"));
+        check(r#""\ude00\ud83d""#, Some("half a character"));
+        check(r#""\\ud83d""#, None);
+        check(r#""\u00e9""#, None);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Request};
+use pensum_core::input::Invalid;
 use pensum_core::store::LogStream;
 use pensum_core::{Json, Outcome, Store, TaskId, model::ModelStore};
 use pensum_engine::{Context, Engine, Handler};
@@ -44,6 +45,20 @@ impl Handler for Gate {
             }
             () = ctx.cancellation().cancelled() => Outcome::Cancelled,
         }
+    }
+}
+
+/// Has a defect: its check panics.
+struct Bomb;
+
+#[async_trait]
+impl Handler for Bomb {
+    async fn run(&self, _: Context) -> Outcome {
+        Outcome::Done(Json::null())
+    }
+
+    fn check(&self, _: &Json) -> Result<(), Invalid> {
+        panic!("a defect of a handler's check");
     }
 }
 
@@ -99,6 +114,7 @@ impl Server {
         let engine = Engine::builder(store)
             .builtin_handlers()
             .handler("gate", gate)
+            .handler("bomb", Bomb)
             .slots(4)
             .build();
         let mut options = ServerOptions::new(engine.now());

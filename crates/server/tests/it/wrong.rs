@@ -140,6 +140,8 @@ async fn a_wrong_task_is_refused_with_the_path_of_what_is_wrong() {
         (r#"{"handler":"noop","name":{}}"#, 422, "name"),
         (r#"{"handler":"noop","parameters":{"a":"\u0000"}}"#, 422, "parameters"),
         (r#"{"handler":"noop","metadata":["\u0000"]}"#, 422, "metadata"),
+        (r#"{"handler":"noop","metadata":["\ud83d"]}"#, 422, "metadata"),
+        (r#"{"handler":"noop","name":"\ud83d"}"#, 400, ""),
         (
             r#"{"handler":"noop","execution_context":"\u0000"}"#,
             422,
@@ -524,6 +526,13 @@ async fn routes_and_methods_that_do_not_exist_are_named() {
     allowed.sort_unstable();
     assert_eq!(allowed, ["GET", "HEAD", "POST"]);
     server.ask("DELETE", BATCH, None, &[]).await.expect(405);
+}
+
+#[tokio::test]
+async fn a_panic_is_answered_and_does_not_end_the_server() {
+    let server = Server::new();
+    check(&server, "POST", TASKS, r#"{"handler":"bomb"}"#, 500, "").await;
+    server.post(TASKS, r#"{"handler":"noop"}"#).await.expect(201);
 }
 
 #[tokio::test]
