@@ -1,1 +1,9 @@
-fn main() {}
+//! The program `pensum`.
+
+mod cli;
+mod plan;
+mod yaml;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

@@ -12,26 +12,25 @@ use serde_saphyr::Spanned;
 
 /// A line and a column, both from 1; 0 where the text has no such place.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
+pub(crate) struct Place {
     /// The line.
-    pub line: u64,
+    pub(crate) line: u64,
     /// The column, in characters.
-    pub column: u64,
+    pub(crate) column: u64,
 }
 
 /// A value and where it stands.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Node {
+pub(crate) struct Node {
     /// Where.
-    pub at: Place,
+    pub(crate) at: Place,
     /// What.
-    pub value: Value,
+    pub(crate) value: Value,
 }
 
 /// A value of JSON's kinds; maps keep their order.
 #[derive(Clone, Debug, PartialEq)]
-#[expect(missing_docs, reason = "the kinds of JSON")]
-pub enum Value {
+pub(crate) enum Value {
     Null,
     Bool(bool),
     Number(Number),
@@ -42,30 +41,33 @@ pub enum Value {
 
 /// The key of a map entry and where it stands.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Key {
+pub(crate) struct Key {
     /// Where.
-    pub at: Place,
+    pub(crate) at: Place,
     /// What.
-    pub name: String,
+    pub(crate) name: String,
 }
 
 /// Something wrong with a file, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
+pub(crate) struct Fault {
     /// Where.
-    pub at: Place,
+    pub(crate) at: Place,
     /// What is wrong, and what to do.
-    pub message: String,
+    pub(crate) message: String,
 }
 
 impl Fault {
     /// A fault at a place.
-    pub fn new(at: Place, message: impl Into<String>) -> Fault {
-        Fault { at, message: message.into() }
+    pub(crate) fn new(at: Place, message: impl Into<String>) -> Fault {
+        Fault {
+            at,
+            message: message.into(),
+        }
     }
 
     /// `file:line:column: message`, or without the position where it is not known.
-    pub fn describe(&self, file: &str) -> String {
+    pub(crate) fn describe(&self, file: &str) -> String {
         if self.at.line == 0 {
             format!("{file}: {}", self.message)
         } else {
@@ -81,7 +83,7 @@ impl Fault {
 ///
 /// # Errors
 /// What is wrong with the text, with its place.
-pub fn read(text: &str) -> Result<Node, Fault> {
+pub(crate) fn read(text: &str) -> Result<Node, Fault> {
     let options = serde_saphyr::options! {
         strict_booleans: true,
         with_snippet: false,
@@ -94,7 +96,9 @@ pub fn read(text: &str) -> Result<Node, Fault> {
         let message = error.without_snippet().to_string();
         // The place stands before the message already.
         let message = match message.rsplit_once(" at line ") {
-            Some((head, tail)) if tail.chars().all(|c| c.is_ascii_digit() || " ,column:".contains(c)) => head.to_owned(),
+            Some((head, tail)) if tail.chars().all(|c| c.is_ascii_digit() || " ,column:".contains(c)) => {
+                head.to_owned()
+            }
             _ => message,
         };
         Fault::new(at, message)
@@ -102,12 +106,15 @@ pub fn read(text: &str) -> Result<Node, Fault> {
 }
 
 fn place(location: serde_saphyr::Location) -> Place {
-    Place { line: location.line(), column: location.column() }
+    Place {
+        line: location.line(),
+        column: location.column(),
+    }
 }
 
 impl Node {
     /// The entries, when it is a map.
-    pub fn entries(&self) -> Option<&[(Key, Node)]> {
+    pub(crate) fn entries(&self) -> Option<&[(Key, Node)]> {
         match &self.value {
             Value::Map(entries) => Some(entries),
             _ => None,
@@ -115,17 +122,17 @@ impl Node {
     }
 
     /// The value of a key, when it is a map that has it.
-    pub fn get(&self, name: &str) -> Option<&Node> {
+    pub(crate) fn get(&self, name: &str) -> Option<&Node> {
         self.entry(name).map(|(_, node)| node)
     }
 
     /// The key and value, when it is a map that has it.
-    pub fn entry(&self, name: &str) -> Option<&(Key, Node)> {
+    pub(crate) fn entry(&self, name: &str) -> Option<&(Key, Node)> {
         self.entries()?.iter().find(|(key, _)| key.name == name)
     }
 
     /// The text, when it is one.
-    pub fn text(&self) -> Option<&str> {
+    pub(crate) fn text(&self) -> Option<&str> {
         match &self.value {
             Value::Text(text) => Some(text),
             _ => None,
@@ -133,7 +140,7 @@ impl Node {
     }
 
     /// What kind of value it is, as messages name it.
-    pub const fn kind(&self) -> &'static str {
+    pub(crate) const fn kind(&self) -> &'static str {
         match &self.value {
             Value::Null => "nothing",
             Value::Bool(_) => "true or false",
@@ -145,22 +152,28 @@ impl Node {
     }
 
     /// The value as JSON text.
-    pub fn json(&self) -> String {
+    pub(crate) fn json(&self) -> String {
         // Text keys and finite numbers are all that the tree can hold, so that JSON can always write it.
         serde_json::to_string(self).unwrap_or_default()
     }
 
     /// The place of what a path such as `retry.factor` or `depends_on[1]` names: of the value, or of the key where the
     /// key itself is what is wrong. The deepest part that exists counts.
-    pub fn locate(&self, path: &str, of_key: bool) -> Place {
+    pub(crate) fn locate(&self, path: &str, of_key: bool) -> Place {
         let mut node = self;
         let mut at = self.at;
         for step in path.split(['.', '[']).filter(|step| !step.is_empty()) {
             let next = match &node.value {
-                Value::Map(entries) => entries.iter().find(|(key, _)| key.name == step).map(|(key, node)| (key.at, node)),
-                Value::List(items) => {
-                    step.trim_end_matches(']').parse::<usize>().ok().and_then(|i| items.get(i)).map(|node| (node.at, node))
-                }
+                Value::Map(entries) => entries
+                    .iter()
+                    .find(|(key, _)| key.name == step)
+                    .map(|(key, node)| (key.at, node)),
+                Value::List(items) => step
+                    .trim_end_matches(']')
+                    .parse::<usize>()
+                    .ok()
+                    .and_then(|i| items.get(i))
+                    .map(|node| (node.at, node)),
                 _ => None,
             };
             let Some((key_at, next)) = next else { break };
@@ -171,14 +184,18 @@ impl Node {
     }
 
     /// A problem that a check found in this value, as a fault. `named` is what stands before the problem's path.
-    pub fn fault(&self, named: &str, problem: &Problem) -> Fault {
+    pub(crate) fn fault(&self, named: &str, problem: &Problem) -> Fault {
         let of_key = problem.message.starts_with("unknown field") || problem.message.contains("leave it out");
         let path = match (named.is_empty(), problem.path.is_empty()) {
             (true, _) => problem.path.clone(),
             (false, true) => named.to_owned(),
             (false, false) => format!("{named}.{}", problem.path),
         };
-        let message = if path.is_empty() { problem.message.clone() } else { format!("{path}: {}", problem.message) };
+        let message = if path.is_empty() {
+            problem.message.clone()
+        } else {
+            format!("{path}: {}", problem.message)
+        };
         Fault::new(self.locate(&problem.path, of_key), message)
     }
 }
@@ -193,7 +210,7 @@ impl<'de> Deserialize<'de> for Node {
 ///
 /// # Errors
 /// What serde says of the text.
-pub fn from_json(text: &str) -> Result<Node, serde_json::Error> {
+pub(crate) fn from_json(text: &str) -> Result<Node, serde_json::Error> {
     serde_json::from_str::<Placed<false>>(text).map(|placed| placed.0)
 }
 
@@ -204,10 +221,16 @@ impl<'de, const PLACES: bool> Deserialize<'de> for Placed<PLACES> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Placed<PLACES>, D::Error> {
         if PLACES {
             let spanned = Spanned::<Bare<true>>::deserialize(deserializer)?;
-            Ok(Placed(Node { at: place(spanned.referenced), value: spanned.value.0 }))
+            Ok(Placed(Node {
+                at: place(spanned.referenced),
+                value: spanned.value.0,
+            }))
         } else {
             let bare = Bare::<false>::deserialize(deserializer)?;
-            Ok(Placed(Node { at: Place::default(), value: bare.0 }))
+            Ok(Placed(Node {
+                at: Place::default(),
+                value: bare.0,
+            }))
         }
     }
 }
@@ -254,7 +277,9 @@ impl<'de, const PLACES: bool> Visitor<'de> for ValueVisitor<PLACES> {
     }
 
     fn visit_f64<E: de::Error>(self, value: f64) -> Result<Value, E> {
-        Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("a number must be finite"))
+        Number::from_f64(value)
+            .map(Value::Number)
+            .ok_or_else(|| E::custom("a number must be finite"))
     }
 
     fn visit_str<E: de::Error>(self, value: &str) -> Result<Value, E> {
@@ -277,9 +302,15 @@ impl<'de, const PLACES: bool> Visitor<'de> for ValueVisitor<PLACES> {
         let mut map = Vec::new();
         loop {
             let key = if PLACES {
-                entries.next_key::<Spanned<String>>()?.map(|key| Key { at: place(key.referenced), name: key.value })
+                entries.next_key::<Spanned<String>>()?.map(|key| Key {
+                    at: place(key.referenced),
+                    name: key.value,
+                })
             } else {
-                entries.next_key::<String>()?.map(|name| Key { at: Place::default(), name })
+                entries.next_key::<String>()?.map(|name| Key {
+                    at: Place::default(),
+                    name,
+                })
             };
             let Some(key) = key else { break };
             map.push((key, entries.next_value::<Placed<PLACES>>()?.0));
@@ -314,9 +345,14 @@ impl Serialize for Node {
 }
 
 /// The known name that is nearest to a wrong one, when one is near enough to be a slip of the finger.
-pub fn nearest<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let bound = (wrong.chars().count() / 3).clamp(1, 3);
-    known.into_iter().map(|name| (distance(wrong, name), name)).filter(|(d, _)| *d <= bound).min().map(|(_, name)| name)
+    known
+        .into_iter()
+        .map(|name| (distance(wrong, name), name))
+        .filter(|(d, _)| *d <= bound)
+        .min()
+        .map(|(_, name)| name)
 }
 
 /// Insertions, deletions, replacements and swaps of neighbours between two texts.
@@ -345,13 +381,19 @@ mod tests {
     #[track_caller]
     fn check_fault(text: &str, line: u64, part: &str) {
         let fault = read(text).unwrap_err();
-        assert!(fault.at.line == line && fault.message.contains(part), "{text:?}: {fault:?}");
+        assert!(
+            fault.at.line == line && fault.message.contains(part),
+            "{text:?}: {fault:?}"
+        );
     }
 
     #[test]
     fn values_keep_their_order_and_place() {
         let node = read("b: 1\na:\n  - x\n  - {deep: 2.5, on: yes}\n\"1\": ~\n2: true\n").unwrap();
-        assert_eq!(node.json(), r#"{"b":1,"a":["x",{"deep":2.5,"on":"yes"}],"1":null,"2":true}"#);
+        assert_eq!(
+            node.json(),
+            r#"{"b":1,"a":["x",{"deep":2.5,"on":"yes"}],"1":null,"2":true}"#
+        );
         assert_eq!(node.locate("a[1].deep", false), Place { line: 4, column: 12 });
         assert_eq!(node.locate("a[1].deep", true), Place { line: 4, column: 6 });
         assert_eq!(node.locate("a[1].missing", false).line, 4);

@@ -6,17 +6,23 @@ use crate::yaml::{Fault, Node, Place, Value, nearest};
 
 /// The variables of a run: built-in ones and those of the plan, with the values that hold for this run.
 #[derive(Clone, Debug, Default)]
-pub struct Variables(BTreeMap<String, Node>);
+pub(crate) struct Variables(BTreeMap<String, Node>);
 
 impl Variables {
     /// Gives a variable a value.
-    pub fn set(&mut self, name: &str, value: Node) {
+    pub(crate) fn set(&mut self, name: &str, value: Node) {
         self.0.insert(name.to_owned(), value);
     }
 
     /// Gives a variable a text.
-    pub fn set_text(&mut self, name: &str, text: impl Into<String>) {
-        self.set(name, Node { at: Place::default(), value: Value::Text(text.into()) });
+    pub(crate) fn set_text(&mut self, name: &str, text: impl Into<String>) {
+        self.set(
+            name,
+            Node {
+                at: Place::default(),
+                value: Value::Text(text.into()),
+            },
+        );
     }
 
     /// Replaces every `${name}` in the texts of a value; `$${` stands for `${`. Keys are left alone.
@@ -24,15 +30,20 @@ impl Variables {
     /// A text with a reference is a text again, also where the variable is a number, so that `args: ["${count}"]` works
     /// as it reads. Two exceptions: a text that is nothing but one reference takes a list or map as it is; and in the
     /// numeric fields of a task (`max_retries`, `retry`, `resources`) it takes a number as a number.
-    pub fn fill(&self, node: &mut Node, faults: &mut Vec<Fault>) {
+    pub(crate) fn fill(&self, node: &mut Node, faults: &mut Vec<Fault>) {
         self.fill_in(node, false, faults);
     }
 
     /// Like [`Variables::fill`], for a whole task.
-    pub fn fill_task(&self, task: &mut Node, faults: &mut Vec<Fault>) {
-        let Value::Map(entries) = &mut task.value else { return self.fill(task, faults) };
+    pub(crate) fn fill_task(&self, task: &mut Node, faults: &mut Vec<Fault>) {
+        let Value::Map(entries) = &mut task.value else {
+            return self.fill(task, faults);
+        };
         for (key, node) in entries {
-            let numeric = matches!(key.name.as_str(), "max_retries" | "retry" | "resources" | "resource_requirements");
+            let numeric = matches!(
+                key.name.as_str(),
+                "max_retries" | "retry" | "resources" | "resource_requirements"
+            );
             self.fill_in(node, numeric, faults);
         }
     }
@@ -45,7 +56,9 @@ impl Variables {
                 Err(message) => faults.push(Fault::new(at, message)),
             },
             Value::List(items) => items.iter_mut().for_each(|item| self.fill_in(item, numeric, faults)),
-            Value::Map(entries) => entries.iter_mut().for_each(|(_, item)| self.fill_in(item, numeric, faults)),
+            Value::Map(entries) => entries
+                .iter_mut()
+                .for_each(|(_, item)| self.fill_in(item, numeric, faults)),
             _ => {}
         }
     }
@@ -88,9 +101,15 @@ impl Variables {
             Value::Text(text) => text.clone(),
             Value::Number(number) => number.to_string(),
             Value::Bool(value) => value.to_string(),
-            Value::Null => return Err(format!("the variable `{name}` has no value; give it one with --var {name}=…")),
+            Value::Null => {
+                return Err(format!(
+                    "the variable `{name}` has no value; give it one with --var {name}=…"
+                ));
+            }
             Value::List(_) | Value::Map(_) => {
-                return Err(format!("the variable `{name}` is a list or a map; use it as a whole, not within a text"));
+                return Err(format!(
+                    "the variable `{name}` is a list or a map; use it as a whole, not within a text"
+                ));
             }
         })
     }
@@ -98,7 +117,9 @@ impl Variables {
     fn find(&self, name: &str) -> Result<&Node, String> {
         self.0.get(name).ok_or_else(|| {
             let known: Vec<&str> = self.0.keys().map(String::as_str).collect();
-            let near = nearest(name, known.iter().copied()).map(|n| format!("did you mean `{n}`? ")).unwrap_or_default();
+            let near = nearest(name, known.iter().copied())
+                .map(|n| format!("did you mean `{n}`? "))
+                .unwrap_or_default();
             let known = known.join(", ");
             format!("there is no variable `{name}`; {near}known are {known} (write `$${{` for a literal `${{`)")
         })
@@ -137,24 +158,40 @@ mod tests {
         let mut node = yaml::read(text).unwrap();
         let mut faults = Vec::new();
         variables().fill_task(&mut node, &mut faults);
-        assert!(faults.len() == 1 && faults[0].at.column == column && faults[0].message.contains(part), "{faults:?}");
+        assert!(
+            faults.len() == 1 && faults[0].at.column == column && faults[0].message.contains(part),
+            "{faults:?}"
+        );
     }
 
     #[test]
     fn references_are_replaced_in_every_text() {
-        check(r#"{a: "${dir}/x-${n}", b: ["${dir}", 3]}"#, r#"{"a":"/tmp/a/x-5","b":["/tmp/a",3]}"#);
-        check(r#"{args: ["${n}"], max_retries: "${n}"}"#, r#"{"args":["5"],"max_retries":5}"#);
+        check(
+            r#"{a: "${dir}/x-${n}", b: ["${dir}", 3]}"#,
+            r#"{"a":"/tmp/a/x-5","b":["/tmp/a",3]}"#,
+        );
+        check(
+            r#"{args: ["${n}"], max_retries: "${n}"}"#,
+            r#"{"args":["5"],"max_retries":5}"#,
+        );
         check(r#"{args: "${list}"}"#, r#"{"args":[1,"two"]}"#);
     }
 
     #[test]
     fn two_dollars_stand_for_one() {
-        check(r#"{a: "$${dir} costs $5 and ${n}$$"}"#, r#"{"a":"${dir} costs $5 and 5$$"}"#);
+        check(
+            r#"{a: "$${dir} costs $5 and ${n}$$"}"#,
+            r#"{"a":"${dir} costs $5 and 5$$"}"#,
+        );
     }
 
     #[test]
     fn what_cannot_be_replaced_is_named_with_its_place() {
-        check_fault(r#"{a: "${dri}"}"#, 5, "did you mean `dir`? known are dir, list, n, unset");
+        check_fault(
+            r#"{a: "${dri}"}"#,
+            5,
+            "did you mean `dir`? known are dir, list, n, unset",
+        );
         check_fault(r#"{a: "${dir"}"#, 5, "no closing");
         check_fault(r#"{a: "x${list}"}"#, 5, "use it as a whole");
         check_fault(r#"{a: "x${unset}"}"#, 5, "--var unset=");

@@ -1,0 +1,212 @@
+//! The work that is measured: tasks that do nothing, and the node that runs them.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use async_trait::async_trait;
+use pensum_core::store::Call;
+use pensum_core::{Json, NewTask, Outcome, Spec, Store, TaskId};
+use pensum_engine::{Context, Engine, Handler};
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::task::JoinSet;
+
+use super::meter::tick;
+
+/// The handler of the tasks that are run.
+pub(super) const HANDLER: &str = "bench";
+/// A handler that no node has, for tasks that stay where they are.
+pub(super) const PARKED: &str = "parked";
+/// Single enqueues under way at once.
+pub(super) const IN_FLIGHT: usize = 50;
+/// Tasks in one bulk enqueue.
+pub(super) const BULK: u64 = 1_000;
+/// Bulk enqueues under way at once: one is written while the next is made.
+pub(super) const BULKS_IN_FLIGHT: usize = 2;
+/// How often the store is asked whether it is empty.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// A JSON object of about this many bytes.
+pub(super) fn payload(number: u64, bytes: usize) -> String {
+    let mut text = format!("{{\"i\":{number},\"d\":\"");
+    let end = bytes.saturating_sub(2).max(text.len());
+    text.extend(std::iter::repeat_n('x', end - text.len()));
+    text.push_str("\"}");
+    text
+}
+
+/// A plain task.
+pub(super) fn task(handler: &str, number: u64, bytes: usize) -> anyhow::Result<NewTask> {
+    Ok(NewTask::new(Spec::new(handler, Json::parse(payload(number, bytes))?)))
+}
+
+/// Returns a result at once; remembers when the first run began, and tells of every run when someone listens.
+struct Noop {
+    first: Arc<OnceLock<Instant>>,
+    starts: Option<UnboundedSender<Instant>>,
+    result: Json,
+}
+
+#[async_trait]
+impl Handler for Noop {
+    async fn run(&self, _: Context) -> Outcome {
+        if let Some(starts) = &self.starts {
+            // Nobody listens any more at the end of a run.
+            let _ = starts.send(tick());
+        }
+        if self.first.get().is_none() {
+            self.first.get_or_init(tick);
+        }
+        Outcome::Done(self.result.clone())
+    }
+}
+
+/// A store and a node over it.
+pub(super) struct World {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) engine: Engine,
+    call: Call,
+    payload: usize,
+    first: Arc<OnceLock<Instant>>,
+}
+
+impl World {
+    /// A node that is not started yet.
+    pub(super) fn new(store: Arc<dyn Store>, slots: usize, payload: usize) -> World {
+        World::listening(store, slots, payload, None)
+    }
+
+    /// The same; the start of every run is sent to `starts`.
+    pub(super) fn listening(
+        store: Arc<dyn Store>,
+        slots: usize,
+        payload: usize,
+        starts: Option<UnboundedSender<Instant>>,
+    ) -> World {
+        let first = Arc::new(OnceLock::new());
+        let result = Json::from(serde_json::json!({ "ok": true }));
+        let handler = Noop { first: Arc::clone(&first), starts, result };
+        let engine = Engine::builder(Arc::clone(&store)).handler(HANDLER, handler).slots(slots).build();
+        let call = Call::new("bench", engine.now());
+        World { store, engine, call, payload, first }
+    }
+
+    fn call(&self) -> Call {
+        Call { now: self.engine.now(), ..self.call.clone() }
+    }
+
+    /// When the first run began.
+    pub(super) fn first_start(&self) -> anyhow::Result<Instant> {
+        self.first.get().copied().context("no task was ever started")
+    }
+
+    /// Enqueues one task.
+    pub(super) async fn enqueue_one(&self, number: u64) -> anyhow::Result<TaskId> {
+        let enqueued = self.engine.enqueue(&self.call(), vec![task(HANDLER, number, self.payload)?]).await?;
+        Ok(enqueued.first().context("an enqueue gave no id")?.id)
+    }
+
+    /// Enqueues tasks one a call, [`IN_FLIGHT`] at once. Answers one of the ids.
+    pub(super) async fn enqueue_singles(self: &Arc<Self>, count: u64) -> anyhow::Result<TaskId> {
+        let next = Arc::new(AtomicU64::new(0));
+        let mut callers = JoinSet::new();
+        for _ in 0..IN_FLIGHT {
+            let (world, next) = (Arc::clone(self), Arc::clone(&next));
+            callers.spawn(async move {
+                let mut last = None;
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= count {
+                        return anyhow::Ok(last);
+                    }
+                    last = Some(world.enqueue_one(number).await?);
+                }
+            });
+        }
+        last_of(callers).await
+    }
+
+    /// Enqueues tasks [`BULK`] a call, [`BULKS_IN_FLIGHT`] calls at once. Answers one of the ids.
+    pub(super) async fn enqueue_bulk(self: &Arc<Self>, handler: &'static str, count: u64) -> anyhow::Result<TaskId> {
+        let next = Arc::new(AtomicU64::new(0));
+        let mut callers = JoinSet::new();
+        for _ in 0..BULKS_IN_FLIGHT {
+            let (world, next) = (Arc::clone(self), Arc::clone(&next));
+            callers.spawn(async move {
+                let mut last = None;
+                loop {
+                    let from = next.fetch_add(BULK, Ordering::Relaxed);
+                    if from >= count {
+                        return anyhow::Ok(last);
+                    }
+                    let numbers = from..(from + BULK).min(count);
+                    let tasks = numbers.map(|number| task(handler, number, world.payload)).collect::<Result<_, _>>()?;
+                    last = world.engine.enqueue(&world.call(), tasks).await?.last().map(|item| item.id);
+                }
+            });
+        }
+        last_of(callers).await
+    }
+
+    /// Enqueues tasks that may depend on each other, in one call.
+    pub(super) async fn enqueue_together(&self, tasks: Vec<NewTask>) -> anyhow::Result<()> {
+        self.engine.enqueue(&self.call(), tasks).await?;
+        Ok(())
+    }
+
+    /// Waits until the store has nothing left to do.
+    pub(super) async fn until_empty(&self) -> anyhow::Result<()> {
+        loop {
+            let total = self.store.counts(&self.call.namespace, self.engine.now()).await?.total();
+            if total.pending + total.ready + total.running + total.retrying == 0 {
+                return Ok(());
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Checks that `count` tasks completed, and that one of them has its result and its history.
+    pub(super) async fn check(&self, count: u64, sample: TaskId) -> anyhow::Result<()> {
+        let total = self.store.counts(&self.call.namespace, self.engine.now()).await?.total();
+        ensure!(total.completed == count, "{} of {count} tasks completed", total.completed);
+        let record = self.store.task(&self.call.namespace, sample).await?.context("a task is gone")?;
+        ensure!(record.result.is_some(), "task {sample} has no result");
+        let events = self.store.events(&self.call.namespace, sample).await?;
+        ensure!(!events.is_empty(), "task {sample} has no events");
+        Ok(())
+    }
+
+    /// Ends the node and closes the store.
+    pub(super) async fn close(&self) -> anyhow::Result<()> {
+        self.engine.shutdown(Duration::from_secs(10)).await;
+        Ok(self.store.close().await?)
+    }
+}
+
+async fn last_of(mut callers: JoinSet<anyhow::Result<Option<TaskId>>>) -> anyhow::Result<TaskId> {
+    let mut last = None;
+    while let Some(done) = callers.join_next().await {
+        last = done??.or(last);
+    }
+    last.context("no task was enqueued")
+}
+
+/// What an acknowledgement means to a store.
+pub(super) async fn durability_of(store: &Arc<dyn Store>) -> anyhow::Result<String> {
+    Ok(store.stats().await?.durability)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_payload_is_json_of_the_size_asked_for() {
+        for bytes in [0, 30, 200, 1000] {
+            let text = payload(12_345, bytes);
+            assert!(serde_json::from_str::<serde_json::Value>(&text).unwrap().is_object());
+            assert!(text.len() == bytes || bytes < 24, "{bytes}: {}", text.len());
+        }
+    }
+}

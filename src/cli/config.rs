@@ -1,0 +1,310 @@
+//! The configuration file of `pensum serve`.
+
+use std::path::Path;
+
+use pensum_core::store::Retention;
+use pensum_core::time::Span;
+
+use super::bound::BoundHandler;
+use super::exit::{Exit, Failure};
+use crate::yaml::{self, Fault, Key, Node, Value, nearest};
+
+/// The blocks that this version knows.
+const BLOCKS: [&str; 5] = ["server", "store", "retention", "logging", "handlers"];
+/// Blocks of the full product.
+const OTHER_BLOCKS: [&str; 16] = [
+    "orchestrator",
+    "tasks",
+    "queues",
+    "agents",
+    "workflows",
+    "calendars",
+    "readings",
+    "strategies",
+    "exchanges",
+    "risk",
+    "alerts",
+    "webhooks",
+    "hooks",
+    "auth",
+    "metrics",
+    "schedules",
+];
+
+/// What configuration files say. What none of them says is `None`.
+#[derive(Debug, Default)]
+pub(crate) struct Config {
+    /// `server.listen`.
+    pub(crate) listen: Option<String>,
+    /// `server.allowed_hosts`: names that a Host header may carry, beside the loopback ones.
+    pub(crate) allowed_hosts: Vec<String>,
+    /// `store.url`.
+    pub(crate) store: Option<String>,
+    /// `retention.completed`: how long completed and cancelled tasks stay; 7 days by default.
+    pub(crate) completed: Option<Span>,
+    /// `retention.failed`: how long failed tasks stay; 30 days by default.
+    pub(crate) failed: Option<Span>,
+    /// `logging.level`.
+    pub(crate) level: Option<String>,
+    /// `handlers.allow_inline`.
+    pub(crate) allow_inline: Option<bool>,
+    /// `handlers.NAME`: names bound to a command or an HTTP call.
+    pub(crate) handlers: Vec<(String, BoundHandler)>,
+}
+
+impl Config {
+    /// Reads files in order; what a later one says counts.
+    pub(crate) fn load(files: &[impl AsRef<Path>]) -> Result<Config, Failure> {
+        let mut config = Config::default();
+        for file in files {
+            let file = file.as_ref();
+            let name = file.display().to_string();
+            let text = std::fs::read_to_string(file).map_err(|error| match error.kind() {
+                std::io::ErrorKind::NotFound => {
+                    Failure::new(Exit::NotFound, format!("there is no configuration file {name}"))
+                }
+                _ => Failure::usage(format!("{name} cannot be read: {error}")),
+            })?;
+            config
+                .merge(&text)
+                .map_err(|faults| Failure::of_faults(&name, &faults))?;
+        }
+        Ok(config)
+    }
+
+    /// How long finished tasks are kept.
+    pub(crate) fn retention(&self) -> Retention {
+        let default = Retention::default();
+        Retention {
+            completed: self.completed.map_or(default.completed, |span| span.0),
+            failed: self.failed.map_or(default.failed, |span| span.0),
+        }
+    }
+
+    fn merge(&mut self, text: &str) -> Result<(), Vec<Fault>> {
+        let root = yaml::read(text).map_err(|fault| vec![fault])?;
+        if root.value == Value::Null {
+            return Ok(());
+        }
+        let mut reader = Reader { faults: Vec::new() };
+        for (key, block) in reader.map("the configuration", &root) {
+            match key.name.as_str() {
+                "server" => self.server(block, &mut reader),
+                "store" => self.store(block, &mut reader),
+                "retention" => self.keep(block, &mut reader),
+                "logging" => self.logging(block, &mut reader),
+                "handlers" => self.bind(block, &mut reader),
+                other if OTHER_BLOCKS.contains(&other) => {
+                    reader.fail(key, format!("{other}: not available in this version; remove the block"));
+                }
+                other => reader.unknown("", key, other, &BLOCKS),
+            }
+        }
+        if reader.faults.is_empty() {
+            Ok(())
+        } else {
+            Err(reader.faults)
+        }
+    }
+
+    fn server(&mut self, block: &Node, reader: &mut Reader) {
+        for (key, node) in reader.map("server", block) {
+            match key.name.as_str() {
+                "listen" => self.listen = reader.text("server.listen", node).or(self.listen.take()),
+                "allowed_hosts" => {
+                    let items = match &node.value {
+                        Value::List(items) => items.as_slice(),
+                        _ => std::slice::from_ref(node),
+                    };
+                    self.allowed_hosts = items
+                        .iter()
+                        .filter_map(|item| reader.text("server.allowed_hosts", item))
+                        .collect();
+                }
+                other => reader.unknown("server.", key, other, &["listen", "allowed_hosts"]),
+            }
+        }
+    }
+
+    fn store(&mut self, block: &Node, reader: &mut Reader) {
+        for (key, node) in reader.map("store", block) {
+            match key.name.as_str() {
+                "url" => self.store = reader.text("store.url", node).or(self.store.take()),
+                other => reader.unknown("store.", key, other, &["url"]),
+            }
+        }
+    }
+
+    fn keep(&mut self, block: &Node, reader: &mut Reader) {
+        for (key, node) in reader.map("retention", block) {
+            match key.name.as_str() {
+                "completed" => self.completed = reader.span("retention.completed", node).or(self.completed),
+                "failed" => self.failed = reader.span("retention.failed", node).or(self.failed),
+                other => reader.unknown("retention.", key, other, &["completed", "failed"]),
+            }
+        }
+    }
+
+    fn logging(&mut self, block: &Node, reader: &mut Reader) {
+        for (key, node) in reader.map("logging", block) {
+            match key.name.as_str() {
+                "level" => self.level = reader.text("logging.level", node).or(self.level.take()),
+                "file" => reader.fail(
+                    key,
+                    "logging.file: not available in this version; logs go to standard error".to_owned(),
+                ),
+                other => reader.unknown("logging.", key, other, &["level"]),
+            }
+        }
+    }
+
+    fn bind(&mut self, block: &Node, reader: &mut Reader) {
+        for (key, node) in reader.map("handlers", block) {
+            if key.name == "allow_inline" {
+                match node.value {
+                    Value::Bool(value) => self.allow_inline = Some(value),
+                    _ => reader.wrong("handlers.allow_inline", node, "true or false"),
+                }
+                continue;
+            }
+            match BoundHandler::new(&key.name, node) {
+                Ok(handler) => {
+                    self.handlers.retain(|(name, _)| *name != key.name);
+                    self.handlers.push((key.name.clone(), handler));
+                }
+                Err(mut faults) => reader.faults.append(&mut faults),
+            }
+        }
+    }
+}
+
+/// Collects what is wrong.
+struct Reader {
+    faults: Vec<Fault>,
+}
+
+impl Reader {
+    fn map<'a>(&mut self, path: &str, node: &'a Node) -> &'a [(Key, Node)] {
+        node.entries().unwrap_or_else(|| {
+            self.wrong(path, node, "a map");
+            &[]
+        })
+    }
+
+    fn text(&mut self, path: &str, node: &Node) -> Option<String> {
+        let text = node.text().map(str::to_owned);
+        if text.is_none() {
+            self.wrong(path, node, "a text");
+        }
+        text
+    }
+
+    fn span(&mut self, path: &str, node: &Node) -> Option<Span> {
+        let parsed = match &node.value {
+            Value::Number(number) => Span::from_seconds(number.as_f64().unwrap_or(-1.0)),
+            Value::Text(text) => Span::parse(text),
+            _ => Err(format!("must be a duration (90 or \"1h 30m\"), not {}", node.kind())),
+        };
+        parsed
+            .map_err(|message| self.faults.push(Fault::new(node.at, format!("{path}: {message}"))))
+            .ok()
+    }
+
+    fn wrong(&mut self, path: &str, node: &Node, wanted: &str) {
+        self.faults.push(Fault::new(
+            node.at,
+            format!("{path}: must be {wanted}, not {}", node.kind()),
+        ));
+    }
+
+    fn unknown(&mut self, prefix: &str, key: &Key, name: &str, known: &[&str]) {
+        let near = nearest(name, known.iter().copied())
+            .map(|n| format!("did you mean `{n}`? "))
+            .unwrap_or_default();
+        self.fail(
+            key,
+            format!(
+                "{prefix}{name}: there is no such setting; {near}known are {}",
+                known.join(", ")
+            ),
+        );
+    }
+
+    fn fail(&mut self, key: &Key, message: String) {
+        self.faults.push(Fault::new(key.at, message));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(texts: &[&str]) -> Result<Config, Vec<String>> {
+        let mut config = Config::default();
+        for text in texts {
+            config
+                .merge(text)
+                .map_err(|faults| faults.iter().map(|f| f.describe("c.yaml")).collect::<Vec<_>>())?;
+        }
+        Ok(config)
+    }
+
+    #[track_caller]
+    fn check(text: &str, expected: &str) {
+        let faults = read(&[text]).unwrap_err();
+        assert!(
+            faults.iter().any(|fault| fault.starts_with(expected)),
+            "{faults:#?} should hold {expected}"
+        );
+    }
+
+    #[test]
+    fn later_files_win_and_handlers_gather() {
+        let config = read(&[
+            "server: { listen: \"127.0.0.1:1\", allowed_hosts: [a.example] }\nretention: { completed: 1h }\nhandlers:\n  a: { command: { program: ls } }\n",
+            "server: { listen: \"127.0.0.1:2\" }\nlogging: { level: debug }\nstore: { url: \"sqlite:x.db\" }\nhandlers:\n  allow_inline: false\n  b: { http: { url: \"http://x/\" } }\n",
+            "",
+        ])
+        .unwrap();
+        assert_eq!(config.listen.as_deref(), Some("127.0.0.1:2"));
+        assert_eq!(config.allowed_hosts, ["a.example"]);
+        assert_eq!(
+            (config.level.as_deref(), config.store.as_deref()),
+            (Some("debug"), Some("sqlite:x.db"))
+        );
+        assert_eq!(config.allow_inline, Some(false));
+        assert_eq!(
+            config
+                .handlers
+                .iter()
+                .map(|(name, _)| name.as_str())
+                .collect::<Vec<_>>(),
+            ["a", "b"]
+        );
+        assert_eq!(config.retention().completed.as_secs(), 3600);
+    }
+
+    #[test]
+    fn wrong_settings_are_named_with_their_place() {
+        check(
+            "server: { lisen: x }\n",
+            "c.yaml:1:11: server.lisen: there is no such setting; did you mean `listen`?",
+        );
+        check(
+            "servre: {}\n",
+            "c.yaml:1:1: servre: there is no such setting; did you mean `server`?",
+        );
+        check("auth: {}\n", "c.yaml:1:1: auth: not available in this version");
+        check(
+            "retention: { failed: soon }\n",
+            "c.yaml:1:22: retention.failed: `soon` is not a duration",
+        );
+        check("server: 5\n", "c.yaml:1:9: server: must be a map, not a number");
+        check(
+            "handlers: { allow_inline: maybe }\n",
+            "c.yaml:1:27: handlers.allow_inline: must be true or false",
+        );
+        check("handlers:\n  a: { run: x }\n", "c.yaml:2:8: handlers.a.run: ");
+        check("store: { url: a }\nstore: { url: b }\n", "c.yaml:2:1: ");
+    }
+}

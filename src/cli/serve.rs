@@ -1,0 +1,186 @@
+//! `pensum serve`: a node.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use pensum_core::{Store, StoreError};
+use pensum_engine::{Engine, SLOTS_DEFAULT};
+use pensum_server::{AppState, ServerOptions};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use super::client::{DB_DEFAULT, open_store};
+use super::config::Config;
+use super::exit::{Exit, Failure};
+use super::signals::Signals;
+use super::{Global, init_logging, output};
+
+/// Where a node listens when it is not told.
+const LISTEN_DEFAULT: &str = "127.0.0.1:7400";
+/// How long closing the store may take before the process ends all the same.
+const CLOSE_TIME_MAX: Duration = Duration::from_secs(10);
+
+#[derive(clap::Args, Debug)]
+pub(crate) struct Args {
+    /// A configuration file; may be repeated, later files win.
+    #[arg(long, value_name = "FILE")]
+    config: Vec<PathBuf>,
+    /// Where to listen: an address of this machine alone. Port 0 takes any free port. [default: 127.0.0.1:7400]
+    #[arg(long, env = "PENSUM_LISTEN", value_name = "ADDRESS:PORT")]
+    listen: Option<String>,
+    /// How many tasks run at once.
+    #[arg(long, env = "PENSUM_SLOTS", default_value_t = SLOTS_DEFAULT)]
+    slots: usize,
+    /// How long running tasks may go on after SIGTERM or SIGINT, in seconds, before they are given back.
+    #[arg(long, env = "PENSUM_GRACE", value_name = "SECONDS", default_value_t = 30)]
+    grace: u64,
+    /// Whether tasks may name the handlers `command` and `http` themselves. [default: true]
+    #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
+    allow_inline: Option<bool>,
+}
+
+pub(crate) async fn serve(global: &Global, args: Args) -> anyhow::Result<Exit> {
+    let config = Config::load(&args.config)?;
+    init_logging(config.level.as_deref().unwrap_or("info"))?;
+    let mut signals = Signals::new().context("cannot listen for signals")?;
+
+    let listen = args
+        .listen
+        .clone()
+        .or_else(|| config.listen.clone())
+        .unwrap_or_else(|| LISTEN_DEFAULT.to_owned());
+    let listener = bind(&listen).await?;
+    let address = listener.local_addr().context("the listener has no address")?;
+    let url = global
+        .store()
+        .or_else(|| config.store.clone())
+        .unwrap_or_else(|| DB_DEFAULT.to_owned());
+    let store = match open_store(&url, &format!("http://{address}")).await {
+        Ok(store) => store,
+        Err(StoreError::Locked { path, owner }) => {
+            let message =
+                format!("{path} is in use by {owner}; stop that first, or give this node another store with --db");
+            return Err(Failure::new(Exit::Conflict, message).into());
+        }
+        Err(error) => return Err(Failure::from(error).into()),
+    };
+    let engine = build(&store, &args, config.retention(), config.handlers);
+    let options = ServerOptions {
+        // Only users of this machine can reach a node of this version.
+        allow_inline: args.allow_inline.or(config.allow_inline).unwrap_or(true),
+        allowed_hosts: config.allowed_hosts,
+        listen: Some(address),
+        ..ServerOptions::new(engine.now())
+    };
+    engine.start();
+    tracing::info!(%address, store = url, slots = args.slots, handlers = engine.handlers().len(), "the node runs");
+
+    let stop = CancellationToken::new();
+    let state = AppState {
+        engine: engine.clone(),
+        options,
+    };
+    let server = tokio::spawn(pensum_server::serve(listener, state, stop.clone().cancelled_owned()));
+    // A reader that went away needs no news; the node runs on.
+    let _ = output::println(&format!("listening on http://{address}"));
+
+    let first = signals.next().await;
+    tracing::info!(
+        grace_seconds = args.grace,
+        "stopping: no new work; a second signal ends at once"
+    );
+    stop.cancel();
+    let ended = async {
+        let report = engine.shutdown(Duration::from_secs(args.grace)).await;
+        let _ = server.await;
+        close(&store).await;
+        report
+    };
+    tokio::select! {
+        report = ended => {
+            tracing::info!(ended = report.ended, given_back = report.given_back, unsaved = report.unsaved, "stopped");
+            Ok(Exit::Ok)
+        }
+        second = signals.next() => {
+            tracing::warn!("ending at once; what ran here runs again later");
+            engine.abort().await;
+            Ok(if second == Exit::Terminated { second } else { first })
+        }
+    }
+}
+
+fn build(
+    store: &Arc<dyn Store>,
+    args: &Args,
+    retention: pensum_core::store::Retention,
+    handlers: Vec<(String, super::bound::BoundHandler)>,
+) -> Engine {
+    let mut builder = Engine::builder(Arc::clone(store))
+        .builtin_handlers()
+        .slots(args.slots)
+        .retention(retention);
+    for (name, handler) in handlers {
+        builder = builder.handler(name, handler);
+    }
+    builder.build()
+}
+
+async fn bind(listen: &str) -> anyhow::Result<TcpListener> {
+    let Some(address) = tokio::net::lookup_host(listen)
+        .await
+        .ok()
+        .and_then(|mut found| found.next())
+    else {
+        let message = format!("--listen {listen}: is not an address with a port, such as {LISTEN_DEFAULT}");
+        return Err(Failure::usage(message).into());
+    };
+    check_loopback(address)?;
+    TcpListener::bind(address).await.map_err(|error| {
+        let message = match error.kind() {
+            std::io::ErrorKind::AddrInUse => {
+                format!("{address} is in use by another program; give --listen another port, or 0 for any")
+            }
+            _ => format!("cannot listen on {address}: {error}"),
+        };
+        Failure::new(Exit::Conflict, message).into()
+    })
+}
+
+fn check_loopback(address: SocketAddr) -> Result<(), Failure> {
+    if address.ip().is_loopback() {
+        return Ok(());
+    }
+    let message = format!(
+        "refusing to listen on {address}: this version has no authentication, so other machines must not reach it\n\
+         Listen on 127.0.0.1, and reach it from elsewhere through an SSH tunnel or a proxy that authenticates"
+    );
+    Err(Failure::usage(message))
+}
+
+async fn close(store: &Arc<dyn Store>) {
+    match tokio::time::timeout(CLOSE_TIME_MAX, store.close()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::error!(%error, "the store did not close cleanly"),
+        Err(_) => tracing::error!("the store did not close in time"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_loopback_addresses_are_served() {
+        assert!(check_loopback("127.0.0.1:1".parse().unwrap()).is_ok());
+        assert!(check_loopback("[::1]:1".parse().unwrap()).is_ok());
+        assert!(
+            check_loopback("0.0.0.0:1".parse().unwrap())
+                .unwrap_err()
+                .message
+                .contains("no authentication")
+        );
+    }
+}
