@@ -21,8 +21,7 @@ pub(crate) struct BatchCreated {
 }
 
 /// Creates up to 10,000 tasks, all or none. `depends_on` may name another item by its `ref`.
-#[utoipa::path(post, path = "/api/v1/tasks/batch", tag = "tasks", request_body = BatchInput,
-    params(("Idempotency-Key" = Option<String>, Header, description = "Makes a repeat answer as the first request did, for 24 hours")),
+#[utoipa::path(post, path = "/api/v1/tasks/batch", operation_id = "create_tasks", tag = "tasks", request_body = BatchInput,
     responses(
         (status = 201, description = "Created", body = BatchCreated),
         (status = 200, description = "All were there already: kept by their unique keys, or created by an earlier request with the same Idempotency-Key (then with `Idempotency-Replayed: true`)", body = BatchCreated),

@@ -27,8 +27,7 @@ pub(crate) struct BulkStarted {
 ///
 /// 202 with the id of the task that does the work: read that task for its progress. A filter without any field is
 /// refused unless `all` is true.
-#[utoipa::path(post, path = "/api/v1/tasks/bulk", tag = "commands", request_body = BulkRequest,
-    params(("Idempotency-Key" = Option<String>, Header, description = "Makes a repeat answer as the first request did, for 24 hours")),
+#[utoipa::path(post, path = "/api/v1/tasks/bulk", operation_id = "start_bulk", tag = "commands", request_body = BulkRequest,
     responses(
         (status = 202, description = "Begun", body = BulkStarted, headers(("Location" = String))),
         (status = 200, description = "A dry run: nothing was done", body = BulkStarted),

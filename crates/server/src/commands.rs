@@ -47,7 +47,7 @@ pub(crate) struct SignalInput {
 }
 
 /// Runs a waiting task now instead of at its time.
-#[utoipa::path(post, path = "/api/v1/tasks/{id}/execute", tag = "commands", request_body = Option<Nothing>,
+#[utoipa::path(post, path = "/api/v1/tasks/{id}/execute", operation_id = "execute_task", tag = "commands", request_body = Option<Nothing>,
     params(("id" = String, Path, description = "The task's id, a UUID")),
     responses(
         (status = 200, description = "The task afterwards", body = TaskView),
@@ -60,7 +60,7 @@ pub(crate) async fn execute(state: State<App>, path: TaskPath, submission: Submi
 }
 
 /// Cancels a task: at once while it waits; a running one is asked to stop, and killed after the grace time.
-#[utoipa::path(post, path = "/api/v1/tasks/{id}/cancel", tag = "commands", request_body = Option<CancelInput>,
+#[utoipa::path(post, path = "/api/v1/tasks/{id}/cancel", operation_id = "cancel_task", tag = "commands", request_body = Option<CancelInput>,
     params(("id" = String, Path, description = "The task's id, a UUID")),
     responses(
         (status = 200, description = "Cancelled", body = TaskView),
@@ -77,7 +77,7 @@ pub(crate) async fn cancel(state: State<App>, path: TaskPath, submission: Submis
 }
 
 /// Holds a task back; a running one is asked to pause, where its handler can.
-#[utoipa::path(post, path = "/api/v1/tasks/{id}/pause", tag = "commands", request_body = Option<Nothing>,
+#[utoipa::path(post, path = "/api/v1/tasks/{id}/pause", operation_id = "pause_task", tag = "commands", request_body = Option<Nothing>,
     params(("id" = String, Path, description = "The task's id, a UUID")),
     responses(
         (status = 200, description = "Paused", body = TaskView),
@@ -91,7 +91,7 @@ pub(crate) async fn pause(state: State<App>, path: TaskPath, submission: Submiss
 }
 
 /// Lets a paused task go on.
-#[utoipa::path(post, path = "/api/v1/tasks/{id}/resume", tag = "commands", request_body = Option<Nothing>,
+#[utoipa::path(post, path = "/api/v1/tasks/{id}/resume", operation_id = "resume_task", tag = "commands", request_body = Option<Nothing>,
     params(("id" = String, Path, description = "The task's id, a UUID")),
     responses(
         (status = 200, description = "The task afterwards", body = TaskView),
@@ -104,7 +104,7 @@ pub(crate) async fn resume(state: State<App>, path: TaskPath, submission: Submis
 }
 
 /// Runs a task again after it ended, or now instead of after its delay.
-#[utoipa::path(post, path = "/api/v1/tasks/{id}/retry", tag = "commands", request_body = Option<Nothing>,
+#[utoipa::path(post, path = "/api/v1/tasks/{id}/retry", operation_id = "retry_task", tag = "commands", request_body = Option<Nothing>,
     params(("id" = String, Path, description = "The task's id, a UUID")),
     responses(
         (status = 200, description = "The task afterwards", body = TaskView),
@@ -117,7 +117,7 @@ pub(crate) async fn retry(state: State<App>, path: TaskPath, submission: Submiss
 }
 
 /// Puts a signal into a task's inbox, and wakes it if it waits for that name.
-#[utoipa::path(post, path = "/api/v1/tasks/{id}/signal", tag = "commands", request_body = SignalInput,
+#[utoipa::path(post, path = "/api/v1/tasks/{id}/signal", operation_id = "signal_task", tag = "commands", request_body = SignalInput,
     params(("id" = String, Path, description = "The task's id, a UUID")),
     responses(
         (status = 200, description = "The task afterwards", body = TaskView),

@@ -56,7 +56,7 @@ impl From<TaskEvent> for EventView {
 }
 
 /// Lists the attempts of a task, first to last, the present one included.
-#[utoipa::path(get, path = "/api/v1/tasks/{id}/executions", tag = "executions",
+#[utoipa::path(get, path = "/api/v1/tasks/{id}/executions", operation_id = "list_executions_of_task", tag = "executions",
     params(("id" = String, Path, description = "The task's id, a UUID"),
         ("limit" = Option<usize>, Query, description = "How many items, 1 to 200; 50 by default"),
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before")),
@@ -76,7 +76,7 @@ pub(crate) async fn of_task(
 }
 
 /// Lists what happened to a task, oldest first.
-#[utoipa::path(get, path = "/api/v1/tasks/{id}/events", tag = "tasks",
+#[utoipa::path(get, path = "/api/v1/tasks/{id}/events", operation_id = "list_events", tag = "tasks",
     params(("id" = String, Path, description = "The task's id, a UUID"),
         ("limit" = Option<usize>, Query, description = "How many items, 1 to 200; 50 by default"),
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before")),
@@ -96,7 +96,7 @@ pub(crate) async fn events(
 }
 
 /// Lists the ended attempts of all tasks, those of the newest tasks first; with `task_id` the attempts of that task.
-#[utoipa::path(get, path = "/api/v1/executions", tag = "executions",
+#[utoipa::path(get, path = "/api/v1/executions", operation_id = "list_executions", tag = "executions",
     params(("task_id" = Option<String>, Query, description = "Only the attempts of this task, running ones included"),
         ("limit" = Option<usize>, Query, description = "How many items, 1 to 200; 50 by default"),
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before")),
@@ -127,7 +127,7 @@ pub(crate) async fn list(State(app): State<App>, mut params: Params) -> Result<R
 }
 
 /// Reads one attempt.
-#[utoipa::path(get, path = "/api/v1/executions/{id}", tag = "executions",
+#[utoipa::path(get, path = "/api/v1/executions/{id}", operation_id = "get_execution", tag = "executions",
     params(("id" = String, Path, description = "The execution's id: the task's id, a dot and the attempt's number")),
     responses(
         (status = 200, description = "The attempt", body = ExecutionView),

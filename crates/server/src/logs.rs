@@ -57,7 +57,7 @@ impl From<LogEntry> for LogView {
 ///
 /// With `follow=true` the answer is a stream that ends when the task has ended: server-sent events (`log`, then `end`
 /// with the task's state) where the Accept header names `text/event-stream`, else one JSON object a line.
-#[utoipa::path(get, path = "/api/v1/tasks/{id}/logs", tag = "tasks",
+#[utoipa::path(get, path = "/api/v1/tasks/{id}/logs", operation_id = "read_logs", tag = "tasks",
     params(("id" = String, Path, description = "The task's id, a UUID"),
         ("after" = Option<u64>, Query, description = "Only lines after this `seq`"),
         ("attempt" = Option<u32>, Query, description = "Only lines of this attempt"),

@@ -4,6 +4,9 @@ use axum::extract::State;
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use utoipa::OpenApi;
+use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
+use utoipa::openapi::schema::{ObjectBuilder, Type};
+use utoipa::openapi::{ContentBuilder, Ref, ResponseBuilder};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -33,6 +36,50 @@ struct Description;
 
 /// The routes with their descriptions.
 pub(crate) fn routes() -> OpenApiRouter<App> {
+    let mut routes = list();
+    let paths = &mut routes.get_openapi_mut().paths.paths;
+    for item in paths.values_mut() {
+        let each = [&mut item.get, &mut item.patch, &mut item.delete, &mut item.post];
+        for operation in each.into_iter().flatten() {
+            let other = ("default".to_owned(), any_other_problem().into());
+            operation.responses.responses.extend([other]);
+        }
+        if let Some(post) = &mut item.post {
+            post.parameters.get_or_insert_default().push(idempotency_key().into());
+        }
+    }
+    routes
+}
+
+/// What every operation may answer beside its own statuses.
+fn any_other_problem() -> utoipa::openapi::Response {
+    let schema = Ref::from_schema_name("ProblemDetails");
+    ResponseBuilder::new()
+        .description(
+            "Any other problem: 400 unreadable request, 403 request of another site, 413 body too large, 415 body that \
+             is not JSON, 421 unknown host, 500 defect, 503 store unavailable",
+        )
+        .content(
+            "application/problem+json",
+            ContentBuilder::new().schema(Some(schema)).build(),
+        )
+        .build()
+}
+
+/// What every POST takes.
+fn idempotency_key() -> Parameter {
+    ParameterBuilder::new()
+        .name("Idempotency-Key")
+        .parameter_in(ParameterIn::Header)
+        .description(Some(
+            "1 to 255 printable ASCII characters. A repeat of the same request with the same key answers as the first \
+             did and changes nothing more, for 24 hours; another request with the same key is refused with 409",
+        ))
+        .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
+        .build()
+}
+
+fn list() -> OpenApiRouter<App> {
     OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(tasks::create, tasks::list))
         .routes(routes!(batch::create))
@@ -65,7 +112,7 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
 }
 
 /// This description.
-#[utoipa::path(get, path = "/openapi.json", tag = "system",
+#[utoipa::path(get, path = "/openapi.json", operation_id = "get_openapi", tag = "system",
     responses((status = 200, description = "The OpenAPI 3.1 description of this API", body = Object)))]
 async fn document(State(app): State<App>) -> Response {
     (

@@ -19,7 +19,7 @@ use crate::problem::{Kind, Problem, ProblemDetails};
 const READY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Tells how the system is: counts, agents, health.
-#[utoipa::path(get, path = "/api/v1/system/status", tag = "system",
+#[utoipa::path(get, path = "/api/v1/system/status", operation_id = "get_status", tag = "system",
     responses((status = 200, description = "The status", body = SystemStatus)))]
 pub(crate) async fn status(State(app): State<App>, _: Caller) -> Result<Response, Problem> {
     Ok(json(StatusCode::OK, &app.engine.status().await?))
@@ -73,7 +73,7 @@ pub(crate) struct AllQueueStats {
 }
 
 /// Counts tasks by status, per queue and in all.
-#[utoipa::path(get, path = "/api/v1/queues/stats", tag = "queues",
+#[utoipa::path(get, path = "/api/v1/queues/stats", operation_id = "get_queue_stats", tag = "queues",
     responses((status = 200, description = "The counts", body = AllQueueStats)))]
 pub(crate) async fn queues(State(app): State<App>, Caller(call): Caller) -> Result<Response, Problem> {
     let counts = app.engine.store().counts(NAMESPACE, call.now).await?;
@@ -99,14 +99,14 @@ pub(crate) struct Health {
 }
 
 /// Tells that the process lives; asks nothing of the store.
-#[utoipa::path(get, path = "/healthz", tag = "system",
+#[utoipa::path(get, path = "/healthz", operation_id = "get_health", tag = "system",
     responses((status = 200, description = "It lives", body = Health)))]
 pub(crate) async fn healthz(State(app): State<App>) -> Response {
     json(StatusCode::OK, &health(&app))
 }
 
 /// Tells whether the server takes work: its store answers, and it is not shutting down.
-#[utoipa::path(get, path = "/readyz", tag = "system",
+#[utoipa::path(get, path = "/readyz", operation_id = "get_readiness", tag = "system",
     responses(
         (status = 200, description = "It takes work", body = Health),
         (status = 503, description = "It does not, and why", body = ProblemDetails, content_type = "application/problem+json"),

@@ -31,8 +31,7 @@ const RELATIVES_MAX: usize = 1_000;
 /// Creates a task.
 ///
 /// 201 with the new task; 200 with the existing one when its `unique` key, or the `Idempotency-Key`, led to that.
-#[utoipa::path(post, path = "/api/v1/tasks", tag = "tasks", request_body = TaskInput,
-    params(("Idempotency-Key" = Option<String>, Header, description = "Makes a repeat answer as the first request did, for 24 hours")),
+#[utoipa::path(post, path = "/api/v1/tasks", operation_id = "create_task", tag = "tasks", request_body = TaskInput,
     responses(
         (status = 201, description = "Created", body = TaskView, headers(("Location" = String))),
         (status = 200, description = "There already: kept by its unique key, or created by an earlier request with the same Idempotency-Key (then with `Idempotency-Replayed: true`)", body = TaskView),
@@ -119,7 +118,7 @@ fn inline_refused(path: impl Into<String>, handler: &str) -> Problem {
 }
 
 /// Lists tasks, newest first.
-#[utoipa::path(get, path = "/api/v1/tasks", tag = "tasks", params(TaskFilter,
+#[utoipa::path(get, path = "/api/v1/tasks", operation_id = "list_tasks", tag = "tasks", params(TaskFilter,
         ("limit" = Option<usize>, Query, description = "How many items, 1 to 200; 50 by default"),
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before")),
     responses(
@@ -133,7 +132,7 @@ pub(crate) async fn list(State(app): State<App>, mut params: Params) -> Result<R
 }
 
 /// Lists the failed tasks of the dead-letter queue, newest first.
-#[utoipa::path(get, path = "/api/v1/dead-letters", tag = "queues", params(TaskFilter,
+#[utoipa::path(get, path = "/api/v1/dead-letters", operation_id = "list_dead_letters", tag = "queues", params(TaskFilter,
         ("limit" = Option<usize>, Query, description = "How many items, 1 to 200; 50 by default"),
         ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before")),
     responses(
@@ -209,7 +208,7 @@ fn filter(params: &mut Params) -> Result<TaskFilter, Problem> {
 }
 
 /// Reads a task. The ETag is its version, for `If-Match`.
-#[utoipa::path(get, path = "/api/v1/tasks/{id}", tag = "tasks",
+#[utoipa::path(get, path = "/api/v1/tasks/{id}", operation_id = "get_task", tag = "tasks",
     params(("id" = String, Path, description = "The task's id, a UUID")),
     responses(
         (status = 200, description = "The task", body = TaskView, headers(("ETag" = String))),
@@ -221,7 +220,7 @@ pub(crate) async fn get(State(app): State<App>, TaskPath(id): TaskPath, _: Calle
 }
 
 /// Changes a task. What may change depends on where it is: after its end only what describes it.
-#[utoipa::path(patch, path = "/api/v1/tasks/{id}", tag = "tasks", request_body = Patch,
+#[utoipa::path(patch, path = "/api/v1/tasks/{id}", operation_id = "update_task", tag = "tasks", request_body = Patch,
     params(("id" = String, Path, description = "The task's id, a UUID"),
         ("If-Match" = Option<String>, Header, description = "The version that was read, in quotes: refused with 412 when it is another by now")),
     responses(
@@ -280,7 +279,7 @@ fn if_match(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
 }
 
 /// Deletes a task and everything about it. Refused while it runs, and while unfinished tasks depend on it.
-#[utoipa::path(delete, path = "/api/v1/tasks/{id}", tag = "tasks",
+#[utoipa::path(delete, path = "/api/v1/tasks/{id}", operation_id = "delete_task", tag = "tasks",
     params(("id" = String, Path, description = "The task's id, a UUID")),
     responses(
         (status = 204, description = "Gone"),
@@ -324,7 +323,7 @@ pub(crate) struct Dependencies {
 }
 
 /// Tells what a task waits for, and what waits for it.
-#[utoipa::path(get, path = "/api/v1/tasks/{id}/dependencies", tag = "tasks",
+#[utoipa::path(get, path = "/api/v1/tasks/{id}/dependencies", operation_id = "get_dependencies", tag = "tasks",
     params(("id" = String, Path, description = "The task's id, a UUID")),
     responses(
         (status = 200, description = "Both sides", body = Dependencies),
@@ -363,7 +362,7 @@ async fn relatives(app: &App, ids: &[TaskId], now: Time) -> Result<Vec<Relative>
 }
 
 /// Tells why a task is not running: every gate, since when, and when it is expected to open.
-#[utoipa::path(get, path = "/api/v1/tasks/{id}/explain", tag = "tasks",
+#[utoipa::path(get, path = "/api/v1/tasks/{id}/explain", operation_id = "explain_task", tag = "tasks",
     params(("id" = String, Path, description = "The task's id, a UUID")),
     responses(
         (status = 200, description = "The explanation", body = Explanation),

@@ -53,8 +53,16 @@ async fn every_reference_in_the_description_resolves_and_every_answer_has_a_shap
     ] {
         assert!(schemas.contains_key(name), "no schema {name} in {:?}", schemas.keys());
     }
+    let mut ids = BTreeSet::new();
     for (path, item) in document["paths"].as_object().unwrap() {
         for (method, operation) in item.as_object().unwrap() {
+            let id = operation["operationId"].as_str().unwrap();
+            assert!(ids.insert(id), "two operations are called {id}");
+            assert_eq!(
+                operation["parameters"].to_string().contains("Idempotency-Key"),
+                method == "post",
+                "{path}"
+            );
             assert!(operation["summary"].is_string(), "{method} {path} has no summary");
             for (status, answer) in operation["responses"].as_object().unwrap() {
                 let empty = status == "204";
