@@ -18,7 +18,7 @@ use crate::metrics::{HandlerMetrics, Metrics, NodeMetrics};
 use crate::node::Node;
 use crate::shutdown::{self, ShutdownReport};
 use crate::status::{self, SystemStatus};
-use crate::{EngineError, Handler, claim, completer, handlers, keeper, reaper, system_seams};
+use crate::{EngineError, Handler, claim, completer, handlers, keeper, process, reaper, system_seams};
 
 /// How many tasks a node runs at once when it is not told.
 pub const SLOTS_DEFAULT: usize = 64;
@@ -437,6 +437,10 @@ impl Engine {
             return;
         }
         let seams = self.seams();
+        if self.inner.handlers.contains_key("command") {
+            // A node that was killed left its commands running; their tasks run again.
+            seams.spawn("orphans", async { drop(tokio::task::spawn_blocking(process::kill_orphans).await) });
+        }
         seams.spawn("completer", completer::run(self.clone()));
         seams.spawn("keeper", keeper::run(self.clone()));
         seams.spawn("reaper", reaper::run(self.clone()));

@@ -22,7 +22,9 @@ use crate::{Engine, kinds};
 
 /// How many runs a worker ends before it frees their slots and sends their finishes together.
 const BURST_MAX: usize = 32;
-/// How long a worker holds them back at most.
+/// How many waiting runs are worth another worker.
+const RUNS_PER_WORKER: usize = 8;
+/// How long a worker holds finishes and slots back at most.
 const BURST_TIME_MAX: Duration = Duration::from_micros(200);
 /// A share of the lease at whose end nothing starts any more: time for the run's first writes.
 const LEASE_MARGIN_DIVISOR: u32 = 10;
@@ -38,7 +40,7 @@ pub(crate) fn dispatch(engine: &Engine, runs: Vec<Arc<Run>>) {
     {
         let mut ready = engine.live().ready.lock();
         ready.queue.extend(runs);
-        while ready.workers < most.min(ready.queue.len().div_ceil(BURST_MAX)) {
+        while ready.workers < most.min(ready.queue.len().div_ceil(RUNS_PER_WORKER)) {
             ready.workers += 1;
             more += 1;
         }

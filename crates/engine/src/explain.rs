@@ -54,6 +54,8 @@ pub enum GateKind {
     Key,
     /// No handler or capability for it on this node.
     Capability,
+    /// This node takes nothing from its queue.
+    Queue,
     /// Every slot of this node is taken.
     Slots,
     /// It runs alone, or waits for something that does.
@@ -221,6 +223,10 @@ async fn queued(
         ));
     }
     capability(engine, record, gates);
+    let queue = &record.spec.queue;
+    if engine.queues().is_some_and(|queues| !queues.contains(queue)) {
+        gates.push(gate(GateKind::Queue, format!("this node takes nothing from the queue `{queue}`; another has to")));
+    }
     if lifecycle.suspect {
         let message = "a node died soon after it started; it runs alone next time, once this node runs nothing else";
         gates.push(gate(GateKind::Alone, message));

@@ -80,6 +80,26 @@ pub(crate) async fn run(engine: Engine) {
     }
 }
 
+/// What the clocks of a run ask for.
+enum Due {
+    Stop(StopReason),
+    Kill,
+}
+
+fn due_action(run: &Run, now: Time) -> Option<Due> {
+    if run.is_concluded() {
+        return None;
+    }
+    let stopping = run.stop_reason();
+    if stopping.is_some() && run.kill_at().is_some_and(|at| at <= now) {
+        return (!run.is_killed()).then_some(Due::Kill);
+    }
+    if run.lease_until() <= now && stopping != Some(StopReason::LeaseLost) {
+        return Some(Due::Stop(StopReason::LeaseLost));
+    }
+    if stopping.is_some() { None } else { run.overdue(now).map(Due::Stop) }
+}
+
 struct Keeper {
     engine: Engine,
     /// When all leases were last sent for renewal.
@@ -98,29 +118,23 @@ impl Keeper {
         let engine = &self.engine;
         let now = engine.now();
         let grace = engine.grace();
-        let mut to_kill = Vec::new();
+        let mut due = Vec::new();
         engine.live().for_each_run(|run| {
-            if run.is_concluded() {
-                return;
-            }
-            match run.stop_reason() {
-                None => {
-                    if let Some(reason) = run.overdue(now) {
-                        run.stop(reason, now, grace);
-                    }
-                }
-                Some(_) if run.kill_at().is_some_and(|at| at <= now) && !run.is_killed() => {
-                    to_kill.push(Arc::clone(run))
-                }
-                Some(_) => {}
-            }
-            if run.lease_until() <= now && run.stop_reason() != Some(StopReason::LeaseLost) {
-                tracing::warn!(task = %run.id(), "the lease could not be renewed in time; stopping the task here");
-                run.stop(StopReason::LeaseLost, now, grace);
+            if let Some(action) = due_action(run, now) {
+                due.push((Arc::clone(run), action));
             }
         });
-        for run in to_kill {
-            run.kill();
+        // Not under the table's lock: this wakes handlers.
+        for (run, action) in due {
+            match action {
+                Due::Kill => run.kill(),
+                Due::Stop(reason) => {
+                    if reason == StopReason::LeaseLost {
+                        tracing::warn!(task = %run.id(), "the lease could not be renewed in time; stopping the task here");
+                    }
+                    run.stop(reason, now, grace);
+                }
+            }
         }
         let taken = engine.live().taken.load(Ordering::Relaxed);
         if taken == self.taken {

@@ -161,15 +161,20 @@ impl Node {
 
     /// Tells a run of this node what was asked for.
     pub(crate) fn interrupt(&self, task: TaskId, interrupt: Interrupt, now: Time, grace: Duration) {
+        let mut asked: smallvec::SmallVec<[Arc<Run>; 1]> = smallvec::SmallVec::new();
         self.for_each_run(|run| {
             if run.id() == task && !run.is_concluded() {
-                match interrupt {
-                    Interrupt::Cancel => run.stop(StopReason::Cancel, now, grace),
-                    Interrupt::Pause => run.request_pause(true, now),
-                    Interrupt::Resume => run.request_pause(false, now),
-                }
+                asked.push(Arc::clone(run));
             }
         });
+        // Not under the table's lock: this wakes handlers.
+        for run in asked {
+            match interrupt {
+                Interrupt::Cancel => run.stop(StopReason::Cancel, now, grace),
+                Interrupt::Pause => run.request_pause(true, now),
+                Interrupt::Resume => run.request_pause(false, now),
+            }
+        }
     }
 }
 

@@ -17,6 +17,8 @@ use crate::{Context, Handler, kinds};
 const PROGRESS_PREFIX: &str = "pensum:progress ";
 /// What a command leaves of the grace for the killing of what outlives its `SIGTERM`.
 const KILL_TIME: Duration = Duration::from_secs(1);
+/// How long after a pause could not be noted it is tried again.
+const PAUSE_AGAIN: Duration = Duration::from_secs(1);
 
 /// `command {program, args, env, cwd, stdin, limits}`: exit code 0 is done, and standard output is the result: as JSON
 /// where it is JSON, else as `{"stdout": …, "exit_code": 0}`. Any other end is a failure that is tried again.
@@ -64,16 +66,20 @@ pub(crate) async fn run_command(ctx: &Context, spec: &CommandSpec) -> Outcome {
     };
     let handle = process.handle();
     let mut end = std::pin::pin!(process.wait());
-    let exit = tokio::select! {
-        exit = &mut end => exit,
-        () = follow_pauses(ctx, &handle) => return Outcome::Cancelled,
-        () = ctx.cancellation().cancelled() => {
-            let (_, exit) = tokio::join!(handle.stop(stop_grace(ctx)), end);
-            exit
-        }
+    let ended = tokio::select! {
+        biased;
+        exit = &mut end => Some(exit),
+        () = follow_pauses(ctx, &handle) => None,
+        () = ctx.cancellation().cancelled() => None,
     };
+    if let Some(exit) = ended {
+        ctx.usage(usage(&exit));
+        return outcome(&exit);
+    }
+    // Many programs exit with code 0 when they are told to stop, so what they say now is no success.
+    let (_, exit) = tokio::join!(handle.stop(stop_grace(ctx)), end);
     ctx.usage(usage(&exit));
-    outcome(&exit)
+    Outcome::Cancelled
 }
 
 async fn environment(ctx: &Context) -> Result<Vec<(String, String)>, ErrorInfo> {
@@ -121,18 +127,25 @@ fn progress(line: &str) -> Option<(f64, Option<String>)> {
     Some((percent, (!message.is_empty()).then(|| message.to_owned())))
 }
 
-/// Stops and continues the process tree as the task is paused and resumed. Never returns by itself.
+/// Stops and continues the process tree as the task is paused and resumed. Returns when the lease is lost.
 async fn follow_pauses(ctx: &Context, handle: &ProcessHandle) {
     loop {
-        if ctx.pause_changed().await {
-            handle.pause().await;
-            if let Err(error) = ctx.paused().await {
-                tracing::warn!(task = %ctx.id(), kind = %error.kind, message = %error.message, "a pause could not be noted");
-                handle.resume().await;
-            } else if !ctx.pause_requested() {
-                handle.resume().await;
+        if !ctx.pause_changed().await {
+            handle.resume().await;
+            continue;
+        }
+        handle.pause().await;
+        while ctx.pause_requested() {
+            match ctx.paused().await {
+                Ok(()) => break,
+                Err(error) if error.kind == kinds::STORE_UNAVAILABLE => {
+                    let again = ctx.now().plus(PAUSE_AGAIN);
+                    ctx.engine().seams().clock.sleep_until(again).await;
+                }
+                Err(_) => return,
             }
-        } else {
+        }
+        if !ctx.pause_requested() {
             handle.resume().await;
         }
     }

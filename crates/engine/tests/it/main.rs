@@ -1,4 +1,5 @@
 //! The integration tests of the engine, in one binary.
+#![expect(clippy::unwrap_used, reason = "a test that panics has failed, which is what it should do")]
 
 mod control;
 mod durable;

@@ -14,7 +14,7 @@ use crate::support::{error, with};
 
 fn engine() -> Engine {
     let store: Arc<dyn Store> = Arc::new(ModelStore::new(3));
-    let engine = Engine::builder(store).builtin_handlers().grace(Duration::from_secs(5)).build();
+    let engine = Engine::builder(store).builtin_handlers().grace(Duration::from_secs(5)).lease(Duration::from_secs(1)).build();
     engine.start();
     engine
 }
@@ -100,7 +100,7 @@ async fn a_cancelled_command_gets_sigterm_and_leaves_nothing_behind() {
     }
     command(&engine, id, Command::Cancel { reason: None }).await;
     let record = end(&engine, id).await;
-    assert!(matches!(record.lifecycle.state, State::Cancelled | State::Completed), "{record:?}");
+    assert_eq!(record.lifecycle.state, State::Cancelled, "exit code 0 after SIGTERM is no success");
     assert!(log(&engine, id).await.contains(&"bye".to_owned()));
     let ps = std::process::Command::new("pgrep").args(["-f", "^sleep 77.1"]).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&ps.stdout), "");
