@@ -1,5 +1,6 @@
 //! The command line.
 
+mod bench;
 mod bound;
 mod client;
 mod config;
@@ -115,6 +116,8 @@ enum Command {
     /// Look after a store.
     #[command(subcommand)]
     Db(db::Command),
+    /// Measure this program on this machine.
+    Bench(bench::Args),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -161,6 +164,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Status => status::status(&global).await,
         Command::Dlq(command) => dlq::dlq(&global, command).await,
         Command::Db(command) => db::db(&global, command).await,
+        Command::Bench(args) => bench::bench(&global, args).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "pensum", &mut script);

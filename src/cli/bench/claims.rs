@@ -29,7 +29,13 @@ pub(super) async fn pending(bench: &mut Bench) -> anyhow::Result<()> {
         world.enqueue_bulk(HANDLER, count).await?;
         world.close().await?;
     }
-    compare(bench, "pending", [&large, &small], [(many, "pending"), (few, "pending")]).await
+    compare(
+        bench,
+        "pending",
+        [&large, &small],
+        [(many, "pending"), (few, "pending")],
+    )
+    .await
 }
 
 /// Claims with many finished tasks, against claims with none.
@@ -47,7 +53,13 @@ pub(super) async fn finished(bench: &mut Bench) -> anyhow::Result<()> {
         world.enqueue_bulk(HANDLER, few).await?;
         world.store.close().await?;
     }
-    compare(bench, "finished", [&large, &small], [(ended, "finished"), (0, "finished")]).await
+    compare(
+        bench,
+        "finished",
+        [&large, &small],
+        [(ended, "finished"), (0, "finished")],
+    )
+    .await
 }
 
 /// Claims from two stores in turns, so that whatever else happens on the machine meets both.
@@ -79,9 +91,15 @@ async fn compare(
     let [large, small] = names.map(|(count, what)| format!("with {count} {what}"));
     let note = "claims of one task through the store, in turns with the baseline's; each is finished and replaced";
     for (share, values) in [("p50", p50), ("p99", p99)] {
-        let figure = Figure::new(mode, format!("claim {share} {large}"), "ms", &values[0], SAMPLES.min(bench.tasks))
-            .durability(&bench.durability)
-            .against(format!("claim {share} {small}"), median(&values[1]));
+        let figure = Figure::new(
+            mode,
+            format!("claim {share} {large}"),
+            "ms",
+            &values[0],
+            SAMPLES.min(bench.tasks),
+        )
+        .durability(&bench.durability)
+        .against(format!("claim {share} {small}"), median(&values[1]));
         bench.report.add(figure.machine(&meter).note(note))?;
     }
     Ok(())
@@ -107,9 +125,17 @@ async fn claim_one(store: &Arc<dyn Store>, number: u64, payload: usize) -> anyho
     let claimed = store.claim(request(1), seams.now()).await?;
     let took = start.elapsed();
     let claimed = claimed.first().context("nothing could be claimed")?;
-    for ended in store.finish(vec![Finish::new(claimed.lease, Outcome::Done(Json::null()))], seams.now()).await? {
+    for ended in store
+        .finish(
+            vec![Finish::new(claimed.lease, Outcome::Done(Json::null()))],
+            seams.now(),
+        )
+        .await?
+    {
         ended?;
     }
-    store.enqueue(&Call::new("bench", seams.now()), vec![task(HANDLER, number, payload)?]).await?;
+    store
+        .enqueue(&Call::new("bench", seams.now()), vec![task(HANDLER, number, payload)?])
+        .await?;
     Ok(took)
 }

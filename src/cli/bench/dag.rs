@@ -33,7 +33,9 @@ fn edges(count: u64) -> Vec<Vec<u64>> {
                 return Vec::new();
             }
             let fan_in = 1 + random.bits() % FAN_IN_MAX;
-            let mut on: Vec<u64> = (0..fan_in).map(|_| (layer - 1) * LAYER + random.bits() % LAYER).collect();
+            let mut on: Vec<u64> = (0..fan_in)
+                .map(|_| (layer - 1) * LAYER + random.bits() % LAYER)
+                .collect();
             on.sort_unstable();
             on.dedup();
             on
@@ -82,7 +84,11 @@ pub(super) async fn run(bench: &mut Bench) -> anyhow::Result<()> {
         world.until_empty().await?;
         rates.push(count as f64 / seconds_since(start));
         let counts = world.store.counts("default", world.engine.now()).await?;
-        ensure!(counts.total().completed == count, "{} of {count} tasks completed", counts.total().completed);
+        ensure!(
+            counts.total().completed == count,
+            "{} of {count} tasks completed",
+            counts.total().completed
+        );
         world.close().await?;
     }
     let note = format!("layers of {LAYER}, {links} dependencies, {} slots", bench.slots);

@@ -32,10 +32,18 @@ pub(super) async fn run(bench: &mut Bench) -> anyhow::Result<()> {
     }
     for (index, (name, _)) in SHARES.into_iter().enumerate() {
         let disk = format!("4 KiB append + fdatasync beside it, {name}");
-        let figure = Figure::new("latency", format!("enqueue to start, idle, {name}"), "ms", &starts_ms[index], samples)
-            .durability(&bench.durability)
-            .against(disk, median(&disk_ms[index]));
-        bench.report.add(figure.machine(&meter).note("one task at a time, in process"))?;
+        let figure = Figure::new(
+            "latency",
+            format!("enqueue to start, idle, {name}"),
+            "ms",
+            &starts_ms[index],
+            samples,
+        )
+        .durability(&bench.durability)
+        .against(disk, median(&disk_ms[index]));
+        bench
+            .report
+            .add(figure.machine(&meter).note("one task at a time, in process"))?;
     }
     Ok(())
 }
@@ -52,7 +60,9 @@ async fn one_run(bench: &Bench, samples: u64) -> anyhow::Result<(Spread, Spread)
         tokio::time::sleep(GAP).await;
         let called = tick();
         world.enqueue_one(number).await?;
-        let started = tokio::time::timeout(START_MAX, starts.recv()).await?.context("the node is gone")?;
+        let started = tokio::time::timeout(START_MAX, starts.recv())
+            .await?
+            .context("the node is gone")?;
         world.until_empty().await?;
         tokio::time::sleep(GAP).await;
         let synced = disk.append()?;

@@ -65,16 +65,26 @@ pub(super) fn run(bench: &mut Bench) -> anyhow::Result<Limits> {
         ("raw SQLite claim", rate(|s| s.claim)),
         ("raw SQLite delete", rate(|s| s.delete)),
         (CLAIM_DELETE_METRIC, claim_delete.clone()),
-        ("raw SQLite life cycle, 3 transactions", rate(|s| s.insert + s.claim + s.delete)),
+        (
+            "raw SQLite life cycle, 3 transactions",
+            rate(|s| s.insert + s.claim + s.delete),
+        ),
         (LIFE_CYCLE_METRIC, one.clone()),
     ];
-    let note = format!("one connection, batches of {BATCH}, 12 columns, 2 indexes, payload {} bytes", bench.payload);
+    let note = format!(
+        "one connection, batches of {BATCH}, 12 columns, 2 indexes, payload {} bytes",
+        bench.payload
+    );
     for (metric, runs) in figures {
         let figure = Figure::new(MODE, metric, "rows/s", &runs, n).durability("wal, synchronous=full");
         bench.report.add(figure.machine(&meter).note(note.as_str()))?;
     }
     disk(bench)?;
-    Ok(Limits { insert: median(&insert), claim_delete: median(&claim_delete), life_cycle: median(&one) })
+    Ok(Limits {
+        insert: median(&insert),
+        claim_delete: median(&claim_delete),
+        life_cycle: median(&one),
+    })
 }
 
 fn disk(bench: &mut Bench) -> anyhow::Result<()> {
@@ -98,7 +108,11 @@ fn disk(bench: &mut Bench) -> anyhow::Result<()> {
         ("4 KiB append + fdatasync p99", "ms", p99),
     ];
     for (metric, unit, runs) in figures {
-        bench.report.add(Figure::new(MODE, metric, unit, &runs, appends).durability("fdatasync").machine(&meter))?;
+        bench.report.add(
+            Figure::new(MODE, metric, unit, &runs, appends)
+                .durability("fdatasync")
+                .machine(&meter),
+        )?;
     }
     Ok(())
 }
@@ -154,7 +168,11 @@ fn delete(statement: &mut rusqlite::Statement<'_>, ids: &[[u8; 16]]) -> rusqlite
 fn three_transactions(scratch: &Scratch, n: u64, payload_bytes: usize) -> anyhow::Result<Steps> {
     let db = fresh(scratch)?;
     let (mut inserts, mut claims, mut deletes) = (db.prepare(INSERT)?, db.prepare(CLAIM)?, db.prepare(DELETE)?);
-    let mut steps = Steps { insert: 0.0, claim: 0.0, delete: 0.0 };
+    let mut steps = Steps {
+        insert: 0.0,
+        claim: 0.0,
+        delete: 0.0,
+    };
     let start = tick();
     for from in (0..n).step_by(BATCH as usize) {
         transaction(&db, || insert(&mut inserts, from, payload_bytes))?;

@@ -5,7 +5,10 @@ use std::process;
 use std::time::Instant;
 
 /// The present, for measuring.
-#[expect(clippy::disallowed_methods, reason = "a bench measures real time, which no test clock stands in for")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a bench measures real time, which no test clock stands in for"
+)]
 pub(super) fn tick() -> Instant {
     Instant::now()
 }
@@ -33,13 +36,20 @@ const TICKS_PER_SECOND: f64 = 100.0;
 impl Meter {
     /// Starts watching; `children` belong to the bench too.
     pub(super) fn start(children: &[u32]) -> Meter {
-        Meter { children: children.to_vec(), start: read(children), since: tick() }
+        Meter {
+            children: children.to_vec(),
+            start: read(children),
+            since: tick(),
+        }
     }
 
     /// Cores used by others since the start; `None` where `/proc` does not say.
     pub(super) fn others(&self) -> Option<f64> {
         let (start, end) = (self.start.as_ref()?, read(&self.children)?);
-        let others = end.machine.saturating_sub(start.machine).saturating_sub(end.own.saturating_sub(start.own));
+        let others = end
+            .machine
+            .saturating_sub(start.machine)
+            .saturating_sub(end.own.saturating_sub(start.own));
         Some(others as f64 / TICKS_PER_SECOND / seconds_since(self.since).max(0.01))
     }
 }
@@ -58,5 +68,11 @@ fn ticks_of(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The second field is a name in brackets that may hold spaces.
     let rest = &stat[stat.rfind(')')? + 1..];
-    Some(rest.split_whitespace().skip(11).take(2).filter_map(|f| f.parse::<u64>().ok()).sum())
+    Some(
+        rest.split_whitespace()
+            .skip(11)
+            .take(2)
+            .filter_map(|f| f.parse::<u64>().ok())
+            .sum(),
+    )
 }

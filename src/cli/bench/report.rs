@@ -51,7 +51,13 @@ pub(super) struct Baseline {
 
 impl Figure {
     /// A figure of some runs, at least one.
-    pub(super) fn new(mode: &'static str, metric: impl Into<String>, unit: &'static str, runs: &[f64], n: u64) -> Figure {
+    pub(super) fn new(
+        mode: &'static str,
+        metric: impl Into<String>,
+        unit: &'static str,
+        runs: &[f64],
+        n: u64,
+    ) -> Figure {
         let sorted = sorted(runs);
         Figure {
             mode,
@@ -77,7 +83,10 @@ impl Figure {
 
     pub(super) fn against(mut self, metric: impl Into<String>, median: f64) -> Figure {
         self.ratio = (median > 0.0).then(|| (self.median / median * 1000.0).round() / 1000.0);
-        self.baseline = Some(Baseline { metric: metric.into(), median: rounded(median) });
+        self.baseline = Some(Baseline {
+            metric: metric.into(),
+            median: rounded(median),
+        });
         self
     }
 
@@ -107,7 +116,9 @@ impl Report {
 
     /// All figures as a table.
     pub(super) fn table(&self) -> String {
-        let headers = vec!["mode", "metric", "median", "min", "max", "unit", "n", "baseline", "", "ratio"];
+        let headers = vec![
+            "mode", "metric", "median", "min", "max", "unit", "n", "baseline", "", "ratio",
+        ];
         let right = [false, false, true, true, true, false, true, false, true, true];
         let rows = self.figures.iter().map(|f| {
             let (what, value) = match &f.baseline {
@@ -118,7 +129,18 @@ impl Report {
             let values = [f.median, f.min, f.max].map(readable);
             let [median, min, max] = values;
             let (mode, unit) = (f.mode.to_owned(), f.unit.to_owned());
-            vec![mode, f.metric.clone(), median, min, max, unit, readable(f.n as f64), what, value, ratio]
+            vec![
+                mode,
+                f.metric.clone(),
+                median,
+                min,
+                max,
+                unit,
+                readable(f.n as f64),
+                what,
+                value,
+                ratio,
+            ]
         });
         output::aligned(headers, &right, rows.collect())
     }
@@ -176,7 +198,8 @@ impl Spread {
     }
 
     pub(super) fn add(&mut self, duration: Duration) {
-        self.0.saturating_record(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX));
+        self.0
+            .saturating_record(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX));
     }
 
     pub(super) fn merge(&mut self, other: &Spread) -> anyhow::Result<()> {
@@ -202,14 +225,23 @@ mod tests {
 
     #[test]
     fn numbers_keep_four_significant_digits() {
-        assert_eq!([0.123456, 12.34567, 1234.567, 0.0].map(rounded), [0.1235, 12.35, 1235.0, 0.0]);
-        assert_eq!([12.35, 1235.0, 1_234_567.0].map(readable), ["12.35", "1,235", "1,234,567"]);
+        assert_eq!(
+            [0.123456, 12.34567, 1234.567, 0.0].map(rounded),
+            [0.1235, 12.35, 1235.0, 0.0]
+        );
+        assert_eq!(
+            [12.35, 1235.0, 1_234_567.0].map(readable),
+            ["12.35", "1,235", "1,234,567"]
+        );
     }
 
     #[test]
     fn a_figure_is_one_json_line_with_its_ratio() {
         let figure = Figure::new("drain", "tasks", "tasks/s", &[100.0, 300.0, 200.0], 5).against("raw", 100.0);
         let line: serde_json::Value = serde_json::from_str(&serde_json::to_string(&figure).unwrap()).unwrap();
-        assert_eq!((line["median"].as_f64(), line["ratio"].as_f64()), (Some(200.0), Some(2.0)));
+        assert_eq!(
+            (line["median"].as_f64(), line["ratio"].as_f64()),
+            (Some(200.0), Some(2.0))
+        );
     }
 }

@@ -28,7 +28,8 @@ impl Scratch {
         let path = match url.strip_prefix("sqlite:") {
             Some(path) if !path.is_empty() && !path.starts_with(':') => PathBuf::from(path),
             _ => {
-                let message = format!("cannot bench `{url}`: name a new file on the disk to measure, such as sqlite:bench.db");
+                let message =
+                    format!("cannot bench `{url}`: name a new file on the disk to measure, such as sqlite:bench.db");
                 return Err(Failure::usage(message).into());
             }
         };
@@ -66,7 +67,9 @@ impl Scratch {
     /// Opens the store here, with what is in it.
     pub(super) async fn open(&self) -> anyhow::Result<Arc<dyn Store>> {
         let owner = format!("bench, process {}", std::process::id());
-        Ok(crate::cli::client::open_store(&self.url(), &owner).await.map_err(Failure::from)?)
+        Ok(crate::cli::client::open_store(&self.url(), &owner)
+            .await
+            .map_err(Failure::from)?)
     }
 
     /// Opens a new store here.
@@ -109,7 +112,11 @@ impl Disk {
     /// A new file beside the database.
     pub(super) fn beside(scratch: &Scratch) -> anyhow::Result<Disk> {
         let scratch = scratch.beside("disk")?;
-        let file = OpenOptions::new().create(true).write(true).truncate(true).open(scratch.path())?;
+        let file = OpenOptions::new()
+            .create(true)
+            .write(true)
+            .truncate(true)
+            .open(scratch.path())?;
         Ok(Disk { scratch, file })
     }
 

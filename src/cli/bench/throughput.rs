@@ -74,7 +74,10 @@ pub(super) async fn drain(bench: &mut Bench) -> anyhow::Result<()> {
     let figure = Figure::new("drain", "tasks", "tasks/s", &rates, bench.tasks)
         .durability(&bench.durability)
         .against(CLAIM_DELETE_METRIC, bench.limits()?.claim_delete);
-    let note = format!("{} slots, no-op handler, each task with a result and a terminal event", bench.slots);
+    let note = format!(
+        "{} slots, no-op handler, each task with a result and a terminal event",
+        bench.slots
+    );
     bench.report.add(figure.machine(&meter).note(note))
 }
 
@@ -99,7 +102,11 @@ pub(super) async fn end_to_end(bench: &mut Bench) -> anyhow::Result<()> {
         let figure = Figure::new("end-to-end", supply.name(), "tasks/s", &rates, bench.tasks)
             .durability(&bench.durability)
             .against(LIFE_CYCLE_METRIC, bench.limits()?.life_cycle);
-        let note = format!("{}, {} slots, each task with a result and a terminal event", supply.note(bench), bench.slots);
+        let note = format!(
+            "{}, {} slots, each task with a result and a terminal event",
+            supply.note(bench),
+            bench.slots
+        );
         bench.report.add(figure.machine(&meter).note(note))?;
     }
     Ok(())

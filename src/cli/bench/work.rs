@@ -86,14 +86,30 @@ impl World {
     ) -> World {
         let first = Arc::new(OnceLock::new());
         let result = Json::from(serde_json::json!({ "ok": true }));
-        let handler = Noop { first: Arc::clone(&first), starts, result };
-        let engine = Engine::builder(Arc::clone(&store)).handler(HANDLER, handler).slots(slots).build();
+        let handler = Noop {
+            first: Arc::clone(&first),
+            starts,
+            result,
+        };
+        let engine = Engine::builder(Arc::clone(&store))
+            .handler(HANDLER, handler)
+            .slots(slots)
+            .build();
         let call = Call::new("bench", engine.now());
-        World { store, engine, call, payload, first }
+        World {
+            store,
+            engine,
+            call,
+            payload,
+            first,
+        }
     }
 
     fn call(&self) -> Call {
-        Call { now: self.engine.now(), ..self.call.clone() }
+        Call {
+            now: self.engine.now(),
+            ..self.call.clone()
+        }
     }
 
     /// When the first run began.
@@ -103,7 +119,10 @@ impl World {
 
     /// Enqueues one task.
     pub(super) async fn enqueue_one(&self, number: u64) -> anyhow::Result<TaskId> {
-        let enqueued = self.engine.enqueue(&self.call(), vec![task(HANDLER, number, self.payload)?]).await?;
+        let enqueued = self
+            .engine
+            .enqueue(&self.call(), vec![task(HANDLER, number, self.payload)?])
+            .await?;
         Ok(enqueued.first().context("an enqueue gave no id")?.id)
     }
 
@@ -141,8 +160,15 @@ impl World {
                         return anyhow::Ok(last);
                     }
                     let numbers = from..(from + BULK).min(count);
-                    let tasks = numbers.map(|number| task(handler, number, world.payload)).collect::<Result<_, _>>()?;
-                    last = world.engine.enqueue(&world.call(), tasks).await?.last().map(|item| item.id);
+                    let tasks = numbers
+                        .map(|number| task(handler, number, world.payload))
+                        .collect::<Result<_, _>>()?;
+                    last = world
+                        .engine
+                        .enqueue(&world.call(), tasks)
+                        .await?
+                        .last()
+                        .map(|item| item.id);
                 }
             });
         }
@@ -158,7 +184,11 @@ impl World {
     /// Waits until the store has nothing left to do.
     pub(super) async fn until_empty(&self) -> anyhow::Result<()> {
         loop {
-            let total = self.store.counts(&self.call.namespace, self.engine.now()).await?.total();
+            let total = self
+                .store
+                .counts(&self.call.namespace, self.engine.now())
+                .await?
+                .total();
             if total.pending + total.ready + total.running + total.retrying == 0 {
                 return Ok(());
             }
@@ -168,9 +198,21 @@ impl World {
 
     /// Checks that `count` tasks completed, and that one of them has its result and its history.
     pub(super) async fn check(&self, count: u64, sample: TaskId) -> anyhow::Result<()> {
-        let total = self.store.counts(&self.call.namespace, self.engine.now()).await?.total();
-        ensure!(total.completed == count, "{} of {count} tasks completed", total.completed);
-        let record = self.store.task(&self.call.namespace, sample).await?.context("a task is gone")?;
+        let total = self
+            .store
+            .counts(&self.call.namespace, self.engine.now())
+            .await?
+            .total();
+        ensure!(
+            total.completed == count,
+            "{} of {count} tasks completed",
+            total.completed
+        );
+        let record = self
+            .store
+            .task(&self.call.namespace, sample)
+            .await?
+            .context("a task is gone")?;
         ensure!(record.result.is_some(), "task {sample} has no result");
         let events = self.store.events(&self.call.namespace, sample).await?;
         ensure!(!events.is_empty(), "task {sample} has no events");
