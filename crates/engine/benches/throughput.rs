@@ -1,6 +1,11 @@
 //! How many no-op tasks a second the node itself can run, over a store that costs next to nothing: what is left of it
 //! over a real store is the store's doing.
-#![expect(clippy::print_stdout, clippy::disallowed_methods, clippy::unwrap_used, reason = "a benchmark measures real time and prints it")]
+#![expect(
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "a benchmark measures real time and prints it"
+)]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -48,9 +53,16 @@ impl Store for InstantStore {
                 let mut lifecycle = Lifecycle::new(now, None, 0, OnDependencyFailure::Cancel);
                 lifecycle.state = State::Running;
                 lifecycle.attempt = 1;
-                lifecycle.lease = Some(Lease { id, node: request.node, expires_at: now.plus(request.lease) });
+                lifecycle.lease = Some(Lease {
+                    id,
+                    node: request.node,
+                    expires_at: now.plus(request.lease),
+                });
                 Claimed {
-                    lease: LeaseRef { task: TaskId::mint(now, row as i64, row), lease: id },
+                    lease: LeaseRef {
+                        task: TaskId::mint(now, row as i64, row),
+                        lease: id,
+                    },
                     namespace: namespace.clone(),
                     spec: Arc::clone(&self.spec),
                     lifecycle,
@@ -65,11 +77,23 @@ impl Store for InstantStore {
         tokio::time::sleep(COMMIT).await;
         self.finishes.fetch_add(1, Ordering::Relaxed);
         self.finished.fetch_add(finishes.len() as u64, Ordering::Relaxed);
-        Ok(finishes.iter().map(|_| Ok(Applied { state: Some(State::Completed), ..Applied::default() })).collect())
+        Ok(finishes
+            .iter()
+            .map(|_| {
+                Ok(Applied {
+                    state: Some(State::Completed),
+                    ..Applied::default()
+                })
+            })
+            .collect())
     }
 
     async fn renew(&self, beats: Vec<Beat>, lease: Duration, now: Time) -> Result<Vec<Renewal>, StoreError> {
-        let held = Renewal::Held { expires_at: now.plus(lease), cancel: false, pause: false };
+        let held = Renewal::Held {
+            expires_at: now.plus(lease),
+            cancel: false,
+            pause: false,
+        };
         Ok(vec![held; beats.len()])
     }
 
@@ -156,7 +180,10 @@ fn main() {
     if std::env::args().any(|argument| argument == "--test") {
         return;
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     for slots in [64, 256, 1024] {
         runtime.block_on(measure(slots));
     }

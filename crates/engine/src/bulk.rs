@@ -185,7 +185,10 @@ impl Handler for Bulk {
             }
             match page(&ctx, &parameters, &mut cursor).await {
                 Ok(true) => {
-                    ctx.progress(100.0, format!("{} of {} matching tasks done", cursor.done, cursor.matched));
+                    ctx.progress(
+                        100.0,
+                        format!("{} of {} matching tasks done", cursor.done, cursor.matched),
+                    );
                     return done(&parameters, &cursor);
                 }
                 Ok(false) => {}

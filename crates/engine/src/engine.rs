@@ -13,12 +13,12 @@ use tokio::sync::broadcast;
 
 use crate::bulk::{self, BulkReceipt, BulkRequest};
 use crate::explain::{self, Explanation};
-use crate::hub::{EngineEvent, Hook, Hub};
+use crate::hub::{EngineEvent, Hub};
 use crate::metrics::{HandlerMetrics, Metrics, NodeMetrics};
 use crate::node::Node;
 use crate::shutdown::{self, ShutdownReport};
 use crate::status::{self, SystemStatus};
-use crate::{EngineError, Handler, claim, completer, handlers, keeper, process, reaper, system_seams};
+use crate::{EngineBuilder, EngineError, Handler, claim, completer, keeper, process, reaper};
 
 /// How many tasks a node runs at once when it is not told.
 pub const SLOTS_DEFAULT: usize = 64;
@@ -56,18 +56,24 @@ pub struct Engine {
 }
 
 pub(crate) struct Inner {
-    store: Arc<dyn Store>,
-    seams: Seams,
-    info: NodeInfo,
-    handlers: HashMap<Name, Arc<dyn Handler>>,
-    capabilities: Arc<[Name]>,
-    queues: Option<Arc<[Name]>>,
-    lease: Duration,
-    grace: Duration,
-    retention: Retention,
-    hub: Hub,
-    node: Node,
-    metrics: Metrics,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) seams: Seams,
+    pub(crate) info: NodeInfo,
+    pub(crate) handlers: HashMap<Name, Arc<dyn Handler>>,
+    pub(crate) capabilities: Arc<[Name]>,
+    pub(crate) queues: Option<Arc<[Name]>>,
+    pub(crate) lease: Duration,
+    pub(crate) grace: Duration,
+    pub(crate) retention: Retention,
+    pub(crate) hub: Hub,
+    pub(crate) node: Node,
+    pub(crate) metrics: Metrics,
+}
+
+impl From<Inner> for Engine {
+    fn from(inner: Inner) -> Engine {
+        Engine { inner: Arc::new(inner) }
+    }
 }
 
 impl std::fmt::Debug for Engine {
@@ -80,19 +86,7 @@ impl std::fmt::Debug for Engine {
 impl Engine {
     /// Begins a node over a store.
     pub fn builder(store: Arc<dyn Store>) -> EngineBuilder {
-        EngineBuilder {
-            store,
-            seams: system_seams(),
-            name: None,
-            handlers: HashMap::default(),
-            capabilities: Vec::new(),
-            queues: None,
-            slots: SLOTS_DEFAULT,
-            lease: LEASE_DEFAULT,
-            grace: GRACE_DEFAULT,
-            retention: Retention::default(),
-            hooks: Vec::new(),
-        }
+        EngineBuilder::new(store)
     }
 
     /// The store.
@@ -439,7 +433,9 @@ impl Engine {
         let seams = self.seams();
         if self.inner.handlers.contains_key("command") {
             // A node that was killed left its commands running; their tasks run again.
-            seams.spawn("orphans", async { drop(tokio::task::spawn_blocking(process::kill_orphans).await) });
+            seams.spawn("orphans", async {
+                drop(tokio::task::spawn_blocking(process::kill_orphans).await)
+            });
         }
         seams.spawn("completer", completer::run(self.clone()));
         seams.spawn("keeper", keeper::run(self.clone()));
@@ -468,133 +464,5 @@ impl Engine {
     /// Ends at once: drops every handler, with its subprocesses, and writes nothing. The leases run out by themselves.
     pub async fn abort(&self) {
         shutdown::abort(self).await;
-    }
-}
-
-/// What a node is built from.
-pub struct EngineBuilder {
-    store: Arc<dyn Store>,
-    seams: Seams,
-    name: Option<Name>,
-    handlers: HashMap<Name, Arc<dyn Handler>>,
-    capabilities: Vec<Name>,
-    queues: Option<Vec<Name>>,
-    slots: usize,
-    lease: Duration,
-    grace: Duration,
-    retention: Retention,
-    hooks: Vec<Hook>,
-}
-
-impl EngineBuilder {
-    /// Adds a handler; a second one of the same name replaces the first.
-    #[must_use]
-    pub fn handler(mut self, name: impl Into<Name>, handler: impl Handler) -> EngineBuilder {
-        self.handlers.insert(name.into(), Arc::new(handler));
-        self
-    }
-
-    /// Adds the built-in handlers: `command`, `http`, `sleep`, `log`, `noop` and `fail`.
-    #[must_use]
-    pub fn builtin_handlers(mut self) -> EngineBuilder {
-        for (name, handler) in handlers::builtin() {
-            self.handlers.entry(name).or_insert(handler);
-        }
-        self
-    }
-
-    /// Adds a capability beside the handlers' names, for tasks that require it.
-    #[must_use]
-    pub fn capability(mut self, name: impl Into<Name>) -> EngineBuilder {
-        self.capabilities.push(name.into());
-        self
-    }
-
-    /// Takes tasks from this queue, and from others only when they are named too; from every queue by default.
-    #[must_use]
-    pub fn queue(mut self, name: impl Into<Name>) -> EngineBuilder {
-        self.queues.get_or_insert_default().push(name.into());
-        self
-    }
-
-    /// How many tasks run at once, at least 1; [`SLOTS_DEFAULT`] by default.
-    #[must_use]
-    pub fn slots(mut self, slots: usize) -> EngineBuilder {
-        self.slots = slots.max(1);
-        self
-    }
-
-    /// The node's name, kept as `executor_id`; made of its id by default.
-    #[must_use]
-    pub fn name(mut self, name: impl Into<Name>) -> EngineBuilder {
-        self.name = Some(name.into());
-        self
-    }
-
-    /// How long a lease lasts without renewal, at least a second; [`LEASE_DEFAULT`] by default.
-    #[must_use]
-    pub fn lease(mut self, lease: Duration) -> EngineBuilder {
-        self.lease = lease.max(Duration::from_secs(1));
-        self
-    }
-
-    /// How long a handler has to return once it was asked to stop; [`GRACE_DEFAULT`] by default.
-    #[must_use]
-    pub fn grace(mut self, grace: Duration) -> EngineBuilder {
-        self.grace = grace;
-        self
-    }
-
-    /// Time, randomness and spawning; the real ones by default.
-    #[must_use]
-    pub fn seams(mut self, seams: Seams) -> EngineBuilder {
-        self.seams = seams;
-        self
-    }
-
-    /// How long finished tasks are kept.
-    #[must_use]
-    pub fn retention(mut self, retention: Retention) -> EngineBuilder {
-        self.retention = retention;
-        self
-    }
-
-    /// Has a closure see every event of this node. It is called where the event happens: it must return at once.
-    #[must_use]
-    pub fn on_event(mut self, hook: impl Fn(&EngineEvent) + Send + Sync + 'static) -> EngineBuilder {
-        self.hooks.push(Box::new(hook));
-        self
-    }
-
-    /// The node, not yet [started](Engine::start).
-    pub fn build(mut self) -> Engine {
-        self.handlers.insert(Name::from(bulk::HANDLER), Arc::new(bulk::Bulk));
-        let mut capabilities = self.capabilities;
-        capabilities.extend(self.handlers.keys().cloned());
-        capabilities.sort();
-        capabilities.dedup();
-        let id = NodeId(self.seams.random.bits());
-        let info = NodeInfo {
-            id,
-            name: self.name.unwrap_or_else(|| Name::from(id.to_string())),
-            started_at: self.seams.now(),
-            slots: self.slots,
-        };
-        let metrics = Metrics::new(self.handlers.keys().cloned(), info.started_at);
-        let inner = Inner {
-            store: self.store,
-            seams: self.seams,
-            handlers: self.handlers,
-            capabilities: capabilities.into(),
-            queues: self.queues.map(Arc::from),
-            lease: self.lease,
-            grace: self.grace,
-            retention: self.retention,
-            hub: Hub::new(self.hooks),
-            node: Node::new(info.slots),
-            info,
-            metrics,
-        };
-        Engine { inner: Arc::new(inner) }
     }
 }

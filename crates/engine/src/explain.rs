@@ -225,7 +225,10 @@ async fn queued(
     capability(engine, record, gates);
     let queue = &record.spec.queue;
     if engine.queues().is_some_and(|queues| !queues.contains(queue)) {
-        gates.push(gate(GateKind::Queue, format!("this node takes nothing from the queue `{queue}`; another has to")));
+        gates.push(gate(
+            GateKind::Queue,
+            format!("this node takes nothing from the queue `{queue}`; another has to"),
+        ));
     }
     if lifecycle.suspect {
         let message = "a node died soon after it started; it runs alone next time, once this node runs nothing else";

@@ -97,7 +97,11 @@ fn due_action(run: &Run, now: Time) -> Option<Due> {
     if run.lease_until() <= now && stopping != Some(StopReason::LeaseLost) {
         return Some(Due::Stop(StopReason::LeaseLost));
     }
-    if stopping.is_some() { None } else { run.overdue(now).map(Due::Stop) }
+    if stopping.is_some() {
+        None
+    } else {
+        run.overdue(now).map(Due::Stop)
+    }
 }
 
 struct Keeper {
@@ -199,7 +203,11 @@ impl Keeper {
                 }
             }
             Err(error) => {
-                self.not_before = now.plus(self.failures.next(&error).min(self.engine.lease() / FAILURE_PAUSE_DIVISOR));
+                self.not_before = now.plus(
+                    self.failures
+                        .next(&error)
+                        .min(self.engine.lease() / FAILURE_PAUSE_DIVISOR),
+                );
                 // Due again at once, as soon as the pause is over.
                 self.renewed_at = Time::EPOCH;
                 for Sent { run, beat, .. } in call.runs {

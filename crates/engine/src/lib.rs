@@ -5,6 +5,7 @@
 //! (`executor.rs`) → finish (`completer.rs`). Beside them the keeper renews leases and watches the clocks of what runs
 //! (`keeper.rs`), and the reaper ends what is overdue (`reaper.rs`).
 
+mod builder;
 mod bulk;
 mod claim;
 mod completer;
@@ -28,9 +29,10 @@ mod shutdown;
 mod status;
 mod system;
 
+pub use builder::EngineBuilder;
 pub use bulk::{BulkAction, BulkReceipt, BulkRequest};
 pub use context::Context;
-pub use engine::{Engine, EngineBuilder, GRACE_DEFAULT, LEASE_DEFAULT, NodeInfo, RESERVED_PREFIX, SLOTS_DEFAULT};
+pub use engine::{Engine, GRACE_DEFAULT, LEASE_DEFAULT, NodeInfo, RESERVED_PREFIX, SLOTS_DEFAULT};
 pub use error::EngineError;
 pub use explain::{Explanation, Gate, GateKind};
 pub use handler::Handler;

@@ -44,7 +44,11 @@ async fn a_run_whose_lease_is_lost_stops_and_writes_nothing() {
     let id = world.add(spec("slow")).await;
     let end = world.end(id).await;
     assert_eq!(end.result.unwrap().get(), "\"second\"");
-    assert_eq!((end.lifecycle.attempt, end.lifecycle.failures), (2, 0), "a lost lease is no failure");
+    assert_eq!(
+        (end.lifecycle.attempt, end.lifecycle.failures),
+        (2, 0),
+        "a lost lease is no failure"
+    );
     assert!(world.engine.metrics().leases_lost > 0);
 }
 
@@ -91,7 +95,10 @@ async fn a_shutdown_lets_tasks_end_and_gives_the_rest_back_without_an_attempt_sp
     }
     let began = world.engine.now();
     let report = world.engine.shutdown(Duration::from_secs(5)).await;
-    assert_eq!((report.ended, report.given_back, report.stuck, report.unsaved), (1, 2, 0, 0));
+    assert_eq!(
+        (report.ended, report.given_back, report.stuck, report.unsaved),
+        (1, 2, 0, 0)
+    );
     assert!(world.engine.now().since(began) < Duration::from_secs(9));
     assert!(!world.engine.is_accepting());
     assert_eq!(world.get(short).await.lifecycle.state, State::Completed);
@@ -102,7 +109,11 @@ async fn a_shutdown_lets_tasks_end_and_gives_the_rest_back_without_an_attempt_sp
     }
     let later = world.add(spec("noop")).await;
     tokio::time::sleep(Duration::from_secs(30)).await;
-    assert_eq!(world.get(later).await.lifecycle.state, State::Queued, "nothing is claimed after a shutdown");
+    assert_eq!(
+        world.get(later).await.lifecycle.state,
+        State::Queued,
+        "nothing is claimed after a shutdown"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -143,7 +154,10 @@ async fn a_step_runs_once_however_many_attempts_there_are() {
                         Err(error) => return Outcome::Fail(error),
                     };
                     if ctx.attempt() < 3 {
-                        return Outcome::Retry { error: ErrorInfo::new("failed", "parcel lost"), after: None };
+                        return Outcome::Retry {
+                            error: ErrorInfo::new("failed", "parcel lost"),
+                            after: None,
+                        };
                     }
                     Outcome::Done(Json::from(json!(receipt)))
                 }
@@ -176,7 +190,10 @@ async fn signals_leave_the_inbox_with_the_checkpoint_that_used_them() {
                 if seen.len() >= 2 {
                     return Outcome::Done(Json::of(&seen).unwrap());
                 }
-                let on = Wait::Signal { name: Name::from("approved"), until: None };
+                let on = Wait::Signal {
+                    name: Name::from("approved"),
+                    until: None,
+                };
                 Outcome::Wait { on, checkpoint: None }
             }),
         )
@@ -185,11 +202,17 @@ async fn signals_leave_the_inbox_with_the_checkpoint_that_used_them() {
     let id = world.add(spec("approval")).await;
     for payload in ["one", "two"] {
         world.until(id, |r| r.lifecycle.state == State::Waiting).await;
-        let signal = Command::Signal { name: Name::from("approved"), payload: Json::from(json!(payload)) };
+        let signal = Command::Signal {
+            name: Name::from("approved"),
+            payload: Json::from(json!(payload)),
+        };
         world.command(id, signal).await.unwrap();
     }
     let end = world.end(id).await;
-    assert_eq!((end.result.unwrap().get(), end.lifecycle.attempt), (r#"["one","two"]"#, 1));
+    assert_eq!(
+        (end.result.unwrap().get(), end.lifecycle.attempt),
+        (r#"["one","two"]"#, 1)
+    );
     assert!(world.engine.store().inbox(id).await.unwrap().is_empty());
 }
 
@@ -205,7 +228,10 @@ async fn a_parent_spawns_children_waits_for_them_and_goes_on() {
                 for _ in 0..3 {
                     ctx.spawn_child(NewTask::new(with("sleep", json!({ "seconds": 3 }))));
                 }
-                Outcome::Wait { on: Wait::Children, checkpoint: Some(Json::from(json!(true))) }
+                Outcome::Wait {
+                    on: Wait::Children,
+                    checkpoint: Some(Json::from(json!(true))),
+                }
             }),
         )
     })
@@ -215,7 +241,10 @@ async fn a_parent_spawns_children_waits_for_them_and_goes_on() {
     let end = world.end(id).await;
     assert_eq!((end.lifecycle.state, end.lifecycle.attempt), (State::Completed, 1));
     let took = world.engine.now().since(began);
-    assert!(took >= Duration::from_secs(3) && took < Duration::from_secs(5), "{took:?}");
+    assert!(
+        took >= Duration::from_secs(3) && took < Duration::from_secs(5),
+        "{took:?}"
+    );
     assert_eq!(world.engine.status().await.unwrap().task_counts["completed"], 4);
 }
 
@@ -251,7 +280,12 @@ async fn an_outcome_that_the_store_refuses_fails_the_task_with_the_reason() {
         )
     })
     .start();
-    let id = world.add(Spec { max_retries: Some(0), ..spec("parent") }).await;
+    let id = world
+        .add(Spec {
+            max_retries: Some(0),
+            ..spec("parent")
+        })
+        .await;
     let end = world.end(id).await;
     assert_eq!(end.error.unwrap().kind, kinds::BAD_OUTCOME);
 }

@@ -18,7 +18,10 @@ async fn explain(world: &World, id: TaskId) -> Explanation {
 fn check(explanation: &Explanation, gates: &[GateKind], part: &str) {
     let kinds: Vec<_> = explanation.gates.iter().map(|g| g.gate).collect();
     assert_eq!(kinds, gates, "{explanation:?}");
-    assert!(explanation.gates.iter().any(|g| g.message.contains(part)), "{explanation:?}");
+    assert!(
+        explanation.gates.iter().any(|g| g.message.contains(part)),
+        "{explanation:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -32,7 +35,11 @@ async fn a_queued_task_names_what_keeps_it() {
     let dependant = world.add_task(dependant).await;
     let explanation = explain(&world, dependant).await;
     check(&explanation, &[GateKind::Dependencies], &format!("{ready} (ready)"));
-    assert!(explanation.summary.starts_with("It waits for 1 task(s) to end first"), "{}", explanation.summary);
+    assert!(
+        explanation.summary.starts_with("It waits for 1 task(s) to end first"),
+        "{}",
+        explanation.summary
+    );
 
     let mut later = NewTask::new(spec("nobody"));
     let at = world.engine.now().plus(Duration::from_secs(60));
@@ -40,7 +47,11 @@ async fn a_queued_task_names_what_keeps_it() {
     let later = world.add_task(later).await;
     world.command(later, Command::Pause).await.unwrap();
     let explanation = explain(&world, later).await;
-    check(&explanation, &[GateKind::Paused, GateKind::Time, GateKind::Capability], "no `nobody`");
+    check(
+        &explanation,
+        &[GateKind::Paused, GateKind::Time, GateKind::Capability],
+        "no `nobody`",
+    );
     assert_eq!(explanation.gates[1].opens_at, Some(at));
     assert!(explanation.gates[0].since.is_some());
 }
@@ -48,7 +59,10 @@ async fn a_queued_task_names_what_keeps_it() {
 #[tokio::test(start_paused = true)]
 async fn a_task_behind_others_names_the_slots_or_the_key() {
     let world = world(|b| b.slots(2)).start();
-    let keyed = || Spec { key: Some(Name::from("account-7")), ..with("sleep", json!({ "seconds": 60 })) };
+    let keyed = || Spec {
+        key: Some(Name::from("account-7")),
+        ..with("sleep", json!({ "seconds": 60 }))
+    };
     let first = world.add(keyed()).await;
     world.until(first, |r| r.lifecycle.state == State::Running).await;
     let second = world.add(keyed()).await;
@@ -65,12 +79,21 @@ async fn a_task_that_waits_says_for_what_and_one_that_ended_says_how() {
     let wait = |on: fn(pensum_core::Time) -> Wait| {
         fun(move |ctx| async move {
             ctx.spawn_child(NewTask::new(with("sleep", json!({ "seconds": 600 }))));
-            Outcome::Wait { on: on(ctx.now()), checkpoint: None }
+            Outcome::Wait {
+                on: on(ctx.now()),
+                checkpoint: None,
+            }
         })
     };
     let world = world(|b| {
         b.handler("for_time", wait(|now| Wait::Until(now.plus(Duration::from_secs(60)))))
-            .handler("for_signal", wait(|_| Wait::Signal { name: Name::from("go"), until: None }))
+            .handler(
+                "for_signal",
+                wait(|_| Wait::Signal {
+                    name: Name::from("go"),
+                    until: None,
+                }),
+            )
             .handler("for_children", wait(|_| Wait::Children))
             .handler("done", fun(|_| async { Outcome::Done(Json::null()) }))
     })
@@ -86,8 +109,17 @@ async fn a_task_that_waits_says_for_what_and_one_that_ended_says_how() {
     }
     let backing_off = world.add(retry_in(with("fail", json!({})), 600)).await;
     world.until(backing_off, |r| r.lifecycle.backing_off).await;
-    check(&explain(&world, backing_off).await, &[GateKind::Time], "failed 1 time(s)");
-    let failed = world.add(Spec { max_retries: Some(0), ..with("fail", json!({ "message": "broken" })) }).await;
+    check(
+        &explain(&world, backing_off).await,
+        &[GateKind::Time],
+        "failed 1 time(s)",
+    );
+    let failed = world
+        .add(Spec {
+            max_retries: Some(0),
+            ..with("fail", json!({ "message": "broken" }))
+        })
+        .await;
     world.end(failed).await;
     check(&explain(&world, failed).await, &[GateKind::Ended], "broken");
 }

@@ -1,5 +1,8 @@
 //! The integration tests of the engine, in one binary.
-#![expect(clippy::unwrap_used, reason = "a test that panics has failed, which is what it should do")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that panics has failed, which is what it should do"
+)]
 
 mod control;
 mod durable;

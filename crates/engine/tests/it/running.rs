@@ -29,13 +29,29 @@ async fn tasks_run_in_the_order_of_their_priority_and_then_of_their_age() {
         )
     });
     let mut last = None;
-    for (number, priority) in [(3, Priority::Low), (1, Priority::Critical), (2, Priority::Normal), (4, Priority::Low)] {
-        last = Some(world.add(Spec { priority, ..with("note", json!(number)) }).await);
+    for (number, priority) in [
+        (3, Priority::Low),
+        (1, Priority::Critical),
+        (2, Priority::Normal),
+        (4, Priority::Low),
+    ] {
+        last = Some(
+            world
+                .add(Spec {
+                    priority,
+                    ..with("note", json!(number))
+                })
+                .await,
+        );
     }
     let world = world.start();
     world.end(last.unwrap()).await;
     assert_eq!(*order.lock(), [1, 2, 3, 4]);
-    assert_eq!(world.faults.largest_claim.load(Ordering::SeqCst), 1, "a claim asks for no more than its free slots");
+    assert_eq!(
+        world.faults.largest_claim.load(Ordering::SeqCst),
+        1,
+        "a claim asks for no more than its free slots"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -52,13 +68,17 @@ async fn a_task_that_takes_too_long_fails_as_timeout_and_is_tried_again() {
     assert_eq!(end.lifecycle.state, State::Failed);
     assert_eq!((error(&end).0.as_str(), end.lifecycle.attempt), (kinds::TIMEOUT, 2));
     let took = world.engine.now().since(began);
-    assert!(took >= Duration::from_secs(9) && took < Duration::from_secs(11), "{took:?}");
+    assert!(
+        took >= Duration::from_secs(9) && took < Duration::from_secs(11),
+        "{took:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_handler_that_ignores_its_token_is_dropped_after_the_grace() {
     let world = world(|b| {
-        b.grace(Duration::from_secs(3)).handler("deaf", fun(|_| std::future::pending()))
+        b.grace(Duration::from_secs(3))
+            .handler("deaf", fun(|_| std::future::pending()))
     })
     .start();
     let id = world.add(spec("deaf")).await;
@@ -67,7 +87,10 @@ async fn a_handler_that_ignores_its_token_is_dropped_after_the_grace() {
     world.command(id, CANCEL).await.unwrap();
     assert_eq!(world.end(id).await.lifecycle.state, State::Cancelled);
     let took = world.engine.now().since(asked);
-    assert!(took >= Duration::from_secs(3) && took < Duration::from_millis(3200), "{took:?}");
+    assert!(
+        took >= Duration::from_secs(3) && took < Duration::from_millis(3200),
+        "{took:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -83,15 +106,21 @@ async fn silence_longer_than_the_heartbeat_timeout_fails_the_attempt_and_heartbe
                 Outcome::Done(Json::null())
             }),
         )
-        .handler("silent", fun(|ctx| async move {
-            ctx.cancellation().cancelled().await;
-            assert_eq!(ctx.stop_reason(), Some(StopReason::HeartbeatTimeout));
-            Outcome::Cancelled
-        }))
+        .handler(
+            "silent",
+            fun(|ctx| async move {
+                ctx.cancellation().cancelled().await;
+                assert_eq!(ctx.stop_reason(), Some(StopReason::HeartbeatTimeout));
+                Outcome::Cancelled
+            }),
+        )
     })
     .start();
     let strict = |handler| {
-        let mut spec = Spec { max_retries: Some(0), ..spec(handler) };
+        let mut spec = Spec {
+            max_retries: Some(0),
+            ..spec(handler)
+        };
         spec.details_mut().heartbeat_timeout = Some(Span(Duration::from_secs(2)));
         spec
     };
@@ -104,7 +133,11 @@ async fn silence_longer_than_the_heartbeat_timeout_fails_the_attempt_and_heartbe
 #[tokio::test(start_paused = true)]
 async fn a_panic_is_a_failure_with_its_message_whether_at_once_or_later_and_harms_no_neighbour() {
     let world = world(|b| {
-        b.handler("at_once", fun(|_| -> std::future::Ready<Outcome> { panic!("at once: {}", 7) })).handler(
+        b.handler(
+            "at_once",
+            fun(|_| -> std::future::Ready<Outcome> { panic!("at once: {}", 7) }),
+        )
+        .handler(
             "later",
             fun(|_| async {
                 tokio::time::sleep(Duration::from_secs(1)).await;
@@ -112,13 +145,22 @@ async fn a_panic_is_a_failure_with_its_message_whether_at_once_or_later_and_harm
             }),
         )
     });
-    let brittle = |handler| Spec { max_retries: Some(0), ..spec(handler) };
+    let brittle = |handler| Spec {
+        max_retries: Some(0),
+        ..spec(handler)
+    };
     let at_once = world.add(brittle("at_once")).await;
     let neighbour = world.add(spec("noop")).await;
     let later = world.add(brittle("later")).await;
     let world = world.start();
-    assert_eq!(error(&world.end(at_once).await), (kinds::PANIC.to_owned(), "at once: 7".to_owned()));
-    assert_eq!(error(&world.end(later).await), (kinds::PANIC.to_owned(), "later".to_owned()));
+    assert_eq!(
+        error(&world.end(at_once).await),
+        (kinds::PANIC.to_owned(), "at once: 7".to_owned())
+    );
+    assert_eq!(
+        error(&world.end(later).await),
+        (kinds::PANIC.to_owned(), "later".to_owned())
+    );
     assert_eq!(world.end(neighbour).await.lifecycle.state, State::Completed);
     assert_eq!(world.engine.running(), 0);
 }
@@ -131,7 +173,10 @@ async fn a_running_task_learns_of_its_cancel_at_once_and_an_error_after_it_count
             fun(|ctx| async move {
                 ctx.cancellation().cancelled().await;
                 assert_eq!(ctx.stop_reason(), Some(StopReason::Cancel));
-                Outcome::Retry { error: ErrorInfo::new("failed", "interrupted"), after: None }
+                Outcome::Retry {
+                    error: ErrorInfo::new("failed", "interrupted"),
+                    after: None,
+                }
             }),
         )
     })
@@ -158,9 +203,14 @@ async fn a_task_that_waits_for_its_retry_can_be_cancelled() {
 #[tokio::test(start_paused = true)]
 async fn a_task_fails_as_often_as_asked_and_then_completes() {
     let world = world(|b| b).start();
-    let id = world.add(retry_in(with("fail", json!({ "message": "not yet", "times": 2 })), 1)).await;
+    let id = world
+        .add(retry_in(with("fail", json!({ "message": "not yet", "times": 2 })), 1))
+        .await;
     let end = world.end(id).await;
-    assert_eq!((end.lifecycle.state, end.lifecycle.attempt, end.lifecycle.failures), (State::Completed, 3, 2));
+    assert_eq!(
+        (end.lifecycle.state, end.lifecycle.attempt, end.lifecycle.failures),
+        (State::Completed, 3, 2)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -180,7 +230,9 @@ async fn log_lines_and_progress_reach_the_store_while_the_task_runs_and_in_order
     })
     .start();
     let id = world.add(spec("chatty")).await;
-    let record = world.until(id, |r| r.progress.as_ref().is_some_and(|p| p.percent > 10.0)).await;
+    let record = world
+        .until(id, |r| r.progress.as_ref().is_some_and(|p| p.percent > 10.0))
+        .await;
     assert_eq!(record.lifecycle.state, State::Running);
     assert!(!world.messages(id).await.is_empty());
     world.end(id).await;
@@ -219,7 +271,10 @@ async fn wrong_parameters_are_refused_at_submission_by_path_and_change_nothing()
 #[tokio::test(start_paused = true)]
 async fn a_result_that_no_store_can_keep_fails_the_task() {
     let world = world(|b| {
-        b.handler("huge", fun(|_| async { Outcome::Done(Json::from(json!("x".repeat(2 << 20)))) }))
+        b.handler(
+            "huge",
+            fun(|_| async { Outcome::Done(Json::from(json!("x".repeat(2 << 20)))) }),
+        )
     })
     .start();
     let id = world.add(spec("huge")).await;
@@ -255,7 +310,10 @@ async fn waiting_for_a_task_ends_with_it_or_with_the_time() {
     let end = world.engine.wait("default", id, None).await.unwrap();
     assert_eq!(end.lifecycle.state, State::Completed);
     let unknown = pensum_core::TaskId::mint(world.engine.now(), 999, 5);
-    assert_eq!(world.engine.wait("default", unknown, None).await.unwrap_err(), EngineError::NotFound(unknown));
+    assert_eq!(
+        world.engine.wait("default", unknown, None).await.unwrap_err(),
+        EngineError::NotFound(unknown)
+    );
 }
 
 /// On threads of the machine, for a handler that blocks one of them.
@@ -272,7 +330,12 @@ async fn a_handler_that_blocks_its_thread_does_not_hold_up_the_tasks_behind_it()
             }),
         )
     });
-    let blocking = world.add(Spec { priority: Priority::Critical, ..spec("blocking") }).await;
+    let blocking = world
+        .add(Spec {
+            priority: Priority::Critical,
+            ..spec("blocking")
+        })
+        .await;
     let mut behind = Vec::new();
     for _ in 0..20 {
         behind.push(world.add(spec("noop")).await);

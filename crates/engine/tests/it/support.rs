@@ -57,7 +57,10 @@ where
     F: Fn(Context) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Outcome> + Send + 'static,
 {
-    Fun { f: move |ctx| Box::pin(f(ctx)) as Pin<Box<dyn Future<Output = Outcome> + Send>>, can_pause: false }
+    Fun {
+        f: move |ctx| Box::pin(f(ctx)) as Pin<Box<dyn Future<Output = Outcome> + Send>>,
+        can_pause: false,
+    }
 }
 
 #[async_trait]
@@ -82,9 +85,15 @@ pub(crate) struct World {
 
 pub(crate) fn world(build: impl FnOnce(EngineBuilder) -> EngineBuilder) -> World {
     let faults = Arc::new(Faults::default());
-    let store = Arc::new(FaultyStore { inner: ModelStore::new(1), faults: Arc::clone(&faults) });
+    let store = Arc::new(FaultyStore {
+        inner: ModelStore::new(1),
+        faults: Arc::clone(&faults),
+    });
     let builder = Engine::builder(store).seams(seams()).name("test").builtin_handlers();
-    World { engine: build(builder).build(), faults }
+    World {
+        engine: build(builder).build(),
+        faults,
+    }
 }
 
 impl World {
@@ -111,11 +120,18 @@ impl World {
 
     /// The task once it has ended; the test fails when it does not within an hour of its own clock.
     pub(crate) async fn end(&self, id: TaskId) -> TaskRecord {
-        self.engine.wait("default", id, Some(Duration::from_secs(3600))).await.unwrap()
+        self.engine
+            .wait("default", id, Some(Duration::from_secs(3600)))
+            .await
+            .unwrap()
     }
 
     pub(crate) async fn command(&self, id: TaskId, command: Command) -> Result<Applied, Rejected> {
-        self.engine.command(&self.call(), vec![id], command).await.unwrap().remove(0)
+        self.engine
+            .command(&self.call(), vec![id], command)
+            .await
+            .unwrap()
+            .remove(0)
     }
 
     /// Waits until the task is as asked for.
