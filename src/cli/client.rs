@@ -65,7 +65,7 @@ impl Client {
     /// The client that the options ask for. `create` makes the store of `--db` when it does not exist.
     pub(crate) async fn connect(global: &Global, create: bool) -> anyhow::Result<Client> {
         let Some(db) = &global.db else {
-            return Client::http(&global.url, global.token.clone());
+            return Client::http(&global.url(), global.token());
         };
         if !create {
             must_exist(db)?;
@@ -73,7 +73,7 @@ impl Client {
         match open_store(db, &format!("process {}", std::process::id())).await {
             Ok(store) => Ok(Client::direct(store)),
             Err(StoreError::Locked { path, owner }) => match owner.strip_prefix("http://") {
-                Some(_) => Client::http(&owner, global.token.clone()),
+                Some(_) => Client::http(&owner, global.token()),
                 None => Err(Failure::from(StoreError::Locked { path, owner }).into()),
             },
             Err(error) => Err(Failure::from(error).into()),
@@ -81,13 +81,15 @@ impl Client {
     }
 
     fn http(base: &str, token: Option<String>) -> anyhow::Result<Client> {
+        // A provider that was installed before stays.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder()
             .timeout(REQUEST_TIMEOUT)
             .connect_timeout(CONNECT_TIMEOUT)
             .no_proxy()
             .build()?;
         let base = base.trim_end_matches('/').to_owned();
-        if !base.starts_with("http://") {
+        if !base.starts_with("http://") && !base.starts_with("https://") {
             let message = format!("`{base}` is not the address of a node: write it as http://127.0.0.1:7400");
             return Err(Failure::usage(message).into());
         }

@@ -71,7 +71,8 @@ pub(crate) fn table(run: &Run, db: &str, now: Time) -> String {
     let headers = vec!["task", "status", "attempts", "time", "result"];
     let mut text = aligned(headers, &[false, false, true, true, false], rows.collect());
     for (reference, task) in &run.tasks {
-        if task.lifecycle.state == State::Failed {
+        // Of a store in memory nothing is left to ask.
+        if task.lifecycle.state == State::Failed && !db.contains(":memory:") {
             text.push_str(&format!("Log of {reference}: pensum task logs {} --db {db}\n", task.id));
         }
     }
