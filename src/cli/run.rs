@@ -291,11 +291,17 @@ async fn live(
     let events = engine.subscribe();
     engine.start();
     let stopped = tokio::select! {
-        result = watch(engine, &mut board, &mut screen, events) => { result?; None }
+        result = watch(engine, &mut board, &mut screen, events) => match result {
+            Ok(()) => None,
+            Err(error) => {
+                engine.shutdown(Duration::ZERO).await;
+                return Err(error);
+            }
+        },
         signal = signals.next() => Some(signal),
         () = time_is_up(global) => Some(Exit::Timeout),
     };
-    screen.draw(&board, engine.now())?;
+    screen.draw(&board, engine.now());
     if let Some(exit) = stopped {
         output::warn("stopping; once more to end at once");
         tokio::select! {
@@ -341,7 +347,7 @@ async fn watch(
             event = events.recv() => match event {
                 Ok(event) => {
                     if let Some(change) = board.apply(&event) {
-                        screen.tell(&change, engine.now())?;
+                        screen.tell(&change, engine.now());
                     }
                 }
                 Err(RecvError::Lagged(_)) => next_look = Time::EPOCH,
@@ -354,38 +360,44 @@ async fn watch(
                     next_look = now.plus(if unfinished.len() > MANY { LOOK_MANY } else { LOOK });
                     for task in records(engine, &unfinished).await? {
                         if let Some(change) = board.refresh(&task, now) {
-                            screen.tell(&change, now)?;
+                            screen.tell(&change, now);
                         }
                     }
                 }
-                screen.draw(board, now)?;
+                screen.draw(board, now);
             }
         }
     }
     Ok(())
 }
 
-/// Shows the end of a run; the exit code that it deserves.
+/// Shows the end of a run; the exit code that it deserves, whether anyone still reads or not.
 fn conclude(global: &Global, db: &str, run: &Run) -> anyhow::Result<Exit> {
+    match show_end(global, db, run) {
+        Err(error) if error.downcast_ref::<Failure>() != Some(&Failure::silent(Exit::Ok)) => return Err(error),
+        _ => {}
+    }
+    Ok(if run.is_completed() { Exit::Ok } else { Exit::Failed })
+}
+
+fn show_end(global: &Global, db: &str, run: &Run) -> anyhow::Result<()> {
     let now = now();
     match global.output {
-        Format::Table | Format::Wide => {
-            output::print(&format!("\n{}", table(run, db, now)))?;
-        }
+        Format::Table | Format::Wide => output::print(&format!("\n{}", table(run, db, now))),
         Format::Name => run
             .tasks
             .iter()
-            .try_for_each(|(_, task)| output::println(&task.id.to_string()))?,
+            .try_for_each(|(_, task)| output::println(&task.id.to_string())),
         Format::Jsonl => {
-            for line in Summary::of(run, now).tasks {
-                output::println(&serde_json::to_string(&line)?)?;
-            }
+            let lines = Summary::of(run, now).tasks;
+            lines
+                .iter()
+                .try_for_each(|line| output::println(&serde_json::to_string(line)?))
         }
         format => output::item(format, &serde_json::to_string(&Summary::of(run, now))?, |_| {
             String::new()
-        })?,
+        }),
     }
-    Ok(if run.is_completed() { Exit::Ok } else { Exit::Failed })
 }
 
 /// Where a run is shown.
@@ -408,21 +420,20 @@ impl Screen {
         }
     }
 
-    fn tell(&self, change: &Change, now: Time) -> anyhow::Result<()> {
+    /// Tells a change, as long as someone reads: a run goes on without its audience.
+    fn tell(&self, change: &Change, now: Time) {
         match self {
-            Screen::Tree { .. } => Ok(()),
-            Screen::Lines { data: true } => {
-                output::warn(&change.describe(now));
-                Ok(())
+            Screen::Tree { .. } => {}
+            Screen::Lines { data: true } => output::warn(&change.describe(now)),
+            Screen::Lines { data: false } => {
+                let _ = output::println(&change.describe(now));
             }
-            Screen::Lines { data: false } => output::println(&change.describe(now)),
         }
     }
 
-    fn draw(&mut self, board: &Board, now: Time) -> anyhow::Result<()> {
-        let Screen::Tree { term, drawn } = self else {
-            return Ok(());
-        };
+    /// Draws the tree over the one before.
+    fn draw(&mut self, board: &Board, now: Time) {
+        let Screen::Tree { term, drawn } = self else { return };
         let (height, width) = term.size();
         let lines = board.frame(now, usize::from(width), usize::from(height));
         let mut text = if *drawn > 0 {
@@ -435,8 +446,7 @@ impl Screen {
         }
         text.push_str("\x1b[J");
         *drawn = lines.len();
-        term.write_str(&text)?;
-        Ok(term.flush()?)
+        let _ = term.write_str(&text).and_then(|()| term.flush());
     }
 }
 
