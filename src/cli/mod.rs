@@ -26,6 +26,9 @@ use tracing_subscriber::EnvFilter;
 use exit::{Exit, Failure};
 use output::Format;
 
+/// Where a node listens when nobody says otherwise.
+const URL_DEFAULT: &str = "http://127.0.0.1:7400";
+
 /// Durable background jobs, queues and plans in one program.
 #[derive(Debug, Parser)]
 #[command(name = "pensum", version, about, max_term_width = 120, propagate_version = true)]
@@ -67,24 +70,12 @@ pub(crate) struct Global {
     /// Do not ask before something is removed.
     #[arg(long, global = true, help_heading = "Global options")]
     pub(crate) yes: bool,
-    /// The node to talk to.
-    #[arg(
-        long,
-        global = true,
-        env = "PENSUM_URL",
-        default_value = "http://127.0.0.1:7400",
-        help_heading = "Global options"
-    )]
-    pub(crate) url: String,
-    /// The token to show to the node.
-    #[arg(
-        long,
-        global = true,
-        env = "PENSUM_TOKEN",
-        hide_env_values = true,
-        help_heading = "Global options"
-    )]
-    pub(crate) token: Option<String>,
+    /// The node to talk to; PENSUM_URL, or http://127.0.0.1:7400, when absent.
+    #[arg(long, global = true, value_name = "URL", help_heading = "Global options")]
+    url: Option<String>,
+    /// The token to show to the node; PENSUM_TOKEN when absent.
+    #[arg(long, global = true, help_heading = "Global options")]
+    token: Option<String>,
     /// Work on a store directly, such as sqlite:pensum.db.
     #[arg(long, global = true, value_name = "URL", help_heading = "Global options")]
     pub(crate) db: Option<String>,
@@ -93,10 +84,24 @@ pub(crate) struct Global {
 impl Global {
     /// The store of commands that open one: the flag, else `PENSUM_DB`, else nothing.
     pub(crate) fn store(&self) -> Option<String> {
-        self.db
-            .clone()
-            .or_else(|| std::env::var("PENSUM_DB").ok().filter(|db| !db.is_empty()))
+        self.db.clone().or_else(|| environment("PENSUM_DB"))
     }
+
+    /// The node to talk to.
+    pub(crate) fn url(&self) -> String {
+        self.url.clone().or_else(|| environment("PENSUM_URL")).unwrap_or_else(|| URL_DEFAULT.to_owned())
+    }
+
+    /// The token to show to the node.
+    pub(crate) fn token(&self) -> Option<String> {
+        self.token.clone().or_else(|| environment("PENSUM_TOKEN"))
+    }
+}
+
+/// A variable of the environment that is set to something. Read here and not by clap, which would repeat it in every
+/// usage message.
+fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 #[derive(Debug, Subcommand)]

@@ -424,7 +424,7 @@ mod tests {
         assert!(board.frame(at(3), 30, 24).iter().all(|line| line.chars().count() <= 30));
         assert_eq!(
             board.frame(at(3), 100, 3).len(),
-            1 + 0,
+            1,
             "only the total fits beside nothing else"
         );
     }
