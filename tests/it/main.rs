@@ -1,0 +1,24 @@
+//! The program from the outside: real processes of `pensum`, talked to over HTTP and by its own command line, killed,
+//! stopped, started again, and checked against what they acknowledged.
+//!
+//! `PENSUM_TEST_LONG=1` runs the heavier versions; `PENSUM_TEST_SEED=N` repeats a run's random choices.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "these tests watch processes that live by the real clock"
+)]
+#![expect(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
+
+mod crashes;
+mod disk;
+mod harness;
+mod order;
+mod pausing;
+mod plan;
+mod policies;
+mod restart;
+mod retries;
+mod shutdown;
+mod steering;
+mod survive;
+mod timeouts;
+mod wrong;
