@@ -58,7 +58,8 @@ mod tests {
         let mut living = start(table::marker());
         let mut foreign = start(format!("{}-{}-{}-1", own.namespace + 1, i32::MAX, own.start));
         let mut orphan = start(format!("{}-{}-{}-1", own.namespace, own.pid, own.start + 1));
-        assert!(kill_orphans() >= 1);
+        // A node that another test starts at this moment may be first.
+        kill_orphans();
         assert!(!orphan.wait().unwrap().success());
         for spared in [&mut living, &mut foreign] {
             assert!(spared.try_wait().unwrap().is_none());

@@ -10,5 +10,6 @@ mod explain;
 mod http;
 mod process;
 mod running;
+mod simulation;
 mod subprocess;
 mod support;

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use pensum_core::input::Patch;
 use pensum_core::model::ModelStore;
 use pensum_core::query::{Counts, Paged};
@@ -18,6 +19,8 @@ use pensum_core::{
     TaskRecord, Time,
 };
 use pensum_engine::{Context, Engine, EngineBuilder, Handler, TokioSpawn};
+use rand::RngExt;
+use rand::rngs::StdRng;
 
 /// Tokio's clock, which stands still in tests until nothing can run.
 struct TokioClock {
@@ -86,7 +89,7 @@ pub(crate) struct World {
 pub(crate) fn world(build: impl FnOnce(EngineBuilder) -> EngineBuilder) -> World {
     let faults = Arc::new(Faults::default());
     let store = Arc::new(FaultyStore {
-        inner: ModelStore::new(1),
+        inner: Arc::new(ModelStore::new(1)),
         faults: Arc::clone(&faults),
     });
     let builder = Engine::builder(store).seams(seams()).name("test").builtin_handlers();
@@ -184,6 +187,10 @@ pub(crate) struct Faults {
     pub(crate) finishes: AtomicUsize,
     pub(crate) claims: AtomicUsize,
     pub(crate) largest_claim: AtomicUsize,
+    /// Verbs fail, take long, or lose their replies at random while this is set.
+    pub(crate) chaos: Mutex<Option<StdRng>>,
+    /// How many failures chaos has brought about.
+    pub(crate) injected: AtomicUsize,
 }
 
 impl Faults {
@@ -193,39 +200,71 @@ impl Faults {
             false => Ok(()),
         }
     }
+
+    fn draw(&self) -> Option<f64> {
+        self.chaos.lock().as_mut().map(|random| random.random())
+    }
+
+    fn injects(&self, share: f64) -> bool {
+        let injects = self.draw().is_some_and(|draw| draw < share);
+        self.injected.fetch_add(usize::from(injects), Ordering::SeqCst);
+        injects
+    }
+
+    /// Before a verb: a failure that changes nothing, or a delay.
+    async fn before(&self) -> Result<(), StoreError> {
+        self.check()?;
+        if self.injects(0.05) {
+            return Err(StoreError::Unavailable("chaos: nothing was done".to_owned()));
+        }
+        if self.injects(0.1) {
+            let seconds = self.draw().unwrap_or_default() * 2.0;
+            tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
+        }
+        Ok(())
+    }
+
+    /// After a verb: its reply is lost.
+    fn after<T>(&self, answer: Result<T, StoreError>) -> Result<T, StoreError> {
+        match self.injects(0.05) {
+            true => Err(StoreError::Unavailable("chaos: the reply was lost".to_owned())),
+            false => answer,
+        }
+    }
 }
 
-struct FaultyStore {
-    inner: ModelStore,
-    faults: Arc<Faults>,
+/// The model store behind a connection that fails.
+pub(crate) struct FaultyStore {
+    pub(crate) inner: Arc<ModelStore>,
+    pub(crate) faults: Arc<Faults>,
 }
 
 #[async_trait]
 impl Store for FaultyStore {
     async fn enqueue(&self, call: &Call, tasks: Vec<NewTask>) -> Result<Vec<Enqueued>, StoreError> {
-        self.faults.check()?;
-        self.inner.enqueue(call, tasks).await
+        self.faults.before().await?;
+        self.faults.after(self.inner.enqueue(call, tasks).await)
     }
 
     async fn claim(&self, request: ClaimRequest, now: Time) -> Result<Vec<Claimed>, StoreError> {
-        self.faults.check()?;
+        self.faults.before().await?;
         self.faults.claims.fetch_add(1, Ordering::SeqCst);
         self.faults.largest_claim.fetch_max(request.slots, Ordering::SeqCst);
-        self.inner.claim(request, now).await
+        self.faults.after(self.inner.claim(request, now).await)
     }
 
     async fn renew(&self, beats: Vec<Beat>, lease: Duration, now: Time) -> Result<Vec<Renewal>, StoreError> {
-        self.faults.check()?;
+        self.faults.before().await?;
         if self.faults.renewals_hang.load(Ordering::SeqCst) {
             std::future::pending::<()>().await;
         }
-        self.inner.renew(beats, lease, now).await
+        self.faults.after(self.inner.renew(beats, lease, now).await)
     }
 
     async fn finish(&self, finishes: Vec<Finish>, now: Time) -> Result<Vec<Result<Applied, Rejected>>, StoreError> {
-        self.faults.check()?;
+        self.faults.before().await?;
         self.faults.finishes.fetch_add(1, Ordering::SeqCst);
-        let answer = self.inner.finish(finishes, now).await;
+        let answer = self.faults.after(self.inner.finish(finishes, now).await);
         match self.faults.lose_finish_reply.swap(false, Ordering::SeqCst) {
             true => Err(StoreError::Unavailable("the reply was lost".to_owned())),
             false => answer,
@@ -233,8 +272,8 @@ impl Store for FaultyStore {
     }
 
     async fn checkpoint(&self, checkpoint: Checkpoint, now: Time) -> Result<Result<Applied, Rejected>, StoreError> {
-        self.faults.check()?;
-        self.inner.checkpoint(checkpoint, now).await
+        self.faults.before().await?;
+        self.faults.after(self.inner.checkpoint(checkpoint, now).await)
     }
 
     async fn command(
@@ -243,8 +282,8 @@ impl Store for FaultyStore {
         tasks: Vec<TaskId>,
         command: Command,
     ) -> Result<Vec<Result<Applied, Rejected>>, StoreError> {
-        self.faults.check()?;
-        self.inner.command(call, tasks, command).await
+        self.faults.before().await?;
+        self.faults.after(self.inner.command(call, tasks, command).await)
     }
 
     async fn update(
@@ -259,8 +298,8 @@ impl Store for FaultyStore {
     }
 
     async fn reap(&self, now: Time, limit: usize) -> Result<Reaped, StoreError> {
-        self.faults.check()?;
-        self.inner.reap(now, limit).await
+        self.faults.before().await?;
+        self.faults.after(self.inner.reap(now, limit).await)
     }
 
     async fn task(&self, namespace: &str, task: TaskId) -> Result<Option<TaskRecord>, StoreError> {
