@@ -1,0 +1,216 @@
+//! Claims: served from memory, without a row.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pensum_core::store::ClaimRequest;
+use pensum_core::task::Lease;
+use pensum_core::transition::{Event, Report};
+use pensum_core::{LeaseId, Name, Time, apply};
+
+use super::error::Fault;
+use super::memory::key_of;
+use super::order::Pick;
+use super::row::{LiveRow, mark};
+use super::step::Facts;
+use super::verb::{Claim, Grant, Grants};
+use super::view::{Cell, Leased};
+use super::writer::Writer;
+
+/// A run that goes on for this long, or has checkpointed, has survived its start: a node's death is not charged to it.
+pub(super) const PROBATION: Duration = Duration::from_secs(60);
+
+/// Which classes the last claimer's capabilities cover: most claims come with the same ones.
+#[derive(Default)]
+pub(super) struct Coverage {
+    offered: Option<Arc<[Name]>>,
+    queues: Option<Arc<[Name]>>,
+    fits: Vec<bool>,
+}
+
+impl Writer {
+    fn cover(&mut self, request: &ClaimRequest) {
+        fn same(known: Option<&Arc<[Name]>>, asked: Option<&Arc<[Name]>>) -> bool {
+            match (known, asked) {
+                (None, None) => true,
+                (Some(known), Some(asked)) => Arc::ptr_eq(known, asked),
+                _ => false,
+            }
+        }
+        let coverage = &mut self.coverage;
+        let (offered, queues) = (&request.capabilities, &request.queues);
+        if !same(coverage.offered.as_ref(), offered.as_ref()) || !same(coverage.queues.as_ref(), queues.as_ref()) {
+            *coverage = Coverage { offered: offered.clone(), queues: queues.clone(), fits: Vec::new() };
+        }
+        let mut next = coverage.fits.len() as u32;
+        while let Some(class) = self.shared.catalog.class(next) {
+            let capable = offered.as_ref().is_none_or(|offered| class.fits(offered));
+            coverage.fits.push(capable && queues.as_ref().is_none_or(|queues| queues.contains(&class.queue)));
+            next += 1;
+        }
+    }
+
+    /// Answers a claim from what is ready, or keeps it until something is.
+    pub(super) fn serve_or_park(&mut self, claim: Claim) {
+        match self.claim(&claim.request, claim.now) {
+            Ok(items) if items.is_empty() => self.parked.push(claim),
+            Ok(items) => {
+                let Claim { reply, home, .. } = claim;
+                self.grant(reply, Grants { items, home });
+            }
+            Err(fault) => {
+                let _ = claim.reply.send(Err(fault.describe(&self.path)));
+            }
+        }
+    }
+
+    /// Serves the claims that wait, first come first served; those that do not want to wait get nothing.
+    pub(super) fn serve_parked(&mut self) {
+        if self.parked.is_empty() {
+            return;
+        }
+        let mut waiting = std::mem::take(&mut self.parked).into_iter();
+        for claim in waiting.by_ref() {
+            if claim.reply.is_closed() {
+                continue;
+            }
+            let impatient = claim.request.wait.is_zero();
+            if self.memory.order.has_work() {
+                self.serve_or_park(claim);
+            } else {
+                self.parked.push(claim);
+            }
+            if impatient && let Some(claim) = self.parked.pop_if(|c| c.request.wait.is_zero()) {
+                let Claim { reply, home, .. } = claim;
+                let _ = reply.send(Ok(Grants { items: Vec::new(), home }));
+            }
+        }
+    }
+
+    fn claim(&mut self, request: &ClaimRequest, now: Time) -> Result<Vec<Grant>, Fault> {
+        if request.slots == 0 || !self.memory.order.has_work() {
+            return Ok(Vec::new());
+        }
+        let now = now.max(self.memory.clock);
+        self.cover(request);
+        let coverage = std::mem::take(&mut self.coverage);
+        let covers = |class: u32| coverage.fits.get(class as usize).copied().unwrap_or(false);
+        let granted = self.claim_covered(request, now, &covers);
+        self.coverage = coverage;
+        granted
+    }
+
+    fn claim_covered(
+        &mut self,
+        request: &ClaimRequest,
+        now: Time,
+        covers: &dyn Fn(u32) -> bool,
+    ) -> Result<Vec<Grant>, Fault> {
+        let (idle, on_probation) = {
+            let view = self.shared.view.lock();
+            let tried = |l: &Leased| l.alone && !l.checkpointed && now.since(l.taken_at) < PROBATION;
+            let held = view.nodes.get(&request.node).copied().unwrap_or_default();
+            (held.leases == 0, held.alone > 0 && view.leases_of(request.node).any(tried))
+        };
+        if on_probation {
+            return Ok(Vec::new());
+        }
+        if idle && let Some(pick) = self.memory.order.take_suspect(covers) {
+            return Ok(self.take(pick, request, now, true)?.into_iter().collect());
+        }
+        let mut merge = self.memory.order.merge(covers);
+        let mut granted = Vec::with_capacity(request.slots.min(1024));
+        while granted.len() < request.slots
+            && let Some(pick) = self.memory.order.take(&mut merge)
+        {
+            granted.extend(self.take(pick, request, now, false)?);
+        }
+        Ok(granted)
+    }
+
+    fn take(&mut self, pick: Pick, request: &ClaimRequest, now: Time, alone: bool) -> Result<Option<Grant>, Fault> {
+        let row = pick.row;
+        let live = match pick.plain {
+            Some((priority, run_at)) => Some(LiveRow::plain(row, pick.class, priority, run_at)),
+            None => LiveRow::load(&self.db, row)?,
+        };
+        // A row that is gone, or cannot be claimed, has no place in the order; `verify` would have said so.
+        let Some(mut live) = live else { return Ok(None) };
+        let lease = Lease { id: LeaseId(self.bits.wide()), node: request.node, expires_at: now.plus(request.lease) };
+        let Ok(transition) = apply(&live.life, &Event::Claim(lease), now) else {
+            debug_assert!(false, "row {row} is in the ready order and cannot be claimed");
+            return Ok(None);
+        };
+        if let Some(key) = key_of(&self.shared, &live) {
+            self.memory.order.hold(&key, row);
+        }
+        if pick.plain.is_none() {
+            self.memory.forget_timers(&live);
+        }
+        live.life = transition.next;
+        live.version += 1;
+        live.marks &= !mark::START;
+        let grant = Grant {
+            row,
+            class: live.class,
+            lease: lease.id,
+            lifecycle: live.life.clone(),
+            has_checkpoint: live.marks & mark::CHECKPOINT != 0,
+            fresh: self.memory.fresh.take(row),
+        };
+        let class = live.class;
+        let leased = Leased {
+            live,
+            id: grant.fresh.as_ref().map(|fresh| fresh.id),
+            executor: request.executor.clone(),
+            taken_at: now,
+            alone,
+            checkpointed: false,
+            log_lines: None,
+            closing: false,
+        };
+        let mut view = self.shared.view.lock();
+        view.count(class, Cell::Ready, -1);
+        view.count(class, Cell::Running, 1);
+        view.lease(row, Box::new(leased));
+        Ok(Some(grant))
+    }
+
+    /// Takes claims back that never arrived. Nothing of them was written, so nothing remains of them, unless someone
+    /// commanded the task meanwhile: then it is released.
+    pub(super) fn unclaim(&mut self, lost: &[(i64, LeaseId)]) -> Result<(), Fault> {
+        for (row, lease) in lost {
+            let held = {
+                let view = self.shared.view.lock();
+                view.leases.get(row).filter(|l| !l.closing && l.lease_id() == Some(*lease)).cloned()
+            };
+            let Some(held) = held else { continue };
+            let now = self.memory.clock;
+            let Some(live) = LiveRow::load(&self.db, *row)? else { continue };
+            if live.life.state.is_terminal() || live.life.state == pensum_core::State::Running {
+                if let Some(subject) = self.subject(*row, None)? {
+                    let event = Event::Holder(*lease, Report::Released);
+                    let _ = self.happen(subject, &event, Facts::default(), now, &mut Default::default())?;
+                }
+                continue;
+            }
+            {
+                let mut view = self.shared.view.lock();
+                if let Some(leased) = view.leases.get_mut(row) {
+                    leased.closing = true;
+                }
+            }
+            self.group.closed.push(*row);
+            self.group.count(live.class, Cell::of_leased(&held.live.life), -1);
+            if let Some(key) = key_of(&self.shared, &live) {
+                self.memory.order.release(&key, *row);
+            }
+            let cell = {
+                let mut view = self.shared.view.lock();
+                self.memory.place(&self.shared, &mut view, &live)
+            };
+            self.group.count(live.class, cell, 1);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,258 @@
+//! The writer's memory of unfinished tasks: the ready order, timers, and who waits for whom. Rebuilt from `live`.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use foldhash::fast::RandomState;
+use pensum_core::{Lifecycle, Spec, State, TaskId, Time, WaitingFor};
+use rusqlite::Connection;
+
+use super::error::Fault;
+use super::order::{Entry, Key, Order};
+use super::row::{COLUMNS, LiveRow};
+use super::view::{Cell, Shared, View};
+
+/// What a timer is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Timer {
+    Wake,
+    Expire,
+    QueueTimeout,
+}
+
+/// A task that was just enqueued.
+#[derive(Clone)]
+pub(super) struct FreshTask {
+    pub(super) id: TaskId,
+    pub(super) spec: Arc<Spec>,
+    pub(super) created_at: Time,
+}
+
+/// What was just enqueued, so that a claim soon after needs no read.
+#[derive(Default)]
+pub(super) struct Fresh {
+    specs: HashMap<i64, FreshTask, RandomState>,
+    bytes: usize,
+}
+
+/// How much of just-enqueued tasks stays in memory, in bytes of their texts and some for each.
+const FRESH_MAX: usize = 16 << 20;
+
+fn weight(spec: &Spec) -> usize {
+    spec.parameters.get().len() + 250
+}
+
+impl Fresh {
+    /// True while there is room. The oldest are claimed first, so a full cache takes no more instead of forgetting.
+    pub(super) fn has_room(&self) -> bool {
+        self.bytes < FRESH_MAX
+    }
+
+    pub(super) fn put(&mut self, id: TaskId, spec: Spec, created_at: Time) {
+        self.bytes += weight(&spec);
+        self.specs.insert(id.row(), FreshTask { id, spec: Arc::new(spec), created_at });
+    }
+
+    pub(super) fn take(&mut self, row: i64) -> Option<FreshTask> {
+        let found = self.specs.remove(&row)?;
+        self.bytes -= weight(&found.spec).min(self.bytes);
+        if self.specs.is_empty() {
+            // A map keeps its peak size otherwise.
+            *self = Fresh::default();
+        }
+        Some(found)
+    }
+}
+
+/// The writer's memory.
+#[derive(Default)]
+pub(super) struct Memory {
+    pub(super) order: Order,
+    pub(super) timers: BTreeSet<(Time, i64, Timer)>,
+    /// Unfinished children, by parent row.
+    pub(super) children: HashMap<i64, u32, RandomState>,
+    /// Rows that unfinished tasks may depend on.
+    pub(super) awaited: HashSet<i64, RandomState>,
+    pub(super) fresh: Fresh,
+    /// The latest time seen.
+    pub(super) clock: Time,
+}
+
+/// The key of a task with the namespace that it holds in.
+pub(super) fn key_of(shared: &Shared, live: &LiveRow) -> Option<Key> {
+    let key = live.key.clone()?;
+    Some((shared.catalog.class(live.class)?.namespace.clone(), key))
+}
+
+fn entry(shared: &Shared, live: &LiveRow) -> Entry {
+    Entry { class: live.class, rank: live.rank(), key: key_of(shared, live), suspect: live.life.suspect }
+}
+
+fn later_cell(life: &Lifecycle) -> Cell {
+    if life.failures > 0 && life.backing_off { Cell::Retrying } else { Cell::Later }
+}
+
+/// The timers of an unleased task.
+fn timers(live: &LiveRow) -> impl Iterator<Item = (Time, i64, Timer)> {
+    let life = &live.life;
+    let row = live.row;
+    let queued = life.state == State::Queued;
+    let free = queued && life.waiting_for.is_none() && life.paused_at.is_none();
+    let expire = live.expires_at.filter(|_| queued && !life.has_started()).map(|at| (at, row, Timer::Expire));
+    let overdue = live.queue_timeout.filter(|_| free).map(|t| (live.ready_from().plus(t), row, Timer::QueueTimeout));
+    let waits = life.state == State::Waiting && life.paused_at.is_none();
+    let wake = life.wake_at.filter(|_| waits).map(|at| (at, row, Timer::Wake));
+    [expire, overdue, wake].into_iter().flatten()
+}
+
+impl Memory {
+    /// Puts an unleased task where it belongs; answers where it counts.
+    pub(super) fn place(&mut self, shared: &Shared, view: &mut View, live: &LiveRow) -> Cell {
+        self.timers.extend(timers(live));
+        let life = &live.life;
+        if life.paused_at.is_some() {
+            return Cell::Paused;
+        }
+        match life.state {
+            State::Waiting => Cell::Running,
+            _ if life.waiting_for == Some(WaitingFor::Dependencies) => Cell::Dependencies,
+            _ if life.run_at > self.clock => {
+                let cell = later_cell(life);
+                view.later.insert((life.run_at, live.row), (live.class, cell == Cell::Retrying));
+                cell
+            }
+            _ => {
+                self.order.push(entry(shared, live));
+                Cell::Ready
+            }
+        }
+    }
+
+    /// Takes an unleased task out of where [`Memory::place`] put it; answers where it counted.
+    pub(super) fn unplace(&mut self, shared: &Shared, view: &mut View, live: &LiveRow) -> Cell {
+        for timer in timers(live) {
+            self.timers.remove(&timer);
+        }
+        let life = &live.life;
+        if life.paused_at.is_some() {
+            return Cell::Paused;
+        }
+        match life.state {
+            State::Waiting => Cell::Running,
+            _ if life.waiting_for == Some(WaitingFor::Dependencies) => Cell::Dependencies,
+            _ if view.later.remove(&(life.run_at, live.row)).is_some() => later_cell(life),
+            _ => {
+                self.order.remove(&entry(shared, live));
+                Cell::Ready
+            }
+        }
+    }
+
+    /// Takes the timers of a task that was just claimed.
+    pub(super) fn forget_timers(&mut self, live: &LiveRow) {
+        for timer in timers(live) {
+            self.timers.remove(&timer);
+        }
+    }
+
+    /// Moves on to `now`, and whatever came due by then into the ready order.
+    pub(super) fn advance(&mut self, shared: &Shared, db: &Connection, now: Time) -> Result<(), Fault> {
+        self.clock = self.clock.max(now);
+        let due: Vec<i64> = {
+            let mut view = shared.view.lock();
+            if view.later.first_key_value().is_none_or(|((at, _), _)| *at > self.clock) {
+                return Ok(());
+            }
+            let rest = view.later.split_off(&(self.clock, i64::MAX));
+            let due = std::mem::replace(&mut view.later, rest);
+            for (class, retrying) in due.values() {
+                view.count(*class, if *retrying { Cell::Retrying } else { Cell::Later }, -1);
+                view.count(*class, Cell::Ready, 1);
+            }
+            due.keys().map(|(_, row)| *row).collect()
+        };
+        for row in due {
+            if let Some(live) = LiveRow::load(db, row)? {
+                self.order.push(entry(shared, &live));
+            }
+        }
+        Ok(())
+    }
+
+    /// Rebuilds everything from `live` but for the leases, which are kept, with their keys. Answers the rows that say
+    /// that they run, or should stop, though nobody holds them.
+    pub(super) fn rebuild(&mut self, shared: &Shared, db: &Connection) -> Result<Vec<i64>, Fault> {
+        let clock = self.clock;
+        *self = Memory { clock, ..Memory::default() };
+        let mut orphans = Vec::new();
+        let mut view = {
+            let view = shared.view.lock();
+            View { leases: view.leases.clone(), nodes: view.nodes.clone(), ..View::default() }
+        };
+        let scanned = self.scan(shared, db, &mut view, &mut orphans);
+        let mut live_view = shared.view.lock();
+        *live_view = view;
+        drop(live_view);
+        scanned?;
+        Ok(orphans)
+    }
+
+    fn scan(
+        &mut self,
+        shared: &Shared,
+        db: &Connection,
+        view: &mut View,
+        orphans: &mut Vec<i64>,
+    ) -> Result<(), Fault> {
+        let mut statement = db.prepare("SELECT class, completed, failed, cancelled, executions FROM counter")?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let class: u32 = row.get(0)?;
+            for (column, cell) in [Cell::Completed, Cell::Failed, Cell::Cancelled, Cell::Executions].into_iter().enumerate() {
+                view.count(class, cell, row.get(column + 1)?);
+            }
+        }
+        for leased in view.leases.values_mut() {
+            leased.closing = false;
+        }
+        let held: Vec<(u32, Cell)> =
+            view.leases.values().map(|l| (l.live.class, Cell::of_leased(&l.live.life))).collect();
+        for (class, cell) in held {
+            view.count(class, cell, 1);
+        }
+        let mut statement = db.prepare(&format!("SELECT {COLUMNS} FROM live ORDER BY row"))?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let live = LiveRow::read(row)?;
+            let plain = row.get_ref(4)? == rusqlite::types::ValueRef::Null;
+            if let Some(parent) = live.parent {
+                *self.children.entry(parent).or_default() += 1;
+            }
+            if let Some(leased) = view.leases.get(&live.row) {
+                if let Some(key) = key_of(shared, &leased.live) {
+                    self.order.hold(&key, live.row);
+                }
+                continue;
+            }
+            let life = &live.life;
+            if life.state == State::Running || life.cancel_requested_at.or(life.pause_requested_at).is_some() {
+                orphans.push(live.row);
+                view.count(live.class, Cell::Running, 1);
+            } else if plain {
+                // A plain task was due when it was written.
+                self.order.push_plain(live.class, live.priority, live.row, life.run_at);
+                view.count(live.class, Cell::Ready, 1);
+            } else {
+                let cell = self.place(shared, view, &live);
+                view.count(live.class, cell, 1);
+            }
+        }
+        let mut statement = db.prepare(
+            "SELECT DISTINCT prerequisite FROM dependency WHERE EXISTS (SELECT 1 FROM live WHERE row = prerequisite)",
+        )?;
+        for row in statement.query_map([], |row| row.get::<_, i64>(0))? {
+            self.awaited.insert(row?);
+        }
+        Ok(())
+    }
+}

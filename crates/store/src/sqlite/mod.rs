@@ -1,0 +1,507 @@
+//! The embedded store: one SQLite file, one process that owns it.
+//!
+//! A writer thread commits groups of verbs ([`writer`]); readers work beside it on connections of their own, and lay
+//! the writer's leases over what they read ([`view`]). Claims write no row ([`claim`], [`manifest`]).
+
+mod backup;
+mod claim;
+mod command;
+mod enqueue;
+mod error;
+mod finish;
+mod list;
+mod lock;
+mod manifest;
+mod memory;
+mod names;
+mod order;
+mod prune;
+mod reader;
+mod reads;
+mod reap;
+mod row;
+mod schema;
+mod step;
+mod thread;
+mod update;
+mod verb;
+mod verify;
+mod view;
+mod writer;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pensum_core::input::Patch;
+use pensum_core::query::Paged;
+use pensum_core::store::{
+    Applied, Beat, Call, Checkpoint, ClaimRequest, Claimed, Command, Enqueued, Finish, LeaseRef, LogEntry, Reaped,
+    Rejected, Renewal, Retention, Signal, Store, StoreStats, TaskEvent, Verified,
+};
+use pensum_core::task::Execution;
+use pensum_core::{Counts, Json, Name, NewTask, Page, StoreError, TaskFilter, TaskId, TaskRecord, Time};
+use tokio::sync::oneshot;
+
+use error::Fault;
+use reader::Readers;
+use thread::WriterThread;
+use verb::{Claim, Grants, Prepared, Reply, Verb, prepare};
+use view::Shared;
+
+/// How to open a store.
+#[derive(Clone, Debug)]
+pub struct SqliteOptions {
+    /// The file; `:memory:` for a store that lives and dies with the process.
+    pub path: PathBuf,
+    /// Who owns it, for whoever finds it locked: an address or a process id.
+    pub owner: String,
+    /// Create the file when there is none.
+    pub create: bool,
+    /// Only read: takes no lock, and every verb that changes something is refused. What runs in the process that
+    /// owns the file is not seen as running.
+    pub read_only: bool,
+}
+
+impl SqliteOptions {
+    /// The store in `path`, created when there is none, owned by this process.
+    pub fn new(path: impl Into<PathBuf>) -> SqliteOptions {
+        SqliteOptions {
+            path: path.into(),
+            owner: format!("process {}", std::process::id()),
+            create: true,
+            read_only: false,
+        }
+    }
+}
+
+/// The embedded store.
+pub struct SqliteStore {
+    path: String,
+    shared: Arc<Shared>,
+    writer: Option<WriterThread>,
+    readers: Option<Readers>,
+}
+
+impl SqliteStore {
+    /// Opens a store, and creates or migrates its file as needed.
+    ///
+    /// The ready order is loaded in the background: reads are served at once, other verbs wait for it.
+    ///
+    /// # Errors
+    /// [`StoreError::Locked`] when another process owns the file; [`StoreError::Corrupt`] and [`StoreError::Newer`]
+    /// when it is not ours to use, which leaves it as it is; [`StoreError::Unavailable`] when it cannot be opened.
+    pub fn open(options: SqliteOptions) -> Result<SqliteStore, StoreError> {
+        schema::check_library()?;
+        let path = options.path.display().to_string();
+        let shared = Shared::new();
+        if path == ":memory:" {
+            let writer = WriterThread::start_in_memory(shared.clone())?;
+            return Ok(SqliteStore { path, shared, writer: Some(writer), readers: None });
+        }
+        let found = schema::inspect(&options.path)?;
+        if found == schema::Found::Nothing && (options.read_only || !options.create) {
+            let path = options.path.display();
+            return Err(StoreError::Unavailable(format!("there is no store at {path}; check the path, or create one")));
+        }
+        if options.read_only {
+            let readers = Readers::open(&options.path)?;
+            return Ok(SqliteStore { path, shared, writer: None, readers: Some(readers) });
+        }
+        let lock = lock::FileLock::take(&options.path, &options.owner)?;
+        let writer = WriterThread::start(&options.path, shared.clone(), lock)?;
+        let readers = Readers::open(&options.path)?;
+        Ok(SqliteStore { path, shared, writer: Some(writer), readers: Some(readers) })
+    }
+
+    /// Says who owns the store, for whoever finds it locked.
+    pub fn set_owner(&self, owner: &str) {
+        if let Some(writer) = &self.writer {
+            writer.set_owner(owner);
+        }
+    }
+
+    fn writer(&self) -> Result<&WriterThread, StoreError> {
+        if self.shared.is_closed() {
+            return Err(StoreError::Closed);
+        }
+        self.writer.as_ref().ok_or_else(|| {
+            StoreError::Unavailable(format!("{} was opened to be read only; open it to be written", self.path))
+        })
+    }
+
+    async fn ask<T>(&self, verb: impl FnOnce(Reply<T>) -> Verb) -> Result<T, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        self.writer()?.send(verb(reply))?;
+        answer.await.map_err(|_| StoreError::Closed)?
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&rusqlite::Connection, &Shared) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        if self.shared.is_closed() {
+            return Err(StoreError::Closed);
+        }
+        let shared = self.shared.clone();
+        let path = self.path.clone();
+        if let Some(readers) = &self.readers {
+            if self.writer.is_none() {
+                // Nobody keeps the catalog of a store that is only read up to date.
+                return readers
+                    .run(move |db| {
+                        shared.catalog.load(db).and_then(|()| work(db, &shared)).map_err(|fault| fault.describe(&path))
+                    })
+                    .await;
+            }
+            return readers.run(move |db| work(db, &shared).map_err(|fault| fault.describe(&path))).await;
+        }
+        let (reply, answer) = oneshot::channel();
+        self.writer()?.send(Verb::Read(Box::new(move |db| {
+            let result = db.and_then(|db| work(db, &shared).map_err(|fault| fault.describe(&path)));
+            // Whoever asked may have gone.
+            let _ = reply.send(result);
+        })))?;
+        answer.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Waits until the writer's memory stands.
+    async fn loaded(&self) -> Result<(), StoreError> {
+        if self.writer.is_some() {
+            let mut loaded = self.shared.loaded.subscribe();
+            loaded.wait_for(|loaded| *loaded).await.map_err(|_| StoreError::Closed)?;
+        }
+        Ok(())
+    }
+
+    /// Waits for a parked claim: until it is answered, its time is up, or a task comes due by the clock.
+    async fn await_claim(
+        &self,
+        mut answer: oneshot::Receiver<Result<Grants, StoreError>>,
+        wait: Duration,
+        now: Time,
+    ) -> Result<Option<Grants>, StoreError> {
+        let started = tokio::time::Instant::now();
+        let mut next_ready = self.shared.next_ready.subscribe();
+        let end = tokio::time::sleep(wait);
+        tokio::pin!(end);
+        loop {
+            let due = Time::from_micros(*next_ready.borrow_and_update());
+            let waits = due.since(now).saturating_sub(started.elapsed());
+            let has_timer = due != Time::MAX && !wait.is_zero();
+            tokio::select! {
+                biased;
+                found = &mut answer => return found.map_err(|_| StoreError::Closed)?.map(Some),
+                () = &mut end, if !wait.is_zero() => {
+                    // An answer that was sent a moment ago still counts.
+                    answer.close();
+                    return match answer.try_recv() {
+                        Ok(found) => found.map(Some),
+                        Err(_) => Ok(None),
+                    };
+                }
+                () = tokio::time::sleep(waits), if has_timer => {
+                    self.writer()?.send(Verb::Tick(now.plus(started.elapsed()).max(due)))?;
+                    // The tick moves the clock on; then `next_ready` changes, or the answer comes.
+                    tokio::select! {
+                        biased;
+                        found = &mut answer => return found.map_err(|_| StoreError::Closed)?.map(Some),
+                        changed = next_ready.changed() => changed.map_err(|_| StoreError::Closed)?,
+                        () = &mut end => return Ok(None),
+                    }
+                }
+                changed = next_ready.changed() => changed.map_err(|_| StoreError::Closed)?,
+            }
+        }
+    }
+
+    /// Fills in what a claim did not have in memory. The grants go back if this is dropped before it is done.
+    async fn fill(&self, mut grants: Grants) -> Result<Vec<Claimed>, StoreError> {
+        if grants.items.iter().all(|g| g.fresh.is_some() && !g.has_checkpoint) {
+            let claimed = grants.items.iter_mut().filter_map(|grant| reader::fill_fresh(&self.shared, grant)).collect();
+            grants.items.clear();
+            return Ok(claimed);
+        }
+        self.read(move |db, shared| {
+            let claimed = reader::fill(db, shared, &mut grants.items)?;
+            grants.items.clear();
+            Ok(ClaimedSafe { claimed, home: grants.home.clone() })
+        })
+        .await
+        .map(ClaimedSafe::arrive)
+    }
+}
+
+/// Claims between the reader and the claimer, who may have gone meanwhile.
+struct ClaimedSafe {
+    claimed: Vec<Claimed>,
+    home: std::sync::mpsc::Sender<Verb>,
+}
+
+impl ClaimedSafe {
+    fn arrive(mut self) -> Vec<Claimed> {
+        std::mem::take(&mut self.claimed)
+    }
+}
+
+impl Drop for ClaimedSafe {
+    fn drop(&mut self) {
+        if !self.claimed.is_empty() {
+            let lost = self.claimed.iter().map(|c| (c.lease.task.row(), c.lease.lease)).collect();
+            // A writer that is gone has no leases either.
+            let _ = self.home.send(Verb::Unclaim(lost));
+        }
+    }
+}
+
+/// Children know their parent, and are written out on the caller's thread.
+fn prepare_children(parent: LeaseRef, mut spawn: Vec<NewTask>) -> Vec<Prepared> {
+    for task in &mut spawn {
+        task.spec.details_mut().parent_id = Some(parent.task);
+    }
+    prepare(spawn)
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn enqueue(&self, call: &Call, tasks: Vec<NewTask>) -> Result<Vec<Enqueued>, StoreError> {
+        let (call, tasks) = (call.clone(), prepare(tasks));
+        self.ask(|reply| Verb::Enqueue { call, tasks, reply }).await
+    }
+
+    async fn claim(&self, request: ClaimRequest, now: Time) -> Result<Vec<Claimed>, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        let wait = request.wait;
+        let writer = self.writer()?;
+        writer.send(Verb::Claim(Claim { request, now, reply, home: writer.sender()? }))?;
+        match self.await_claim(answer, wait, now).await? {
+            Some(grants) => self.fill(grants).await,
+            None => Ok(Vec::new()),
+        }
+    }
+
+    async fn renew(&self, beats: Vec<Beat>, lease: Duration, now: Time) -> Result<Vec<Renewal>, StoreError> {
+        self.ask(|reply| Verb::Renew { beats, lease, now, reply }).await
+    }
+
+    async fn finish(&self, finishes: Vec<Finish>, now: Time) -> Result<Vec<Result<Applied, Rejected>>, StoreError> {
+        let split = |mut finish: Finish| {
+            let spawn = prepare_children(finish.lease, std::mem::take(&mut finish.spawn));
+            (finish, spawn)
+        };
+        let finishes = finishes.into_iter().map(split).collect();
+        self.ask(|reply| Verb::Finish { finishes, now, reply }).await
+    }
+
+    async fn checkpoint(&self, checkpoint: Checkpoint, now: Time) -> Result<Result<Applied, Rejected>, StoreError> {
+        let mut checkpoint = checkpoint;
+        let spawn = prepare_children(checkpoint.lease, std::mem::take(&mut checkpoint.spawn));
+        self.ask(|reply| Verb::Checkpoint { checkpoint, spawn, now, reply }).await
+    }
+
+    async fn command(
+        &self,
+        call: &Call,
+        tasks: Vec<TaskId>,
+        command: Command,
+    ) -> Result<Vec<Result<Applied, Rejected>>, StoreError> {
+        let call = call.clone();
+        self.ask(|reply| Verb::Command { call, tasks, command, reply }).await
+    }
+
+    async fn update(
+        &self,
+        call: &Call,
+        task: TaskId,
+        patch: Patch,
+        expected_version: Option<u64>,
+    ) -> Result<Result<TaskRecord, Rejected>, StoreError> {
+        let call = call.clone();
+        self.ask(|reply| Verb::Update { call, task, patch, expected_version, reply }).await
+    }
+
+    async fn reap(&self, now: Time, limit: usize) -> Result<Reaped, StoreError> {
+        self.ask(|reply| Verb::Reap { now, limit, reply }).await
+    }
+
+    async fn task(&self, namespace: &str, task: TaskId) -> Result<Option<TaskRecord>, StoreError> {
+        let namespace = namespace.to_owned();
+        self.read(move |db, shared| {
+            let seen = shared.seen(task.row());
+            let reading = db.unchecked_transaction()?;
+            let found = reads::find(&reading, &shared.catalog, &namespace, task, seen)?;
+            found.map(|(task, place)| reads::record(&reading, task, place)).transpose()
+        })
+        .await
+    }
+
+    async fn tasks(
+        &self,
+        namespace: &str,
+        filter: TaskFilter,
+        page: Page,
+        now: Time,
+    ) -> Result<Paged<TaskRecord>, StoreError> {
+        let namespace = namespace.to_owned();
+        self.read(move |db, shared| {
+            let overlay = shared.seen_all();
+            let reading = db.unchecked_transaction()?;
+            list::tasks(&reading, &shared.catalog, &overlay, &namespace, &filter, &page, now)
+        })
+        .await
+    }
+
+    async fn executions(&self, namespace: &str, task: TaskId) -> Result<Vec<Execution>, StoreError> {
+        let namespace = namespace.to_owned();
+        self.read(move |db, shared| {
+            let seen = shared.seen(task.row());
+            let reading = db.unchecked_transaction()?;
+            match reads::find(&reading, &shared.catalog, &namespace, task, seen)? {
+                Some((found, place)) => reads::executions(&reading, &shared.catalog, found.id, &place),
+                None => Ok(Vec::new()),
+            }
+        })
+        .await
+    }
+
+    async fn all_executions(&self, namespace: &str, page: Page) -> Result<Paged<Execution>, StoreError> {
+        let namespace = namespace.to_owned();
+        self.read(move |db, shared| {
+            let reading = db.unchecked_transaction()?;
+            list::executions(&reading, &shared.catalog, &namespace, &page)
+        })
+        .await
+    }
+
+    async fn events(&self, namespace: &str, task: TaskId) -> Result<Vec<TaskEvent>, StoreError> {
+        let namespace = namespace.to_owned();
+        self.read(move |db, shared| {
+            let seen = shared.seen(task.row());
+            let reading = db.unchecked_transaction()?;
+            match reads::find(&reading, &shared.catalog, &namespace, task, seen)? {
+                Some((found, place)) => reads::events(&reading, &shared.catalog, &found, &place),
+                None => Ok(Vec::new()),
+            }
+        })
+        .await
+    }
+
+    async fn logs(
+        &self,
+        namespace: &str,
+        task: TaskId,
+        after: u64,
+        limit: usize,
+    ) -> Result<Vec<LogEntry>, StoreError> {
+        let namespace = namespace.to_owned();
+        self.read(move |db, shared| {
+            let found = reads::stored_task(db, &shared.catalog, task.row())?.filter(|found| found.id == task);
+            let class = found.and_then(|found| shared.catalog.class(found.class));
+            match class.filter(|class| *class.namespace == *namespace) {
+                Some(_) => reads::logs(db, task.row(), after, limit),
+                None => Ok(Vec::new()),
+            }
+        })
+        .await
+    }
+
+    async fn dependants(&self, namespace: &str, task: TaskId) -> Result<Vec<TaskId>, StoreError> {
+        let namespace = namespace.to_owned();
+        self.read(move |db, shared| {
+            let found = reads::stored_task(db, &shared.catalog, task.row())?.filter(|found| found.id == task);
+            let class = found.and_then(|found| shared.catalog.class(found.class));
+            match class.filter(|class| *class.namespace == *namespace) {
+                Some(_) => reads::dependants(db, task.row()),
+                None => Ok(Vec::new()),
+            }
+        })
+        .await
+    }
+
+    async fn inbox(&self, task: TaskId) -> Result<Vec<Signal>, StoreError> {
+        self.read(move |db, _| if reads::is_id(db, task)? { reads::inbox(db, task.row()) } else { Ok(Vec::new()) }).await
+    }
+
+    async fn steps(&self, task: TaskId) -> Result<Vec<(Name, Json)>, StoreError> {
+        self.read(move |db, _| if reads::is_id(db, task)? { reads::steps(db, task.row()) } else { Ok(Vec::new()) }).await
+    }
+
+    async fn key_holder(&self, namespace: &str, key: &str) -> Result<Option<TaskId>, StoreError> {
+        let (namespace, key) = (namespace.to_owned(), key.to_owned());
+        let row = {
+            let view = self.shared.view.lock();
+            let holds = |l: &view::Leased| {
+                l.live.key.as_deref() == Some(&*key)
+                    && self.shared.catalog.class(l.live.class).is_some_and(|class| *class.namespace == *namespace)
+            };
+            view.leases.iter().find(|(_, l)| !l.closing && holds(l)).map(|(row, _)| *row)
+        };
+        let Some(row) = row else { return if self.shared.is_closed() { Err(StoreError::Closed) } else { Ok(None) } };
+        self.read(move |db, shared| Ok(reads::stored_task(db, &shared.catalog, row)?.map(|task| task.id))).await
+    }
+
+    async fn counts(&self, namespace: &str, now: Time) -> Result<Counts, StoreError> {
+        self.loaded().await?;
+        if self.shared.is_closed() {
+            return Err(StoreError::Closed);
+        }
+        if self.writer.is_some() {
+            return Ok(self.shared.view.lock().counts(&self.shared.catalog, namespace, now));
+        }
+        let namespace = namespace.to_owned();
+        self.read(move |db, _| {
+            let twin = Shared::new();
+            twin.catalog.load(db)?;
+            memory::Memory { clock: now, ..Default::default() }.rebuild(&twin, db)?;
+            let counts = twin.view.lock().counts(&twin.catalog, &namespace, now);
+            Ok(counts)
+        })
+        .await
+    }
+
+    async fn prune(&self, retention: Retention, now: Time, limit: usize) -> Result<u64, StoreError> {
+        self.ask(|reply| Verb::Prune { retention, now, limit, reply }).await
+    }
+
+    async fn verify(&self) -> Result<Verified, StoreError> {
+        let mut verified = self
+            .read(|db, _| {
+                let reading = db.unchecked_transaction()?;
+                verify::verify(&reading)
+            })
+            .await?;
+        if self.writer.is_some() {
+            verified.violations.extend(self.ask(Verb::Audit).await?);
+        }
+        Ok(verified)
+    }
+
+    async fn stats(&self) -> Result<StoreStats, StoreError> {
+        let (path, memory) = (self.path.clone(), self.readers.is_none());
+        self.read(move |db, _| backup::stats(db, &path, memory)).await
+    }
+
+    async fn backup(&self, to: &Path) -> Result<(), StoreError> {
+        let (to, path) = (to.to_owned(), self.path.clone());
+        self.read(move |db, _| Ok(backup::backup(db, &to, &path))).await?
+    }
+
+    async fn close(&self) -> Result<(), StoreError> {
+        if self.shared.closed.load(std::sync::atomic::Ordering::Acquire) {
+            return Ok(());
+        }
+        if let Some(readers) = &self.readers {
+            readers.close();
+        }
+        let closed = match &self.writer {
+            Some(_) => self.ask(Verb::Close).await,
+            None => Ok(()),
+        };
+        self.shared.closed.store(true, std::sync::atomic::Ordering::Release);
+        if let Some(writer) = &self.writer {
+            writer.join();
+        }
+        closed
+    }
+}

@@ -1,0 +1,153 @@
+//! Interned texts: classes (what decides who can claim a task) and names (of actors and executors).
+
+use std::collections::HashMap;
+use std::hash::BuildHasher;
+use std::sync::Arc;
+
+use foldhash::fast::RandomState;
+use parking_lot::RwLock;
+use pensum_core::Name;
+use rusqlite::Connection;
+
+use super::error::Fault;
+
+/// Tasks that the same claimers can take: one lane of the ready order.
+#[derive(Debug, PartialEq)]
+pub(super) struct Class {
+    pub(super) namespace: Name,
+    pub(super) queue: Name,
+    pub(super) handler: Name,
+    /// Beside the handler itself.
+    pub(super) requires: Box<[Name]>,
+}
+
+impl Class {
+    /// True when a node with these capabilities can run its tasks.
+    pub(super) fn fits(&self, offered: &[Name]) -> bool {
+        offered.contains(&self.handler) && self.requires.iter().all(|r| offered.contains(r))
+    }
+}
+
+/// What both writer and readers look up by number.
+#[derive(Default)]
+pub(super) struct Catalog {
+    classes: RwLock<Vec<Arc<Class>>>,
+    names: RwLock<Vec<Name>>,
+}
+
+impl Catalog {
+    pub(super) fn class(&self, id: u32) -> Option<Arc<Class>> {
+        self.classes.read().get(id as usize).cloned()
+    }
+
+    pub(super) fn name(&self, id: u32) -> Option<Name> {
+        self.names.read().get(id as usize).cloned()
+    }
+
+    /// All classes, by number.
+    pub(super) fn classes(&self) -> Vec<Arc<Class>> {
+        self.classes.read().clone()
+    }
+
+    /// Reads both tables anew, so that what a rolled back transaction had added is gone.
+    pub(super) fn load(&self, db: &Connection) -> Result<(), Fault> {
+        let mut classes = Vec::new();
+        let mut statement = db.prepare("SELECT namespace, queue, handler, requires FROM class ORDER BY id")?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let requires: Vec<Name> = serde_json::from_str(row.get_ref(3)?.as_str().unwrap_or("[]"))
+                .map_err(|error| Fault::Damaged(format!("the requirements of a class are not JSON ({error})")))?;
+            classes.push(Arc::new(Class {
+                namespace: row.get(0)?,
+                queue: row.get(1)?,
+                handler: row.get(2)?,
+                requires: requires.into(),
+            }));
+        }
+        let mut statement = db.prepare("SELECT text FROM name ORDER BY id")?;
+        let names = statement.query_map([], |row| row.get(0))?.collect::<Result<Vec<Name>, _>>()?;
+        *self.classes.write() = classes;
+        *self.names.write() = names;
+        Ok(())
+    }
+}
+
+/// The writer's way from text to number. New entries go into the open transaction.
+#[derive(Default)]
+pub(super) struct Interner {
+    hasher: RandomState,
+    by_hash: HashMap<u64, Vec<u32>, RandomState>,
+    last: Option<(u32, Arc<Class>)>,
+    names: HashMap<Name, u32, RandomState>,
+}
+
+impl Interner {
+    /// Rebuilds the lookups from the catalog.
+    pub(super) fn load(&mut self, catalog: &Catalog) {
+        *self = Interner::default();
+        for (id, class) in catalog.classes().iter().enumerate() {
+            let hash = self.hash(&class.namespace, &class.queue, &class.handler, &class.requires);
+            self.by_hash.entry(hash).or_default().push(id as u32);
+        }
+        for (id, name) in catalog.names.read().iter().enumerate() {
+            self.names.insert(name.clone(), id as u32);
+        }
+    }
+
+    fn hash(&self, namespace: &str, queue: &str, handler: &str, requires: &[Name]) -> u64 {
+        self.hasher.hash_one((namespace, queue, handler, requires))
+    }
+
+    /// The number of a class.
+    pub(super) fn class(
+        &mut self,
+        db: &Connection,
+        catalog: &Catalog,
+        (namespace, queue, handler, requires): (&Name, &Name, &Name, &[Name]),
+    ) -> Result<u32, Fault> {
+        let is = |c: &Class| {
+            c.handler == *handler && c.queue == *queue && c.namespace == *namespace && *c.requires == *requires
+        };
+        // Batches mostly hold tasks of one class.
+        if let Some((id, class)) = &self.last
+            && is(class)
+        {
+            return Ok(*id);
+        }
+        let hash = self.hash(namespace, queue, handler, requires);
+        for id in self.by_hash.get(&hash).into_iter().flatten() {
+            if let Some(class) = catalog.class(*id).filter(|c| is(c)) {
+                self.last = Some((*id, class));
+                return Ok(*id);
+            }
+        }
+        let class = Arc::new(Class {
+            namespace: namespace.clone(),
+            queue: queue.clone(),
+            handler: handler.clone(),
+            requires: requires.into(),
+        });
+        let mut classes = catalog.classes.write();
+        let id = classes.len() as u32;
+        let list = serde_json::to_string(requires).unwrap_or_else(|_| "[]".to_owned());
+        db.prepare_cached("INSERT INTO class(id, namespace, queue, handler, requires) VALUES (?, ?, ?, ?, ?)")?
+            .execute((id, namespace, queue, handler, list))?;
+        classes.push(class.clone());
+        self.by_hash.entry(hash).or_default().push(id);
+        self.last = Some((id, class));
+        Ok(id)
+    }
+
+    /// The number of a name.
+    pub(super) fn name(&mut self, db: &Connection, catalog: &Catalog, name: &Name) -> Result<u32, Fault> {
+        if let Some(id) = self.names.get(name) {
+            return Ok(*id);
+        }
+        let mut names = catalog.names.write();
+        let id = names.len() as u32;
+        db.prepare_cached("INSERT INTO name(id, text) VALUES (?, ?)")?.execute((id, name))?;
+        names.push(name.clone());
+        self.names.insert(name.clone(), id);
+        Ok(id)
+    }
+}

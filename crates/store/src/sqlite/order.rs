@@ -1,0 +1,401 @@
+//! The ready order: what can be claimed now, best first, without touching the disk.
+//!
+//! One lane for each class. Within a lane, plain tasks (nothing asked but to run) stand in one queue for each priority,
+//! 16 bytes a task; everything else stands in a sorted set. Of the tasks of one key only the best is in its lane, and
+//! none while the key is held.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, VecDeque};
+
+use foldhash::fast::RandomState;
+use pensum_core::{Name, Priority, Time};
+
+/// The claim order: priority, deadline, age.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Rank {
+    urgency: Reverse<u8>,
+    deadline: i64,
+    pub(super) row: i64,
+}
+
+impl Rank {
+    pub(super) fn new(priority: Priority, deadline: Option<Time>, row: i64) -> Rank {
+        Rank { urgency: Reverse(priority.level() as u8), deadline: deadline.unwrap_or(Time::MAX).as_micros(), row }
+    }
+}
+
+/// A key and the namespace that it holds in.
+pub(super) type Key = (Name, Name);
+
+/// A task on its way into or out of the order.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    pub(super) class: u32,
+    pub(super) rank: Rank,
+    pub(super) key: Option<Key>,
+    pub(super) suspect: bool,
+}
+
+/// What a claim takes out of a lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Pick {
+    pub(super) row: i64,
+    pub(super) class: u32,
+    /// For a plain task its priority and start time, which are all there is to know of it.
+    pub(super) plain: Option<(Priority, Time)>,
+}
+
+#[derive(Default)]
+struct Lane {
+    /// By priority, lowest first.
+    queues: [Queue; 5],
+    ranked: BTreeSet<Rank>,
+}
+
+/// Plain tasks of one priority, oldest first. One that leaves from the middle is marked, and skipped later.
+#[derive(Default)]
+struct Queue {
+    tasks: VecDeque<(i64, Time)>,
+    gone: usize,
+}
+
+const GONE: Time = Time::from_micros(i64::MIN);
+
+impl Queue {
+    fn front(&mut self) -> Option<i64> {
+        while let Some((row, run_at)) = self.tasks.front() {
+            if *run_at != GONE {
+                return Some(*row);
+            }
+            self.tasks.pop_front();
+            self.gone -= 1;
+        }
+        None
+    }
+
+    fn remove(&mut self, row: i64) -> bool {
+        let Ok(at) = self.tasks.binary_search_by_key(&row, |t| t.0) else { return false };
+        if self.tasks[at].1 == GONE {
+            return false;
+        }
+        self.tasks[at].1 = GONE;
+        self.gone += 1;
+        if self.gone > 64 && self.gone * 2 > self.tasks.len() {
+            self.tasks.retain(|t| t.1 != GONE);
+            self.gone = 0;
+        }
+        true
+    }
+}
+
+impl Lane {
+    fn best(&mut self) -> Option<Rank> {
+        let ranked = self.ranked.first().copied();
+        for (priority, queue) in Priority::ALL.into_iter().zip(&mut self.queues).rev() {
+            if let Some(row) = queue.front() {
+                let rank = Rank::new(priority, None, row);
+                return Some(ranked.map_or(rank, |r| r.min(rank)));
+            }
+        }
+        ranked
+    }
+
+    fn take(&mut self, rank: Rank, class: u32) -> Pick {
+        if self.ranked.remove(&rank) {
+            return Pick { row: rank.row, class, plain: None };
+        }
+        let priority = Priority::from_level(i64::from(rank.urgency.0)).unwrap_or_default();
+        let queue = &mut self.queues[priority.level() as usize - 1];
+        let plain = queue.tasks.pop_front().map(|(_, run_at)| (priority, run_at));
+        if queue.tasks.is_empty() && queue.tasks.capacity() > 4096 {
+            queue.tasks = VecDeque::new();
+        }
+        Pick { row: rank.row, class, plain }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.ranked.is_empty() && self.queues.iter().all(|q| q.tasks.len() == q.gone)
+    }
+}
+
+/// The tasks of one key that are ready.
+#[derive(Default)]
+struct Group {
+    /// Who runs, and keeps all others out.
+    holder: Option<i64>,
+    /// The best of them, in its lane unless the key is held.
+    head: Option<(Rank, u32, bool)>,
+    rest: BTreeMap<Rank, (u32, bool)>,
+}
+
+/// All lanes.
+#[derive(Default)]
+pub(super) struct Order {
+    lanes: Vec<Lane>,
+    busy: BTreeSet<u32>,
+    groups: HashMap<Key, Group, RandomState>,
+    /// Tasks that run alone.
+    suspects: BTreeMap<Rank, u32>,
+    len: usize,
+}
+
+impl Order {
+    /// How many tasks are ready, whether their key is free or not.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// True when a claim could find something.
+    pub(super) fn has_work(&self) -> bool {
+        !self.busy.is_empty() || !self.suspects.is_empty()
+    }
+
+    /// Adds a plain task that was just enqueued.
+    pub(super) fn push_plain(&mut self, class: u32, priority: Priority, row: i64, run_at: Time) {
+        let queue = &mut self.lane(class).queues[priority.level() as usize - 1];
+        if queue.tasks.back().is_some_and(|(last, _)| *last >= row) {
+            self.insert(Rank::new(priority, None, row), class, false);
+        } else {
+            queue.tasks.push_back((row, run_at));
+            self.busy.insert(class);
+        }
+        self.len += 1;
+    }
+
+    /// Adds any other task.
+    pub(super) fn push(&mut self, entry: Entry) {
+        self.len += 1;
+        let Entry { class, rank, key, suspect } = entry;
+        let Some(key) = key else { return self.insert(rank, class, suspect) };
+        let group = self.groups.entry(key).or_default();
+        let (held, new) = (group.holder.is_some(), (rank, class, suspect));
+        match group.head {
+            None => {
+                group.head = Some(new);
+                if !held {
+                    self.insert(rank, class, suspect);
+                }
+            }
+            Some(head) if rank < head.0 => {
+                group.head = Some(new);
+                group.rest.insert(head.0, (head.1, head.2));
+                if !held {
+                    self.withdraw(head.0, head.1, head.2);
+                    self.insert(rank, class, suspect);
+                }
+            }
+            Some(_) => {
+                group.rest.insert(rank, (class, suspect));
+            }
+        }
+    }
+
+    /// Takes a task out, wherever it stands; false when it was not there.
+    pub(super) fn remove(&mut self, entry: &Entry) -> bool {
+        let Entry { class, rank, key, suspect } = entry;
+        let found = match key {
+            None => self.withdraw(*rank, *class, *suspect),
+            Some(key) => self.remove_keyed(key, *rank),
+        };
+        self.len -= usize::from(found);
+        found
+    }
+
+    fn remove_keyed(&mut self, key: &Key, rank: Rank) -> bool {
+        let Some(group) = self.groups.get_mut(key) else { return false };
+        let Some(head) = group.head else { return false };
+        if head.0 != rank {
+            return group.rest.remove(&rank).is_some();
+        }
+        let held = group.holder.is_some();
+        let next = group.rest.pop_first().map(|(rank, (class, suspect))| (rank, class, suspect));
+        group.head = next;
+        let forget = next.is_none() && !held;
+        if forget {
+            self.groups.remove(key);
+        }
+        if !held {
+            self.withdraw(head.0, head.1, head.2);
+            if let Some((rank, class, suspect)) = next {
+                self.insert(rank, class, suspect);
+            }
+        }
+        true
+    }
+
+    /// A claim took the head of a key: nothing else of that key is ready until it is released.
+    pub(super) fn hold(&mut self, key: &Key, row: i64) {
+        let group = self.groups.entry(key.clone()).or_default();
+        group.holder = Some(row);
+        match group.head {
+            Some((rank, ..)) if rank.row == row => {
+                group.head = group.rest.pop_first().map(|(rank, (class, suspect))| (rank, class, suspect));
+            }
+            Some((rank, class, suspect)) => {
+                self.withdraw(rank, class, suspect);
+            }
+            None => {}
+        }
+    }
+
+    /// The run of a key's holder ended.
+    pub(super) fn release(&mut self, key: &Key, row: i64) {
+        let Some(group) = self.groups.get_mut(key).filter(|g| g.holder == Some(row)) else { return };
+        group.holder = None;
+        match group.head {
+            Some((rank, class, suspect)) => self.insert(rank, class, suspect),
+            None => {
+                self.groups.remove(key);
+            }
+        }
+    }
+
+    /// Which row holds a key.
+    pub(super) fn holder(&self, key: &Key) -> Option<i64> {
+        self.groups.get(key).and_then(|g| g.holder)
+    }
+
+    fn lane(&mut self, class: u32) -> &mut Lane {
+        let index = class as usize;
+        if self.lanes.len() <= index {
+            self.lanes.resize_with(index + 1, Lane::default);
+        }
+        &mut self.lanes[index]
+    }
+
+    fn insert(&mut self, rank: Rank, class: u32, suspect: bool) {
+        if suspect {
+            self.suspects.insert(rank, class);
+        } else {
+            self.lane(class).ranked.insert(rank);
+            self.busy.insert(class);
+        }
+    }
+
+    fn withdraw(&mut self, rank: Rank, class: u32, suspect: bool) -> bool {
+        if suspect {
+            return self.suspects.remove(&rank).is_some();
+        }
+        let lane = self.lane(class);
+        let mut found = lane.ranked.remove(&rank);
+        if !found && rank.deadline == Time::MAX.as_micros() {
+            found = lane.queues[rank.urgency.0 as usize - 1].remove(rank.row);
+        }
+        if lane.is_empty() {
+            self.busy.remove(&class);
+        }
+        found
+    }
+
+    /// The best suspected task among the classes that `covers` accepts, taken out.
+    pub(super) fn take_suspect(&mut self, covers: &dyn Fn(u32) -> bool) -> Option<Pick> {
+        let (rank, class) = self.suspects.iter().find(|(_, class)| covers(**class)).map(|(r, c)| (*r, *c))?;
+        self.suspects.remove(&rank);
+        self.len -= 1;
+        Some(Pick { row: rank.row, class, plain: None })
+    }
+
+    /// Starts taking tasks of the classes that `covers` accepts.
+    pub(super) fn merge(&mut self, covers: &dyn Fn(u32) -> bool) -> Merge {
+        let lanes = &mut self.lanes;
+        let heads = self.busy.iter().filter(|class| covers(**class));
+        Merge(heads.filter_map(|class| Some(Reverse((lanes[*class as usize].best()?, *class)))).collect())
+    }
+
+    /// The next best task of a merge, taken out.
+    pub(super) fn take(&mut self, merge: &mut Merge) -> Option<Pick> {
+        let Reverse((rank, class)) = merge.0.pop()?;
+        let lane = &mut self.lanes[class as usize];
+        let pick = lane.take(rank, class);
+        self.len -= 1;
+        match lane.best() {
+            Some(next) => merge.0.push(Reverse((next, class))),
+            None => {
+                self.busy.remove(&class);
+            }
+        }
+        Some(pick)
+    }
+
+    /// Every ready row, sorted: for `verify`.
+    pub(super) fn rows(&self) -> Vec<i64> {
+        let mut rows: Vec<i64> = self.suspects.keys().map(|r| r.row).collect();
+        for lane in &self.lanes {
+            rows.extend(lane.ranked.iter().map(|r| r.row));
+            rows.extend(lane.queues.iter().flat_map(|q| &q.tasks).filter(|t| t.1 != GONE).map(|t| t.0));
+        }
+        for group in self.groups.values() {
+            rows.extend(group.rest.keys().map(|r| r.row));
+            rows.extend(group.head.filter(|_| group.holder.is_some()).map(|h| h.0.row));
+        }
+        rows.sort_unstable();
+        rows
+    }
+}
+
+/// The best of each lane that a claim may take from.
+pub(super) struct Merge(BinaryHeap<Reverse<(Rank, u32)>>);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(class: u32, priority: Priority, deadline: Option<i64>, row: i64, key: Option<&str>) -> Entry {
+        let key = key.map(|k| (Name::from("default"), Name::from(k)));
+        Entry { class, rank: Rank::new(priority, deadline.map(Time::from_micros), row), key, suspect: false }
+    }
+
+    fn drain(order: &mut Order, covers: &dyn Fn(u32) -> bool) -> Vec<i64> {
+        let mut merge = order.merge(covers);
+        std::iter::from_fn(|| order.take(&mut merge)).map(|p| p.row).collect()
+    }
+
+    #[test]
+    fn claims_over_all_lanes_go_by_priority_then_deadline_then_age() {
+        let mut order = Order::default();
+        order.push_plain(0, Priority::Normal, 1, Time::EPOCH);
+        order.push_plain(1, Priority::Normal, 2, Time::EPOCH);
+        order.push_plain(0, Priority::Normal, 3, Time::EPOCH);
+        order.push_plain(1, Priority::High, 4, Time::EPOCH);
+        order.push(entry(1, Priority::Normal, Some(9), 5, None));
+        order.push(entry(0, Priority::Normal, Some(8), 6, None));
+        order.push(entry(2, Priority::Critical, None, 7, None));
+        order.push_plain(0, Priority::Normal, 0, Time::EPOCH);
+        assert_eq!(order.rows(), [0, 1, 2, 3, 4, 5, 6, 7]);
+        assert_eq!(drain(&mut order, &|class| class != 2), [4, 6, 5, 0, 1, 2, 3]);
+        assert_eq!(drain(&mut order, &|_| true), [7]);
+        assert!(!order.has_work() && order.len() == 0);
+    }
+
+    #[test]
+    fn of_one_key_only_the_best_is_ready_and_none_while_it_is_held() {
+        let mut order = Order::default();
+        for row in 1..=4 {
+            order.push(entry(0, Priority::Normal, None, row, Some("k")));
+        }
+        order.push(entry(1, Priority::High, None, 5, Some("k")));
+        order.push(entry(0, Priority::Normal, None, 6, None));
+        let key = (Name::from("default"), Name::from("k"));
+        assert_eq!(drain(&mut order, &|_| true), [5, 6]);
+        order.hold(&key, 5);
+        assert_eq!(drain(&mut order, &|_| true), [0i64; 0]);
+        assert!(order.remove(&entry(0, Priority::Normal, None, 1, Some("k"))));
+        order.release(&key, 5);
+        assert_eq!(order.rows(), [2, 3, 4]);
+        assert_eq!(drain(&mut order, &|_| true), [2]);
+    }
+
+    #[test]
+    fn a_task_taken_from_the_middle_of_a_queue_is_never_claimed() {
+        let mut order = Order::default();
+        for row in 0..1000 {
+            order.push_plain(0, Priority::Normal, row, Time::EPOCH);
+        }
+        for row in (0..1000).filter(|r| r % 10 != 0) {
+            assert!(order.remove(&entry(0, Priority::Normal, None, row, None)));
+            assert!(!order.remove(&entry(0, Priority::Normal, None, row, None)));
+        }
+        assert_eq!(order.len(), 100);
+        assert_eq!(drain(&mut order, &|_| true), (0..100).map(|r| r * 10).collect::<Vec<_>>());
+    }
+}

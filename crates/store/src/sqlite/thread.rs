@@ -1,0 +1,176 @@
+//! The threads behind a store: the writer's, and the one that folds the log into the database.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
+use std::thread::JoinHandle;
+
+use parking_lot::Mutex;
+use pensum_core::StoreError;
+use rusqlite::{Connection, OpenFlags};
+
+use super::error::Fault;
+use super::lock::FileLock;
+use super::schema;
+use super::verb::Verb;
+use super::view::Shared;
+use super::writer::{GROUP_ROWS_MAX, GROUP_VERBS_MAX, Writer};
+
+/// The writer's thread, and the way to it.
+pub(super) struct WriterThread {
+    sender: Mutex<Option<Sender<Verb>>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    lock: Option<Arc<FileLock>>,
+}
+
+impl WriterThread {
+    /// Opens the file for writing and starts the threads.
+    pub(super) fn start(path: &Path, shared: Arc<Shared>, lock: FileLock) -> Result<WriterThread, StoreError> {
+        let shown = path.display().to_string();
+        let fault = |fault: Fault| fault.describe(&shown);
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let db = Connection::open_with_flags(path, flags).map_err(|e| fault(e.into()))?;
+        if db.is_readonly("main").map_err(|e| fault(e.into()))? {
+            return Err(StoreError::Unavailable(format!(
+                "{shown} is read-only; make the file writable for this user, or open it to be read only"
+            )));
+        }
+        schema::configure_writer(&db, false).map_err(fault)?;
+        schema::migrate(&db, &shown)?;
+        let folder = Connection::open_with_flags(path, flags).map_err(|e| fault(e.into()))?;
+        let mut writer = Writer::new(db, shown.clone(), shared, false).map_err(fault)?;
+        let (fold, folds) = sync_channel(1);
+        writer.fold = Some(fold);
+        let folding = start_folding(folder, folds)?;
+        Self::spawn(writer, Some(Arc::new(lock)), Some(folding))
+    }
+
+    /// A store without a file.
+    pub(super) fn start_in_memory(shared: Arc<Shared>) -> Result<WriterThread, StoreError> {
+        let fault = |fault: Fault| fault.describe(":memory:");
+        let db = Connection::open_in_memory().map_err(|e| fault(e.into()))?;
+        schema::configure_writer(&db, true).map_err(fault)?;
+        schema::migrate(&db, ":memory:")?;
+        let writer = Writer::new(db, ":memory:".to_owned(), shared, true).map_err(fault)?;
+        Self::spawn(writer, None, None)
+    }
+
+    fn spawn(
+        writer: Writer,
+        lock: Option<Arc<FileLock>>,
+        folding: Option<JoinHandle<()>>,
+    ) -> Result<WriterThread, StoreError> {
+        let (sender, verbs) = channel();
+        let held = lock.clone();
+        let thread = std::thread::Builder::new()
+            .name("pensum-writer".to_owned())
+            .spawn(move || {
+                run(writer, &verbs);
+                if let Some(folding) = folding {
+                    // It ends once the writer, and with it the way to it, is gone.
+                    let _ = folding.join();
+                }
+                drop(held);
+            })
+            .map_err(|error| StoreError::Unavailable(format!("the writer's thread cannot be started ({error})")))?;
+        Ok(WriterThread { sender: Mutex::new(Some(sender)), thread: Mutex::new(Some(thread)), lock })
+    }
+
+    pub(super) fn sender(&self) -> Result<Sender<Verb>, StoreError> {
+        self.sender.lock().clone().ok_or(StoreError::Closed)
+    }
+
+    pub(super) fn send(&self, verb: Verb) -> Result<(), StoreError> {
+        let sender = self.sender.lock();
+        let Some(sender) = sender.as_ref() else { return Err(StoreError::Closed) };
+        sender.send(verb).map_err(|_| StoreError::Closed)
+    }
+
+    pub(super) fn set_owner(&self, owner: &str) {
+        if let Some(lock) = &self.lock
+            && let Err(error) = lock.set_owner(owner)
+        {
+            tracing::warn!(%error, "the lock file cannot say who owns the store");
+        }
+    }
+
+    /// Waits for the writer to end, which it has been told to.
+    pub(super) fn join(&self) {
+        self.sender.lock().take();
+        if let Some(thread) = self.thread.lock().take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the writer's thread panicked");
+        }
+    }
+}
+
+impl Drop for WriterThread {
+    /// Like a crash as far as the file can tell, but without leaving a thread behind that still has it open.
+    fn drop(&mut self) {
+        if let Some(sender) = self.sender.lock().take() {
+            // It may have ended by itself.
+            let _ = sender.send(Verb::Stop);
+        }
+        self.join();
+    }
+}
+
+fn run(mut writer: Writer, verbs: &Receiver<Verb>) {
+    if let Err(fault) = writer.load() {
+        let error = fault.describe(&writer.path);
+        tracing::error!(%error, "the store cannot be loaded");
+        writer.shared.loaded.send_replace(true);
+        while let Ok(verb) = verbs.recv() {
+            let ends = matches!(verb, Verb::Stop | Verb::Close(_));
+            verb.fail(&error);
+            if ends {
+                return;
+            }
+        }
+        return;
+    }
+    let mut group = Vec::new();
+    loop {
+        let first = match verbs.try_recv() {
+            Ok(verb) => Ok(verb),
+            Err(_) => {
+                // Nothing else will carry the manifest to the disk for now.
+                if writer.has_manifest_to_write() {
+                    writer.write_manifest();
+                }
+                verbs.recv()
+            }
+        };
+        let Ok(first) = first else { return };
+        let mut rows = first.weight();
+        group.push(first);
+        while group.len() < GROUP_VERBS_MAX
+            && rows < GROUP_ROWS_MAX
+            && let Ok(verb) = verbs.try_recv()
+        {
+            rows += verb.weight();
+            group.push(verb);
+        }
+        if !writer.run_group(std::mem::take(&mut group)) {
+            return;
+        }
+    }
+}
+
+/// Folds the log into the database whenever the writer says so, without holding it up.
+fn start_folding(db: Connection, folds: Receiver<()>) -> Result<JoinHandle<()>, StoreError> {
+    let fold = move || {
+        // The settings that matter: who folds must not start to fold by itself on close.
+        let _ = db.execute_batch("PRAGMA wal_autocheckpoint = 0; PRAGMA synchronous = NORMAL;");
+        while folds.recv().is_ok() {
+            if let Err(error) = db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())) {
+                tracing::warn!(%error, "the log could not be folded into the database; it is tried again later");
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name("pensum-folder".to_owned())
+        .spawn(fold)
+        .map_err(|error| StoreError::Unavailable(format!("the folding thread cannot be started ({error})")))
+}

@@ -1,0 +1,175 @@
+//! Every invariant of the store, checked: each violation one sentence.
+
+use std::sync::Arc;
+
+use pensum_core::store::{VIOLATIONS_MAX, Verified};
+use rusqlite::Connection;
+
+use super::error::Fault;
+use super::memory::Memory;
+use super::names::Catalog;
+use super::view::{Cell, Shared};
+use super::writer::Writer;
+
+/// Queries that find nothing in a sound store; each row is the violation's one number.
+const CHECKS: [(&str, &str); 14] = [
+    ("SELECT row FROM task WHERE NOT EXISTS (SELECT 1 FROM live WHERE live.row = task.row)
+      AND NOT EXISTS (SELECT 1 FROM outcome WHERE outcome.row = task.row)", "task {} is neither unfinished nor finished"),
+    ("SELECT row FROM live WHERE EXISTS (SELECT 1 FROM outcome WHERE outcome.row = live.row)",
+     "task {} is both unfinished and finished"),
+    ("SELECT row FROM live WHERE NOT EXISTS (SELECT 1 FROM task WHERE task.row = live.row)",
+     "unfinished row {} has no task"),
+    ("SELECT row FROM outcome WHERE NOT EXISTS (SELECT 1 FROM task WHERE task.row = outcome.row)",
+     "finished row {} has no task"),
+    ("SELECT row FROM outcome WHERE state NOT IN (3, 4, 5)", "finished row {} is in a state that is not an end"),
+    ("SELECT row FROM live WHERE state IN (3, 4, 5)", "unfinished row {} is in a state that is an end"),
+    ("SELECT live.row FROM live JOIN task USING (row) WHERE live.class <> task.class",
+     "task {} is in one class and counts in another"),
+    ("SELECT l.row FROM live l WHERE l.unmet IS NOT NULL AND l.unmet <> (SELECT count(*) FROM dependency d
+      JOIN live p ON p.row = d.prerequisite WHERE d.dependent = l.row)",
+     "task {} counts another number of unmet dependencies than it has"),
+    ("SELECT row FROM live WHERE (unmet IS NOT NULL) <> (ifnull(waiting_for, 0) = 1)",
+     "task {} waits for dependencies without having any, or the reverse"),
+    ("SELECT row FROM unique_key WHERE NOT EXISTS (SELECT 1 FROM task WHERE task.row = unique_key.row)",
+     "a unique key names row {}, which does not exist"),
+    ("SELECT row FROM unique_key WHERE expires_at IS NULL AND NOT EXISTS
+      (SELECT 1 FROM live WHERE live.row = unique_key.row)", "task {} has ended and still holds its unique key"),
+    ("SELECT dependent FROM dependency WHERE NOT EXISTS (SELECT 1 FROM task WHERE row = dependent)",
+     "a dependency belongs to row {}, which does not exist"),
+    ("SELECT row FROM checkpoint WHERE NOT EXISTS (SELECT 1 FROM task WHERE task.row = checkpoint.row)",
+     "a checkpoint belongs to row {}, which does not exist"),
+    ("SELECT DISTINCT row FROM (SELECT row FROM event UNION SELECT row FROM execution UNION SELECT row FROM inbox
+      UNION SELECT row FROM step UNION SELECT row FROM log UNION SELECT row FROM tag) AS rest
+      WHERE NOT EXISTS (SELECT 1 FROM task WHERE task.row = rest.row)", "row {} has a history and no task"),
+];
+
+/// Checks the disk.
+pub(super) fn verify(db: &Connection) -> Result<Verified, Fault> {
+    let mut verified = Verified::default();
+    let mut say = |sentence: String| {
+        if verified.violations.len() < VIOLATIONS_MAX {
+            verified.violations.push(sentence);
+        }
+    };
+    let mut statement = db.prepare("PRAGMA quick_check(20)")?;
+    for line in statement.query_map([], |row| row.get::<_, String>(0))? {
+        let line = line?;
+        if line != "ok" {
+            say(format!("the file is damaged: {line}"));
+        }
+    }
+    for (sql, sentence) in CHECKS {
+        let mut statement = db.prepare(&format!("{sql} LIMIT {VIOLATIONS_MAX}"))?;
+        for row in statement.query_map([], |row| row.get::<_, i64>(0))? {
+            say(sentence.replace("{}", &row?.to_string()));
+        }
+    }
+    let mut statement = db.prepare("SELECT row, id FROM task")?;
+    let mut rows = statement.query([])?;
+    let mut tasks = 0;
+    while let Some(row) = rows.next()? {
+        tasks += 1;
+        let number: i64 = row.get(0)?;
+        let id = pensum_core::TaskId::from_bytes(row.get(1)?);
+        if id.row() != number {
+            say(format!("task {id} stands in row {number} and names another"));
+        }
+    }
+    let sql = "SELECT c.id, ifnull(n.completed, 0), ifnull(n.failed, 0), ifnull(n.cancelled, 0), ifnull(n.executions, 0),
+        (SELECT count(*) FROM outcome o JOIN task t USING (row) WHERE t.class = c.id AND o.state = 3),
+        (SELECT count(*) FROM outcome o JOIN task t USING (row) WHERE t.class = c.id AND o.state = 4),
+        (SELECT count(*) FROM outcome o JOIN task t USING (row) WHERE t.class = c.id AND o.state = 5)
+        FROM class c LEFT JOIN counter n ON n.class = c.id";
+    let mut statement = db.prepare(sql)?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        for (column, what) in [(1, "completed"), (2, "failed"), (3, "cancelled")] {
+            let (counted, found): (i64, i64) = (row.get(column)?, row.get(column + 4)?);
+            if counted != found {
+                let class: i64 = row.get(0)?;
+                say(format!("class {class} counts {counted} {what} tasks and has {found}"));
+            }
+        }
+    }
+    verified.tasks = tasks;
+    Ok(verified)
+}
+
+impl Writer {
+    /// Compares the memory with one that is built anew from the disk.
+    pub(super) fn audit(&mut self) -> Result<Vec<String>, Fault> {
+        let mut sentences = Vec::new();
+        if self.recovery.is_some() {
+            // What was in flight before the last end still has to be put right, by the first verb that names the time.
+            return Ok(sentences);
+        }
+        let twin = Shared::new();
+        twin.catalog.load(&self.db)?;
+        let mut memory = Memory { clock: self.memory.clock, ..Memory::default() };
+        {
+            let view = self.shared.view.lock();
+            let mut other = twin.view.lock();
+            other.leases = view.leases.clone();
+            other.nodes = view.nodes.clone();
+        }
+        let orphans = memory.rebuild(&twin, &self.db)?;
+        for row in orphans {
+            sentences.push(format!("row {row} runs, and nobody holds a lease on it"));
+        }
+        compare("the ready order", &self.memory.order.rows(), &memory.order.rows(), &mut sentences);
+        let timers = |memory: &Memory| memory.timers.iter().map(|(_, row, _)| *row).collect::<Vec<_>>();
+        compare("the timers", &timers(&self.memory), &timers(&memory), &mut sentences);
+        let mut children: Vec<(i64, u32)> = self.memory.children.iter().map(|(r, n)| (*r, *n)).collect();
+        let mut expected: Vec<(i64, u32)> = memory.children.iter().map(|(r, n)| (*r, *n)).collect();
+        children.sort_unstable();
+        expected.sort_unstable();
+        if children != expected {
+            sentences.push("the counts of unfinished children differ from what the disk says".to_owned());
+        }
+        for row in memory.awaited.difference(&self.memory.awaited) {
+            sentences.push(format!("row {row} has dependants, and its end would not tell them"));
+        }
+        self.compare_views(&twin, &mut sentences);
+        self.check_leases(&mut sentences)?;
+        Ok(sentences)
+    }
+
+    fn compare_views(&self, twin: &Arc<Shared>, sentences: &mut Vec<String>) {
+        let (view, other) = (self.shared.view.lock(), twin.view.lock());
+        let later = |view: &super::view::View| view.later.keys().map(|(_, row)| *row).collect::<Vec<_>>();
+        compare("what is due later", &later(&view), &later(&other), sentences);
+        let catalog: &Catalog = &twin.catalog;
+        for (class, _) in catalog.classes().iter().enumerate() {
+            let tally = |view: &super::view::View| view.tallies.get(class).copied().unwrap_or_default();
+            let (counted, found) = (tally(&view), tally(&other));
+            if counted != found {
+                sentences.push(format!(
+                    "class {class} counts {counted:?} and has {found:?} (ready, dependencies, later, retrying, paused, \
+                     running, completed, failed, cancelled, executions; {} cells)",
+                    Cell::Executions as usize + 1
+                ));
+            }
+        }
+    }
+
+    fn check_leases(&self, sentences: &mut Vec<String>) -> Result<(), Fault> {
+        let rows: Vec<i64> = self.shared.view.lock().leases.keys().copied().collect();
+        for row in rows {
+            if super::row::LiveRow::load(&self.db, row)?.is_none() {
+                sentences.push(format!("row {row} is leased and is not unfinished"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn compare(what: &str, found: &[i64], expected: &[i64], sentences: &mut Vec<String>) {
+    if found == expected {
+        return;
+    }
+    let has: std::collections::BTreeSet<i64> = found.iter().copied().collect();
+    let wants: std::collections::BTreeSet<i64> = expected.iter().copied().collect();
+    let missing: Vec<i64> = wants.difference(&has).take(5).copied().collect();
+    let extra: Vec<i64> = has.difference(&wants).take(5).copied().collect();
+    sentences.push(format!("{what} lacks the rows {missing:?} and has {extra:?} too many"));
+}
