@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use pensum_core::store::{Applied, Finish, Rejected};
-use pensum_core::{ErrorInfo, Outcome, State, StoreError, Time};
+use pensum_core::{ErrorInfo, Outcome, State, StoreError, Time, Wait};
 
 use crate::claim::Failures;
 use crate::hub::EngineEvent;
@@ -110,6 +110,13 @@ fn settle(engine: &Engine, batch: Batch, answers: Vec<Result<Applied, Rejected>>
         match answer {
             Ok(applied) => {
                 engine.counters().finished(&run, &finish, applied.state);
+                if let Outcome::Wait {
+                    on: Wait::Until(at) | Wait::Signal { until: Some(at), .. },
+                    ..
+                } = &finish.outcome
+                {
+                    node.note_due(*at);
+                }
                 announce(engine, &run, finish, &applied, watched, now);
             }
             Err(Rejected::LeaseLost(task)) => {

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use foldhash::HashMap;
@@ -38,6 +38,10 @@ pub(crate) struct Node {
     unacknowledged: AtomicUsize,
     /// An outcome was acknowledged, or a handler returned.
     pub(crate) settled: Notify,
+    /// The earliest end of a wait that was stored since the reaper last looked, in microseconds.
+    due: AtomicI64,
+    /// `due` came closer.
+    pub(crate) due_sooner: Notify,
     started: AtomicBool,
     /// No claims any more.
     pub(crate) stopping: CancellationToken,
@@ -68,6 +72,8 @@ impl Node {
             finish_ready: Notify::new(),
             unacknowledged: AtomicUsize::new(0),
             settled: Notify::new(),
+            due: AtomicI64::new(i64::MAX),
+            due_sooner: Notify::new(),
             started: AtomicBool::new(false),
             stopping: CancellationToken::new(),
             stopped: CancellationToken::new(),
@@ -208,5 +214,21 @@ impl Node {
     pub(crate) fn acknowledged(&self, count: usize) {
         self.unacknowledged.fetch_sub(count, Ordering::SeqCst);
         self.settled.notify_waiters();
+    }
+
+    /// A wait that ends by itself at `at` was stored.
+    pub(crate) fn note_due(&self, at: Time) {
+        if self.due.fetch_min(at.as_micros(), Ordering::SeqCst) > at.as_micros() {
+            self.due_sooner.notify_one();
+        }
+    }
+
+    pub(crate) fn due(&self) -> Time {
+        Time::from_micros(self.due.load(Ordering::SeqCst))
+    }
+
+    /// The reaper looks now, and learns from the store what is due next.
+    pub(crate) fn forget_due(&self) {
+        self.due.store(i64::MAX, Ordering::SeqCst);
     }
 }

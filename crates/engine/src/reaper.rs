@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pensum_core::StoreError;
+use pensum_core::{StoreError, Time};
 
 use crate::Engine;
 use crate::claim::Failures;
@@ -26,6 +26,7 @@ pub(crate) async fn run(engine: Engine) {
     let mut failures = Failures::default();
     while !node.stopped.is_cancelled() {
         let now = engine.now();
+        node.forget_due();
         let nap = match engine.store().reap(now, PASS_TASKS_MAX).await {
             Ok(reaped) => {
                 failures.over();
@@ -44,8 +45,21 @@ pub(crate) async fn run(engine: Engine) {
             Err(StoreError::Closed) => return,
             Err(error) => failures.next(&error),
         };
-        if !sleep(&engine, nap).await {
+        if !sleep_until_due(&engine, now.plus(nap)).await {
             return;
+        }
+    }
+}
+
+/// Sleeps until `wake`, or until a wait ends that was stored meanwhile. False when everything ended.
+async fn sleep_until_due(engine: &Engine, mut wake: Time) -> bool {
+    let node = engine.live();
+    loop {
+        wake = wake.min(node.due());
+        tokio::select! {
+            () = engine.seams().clock.sleep_until(wake) => return true,
+            () = node.due_sooner.notified() => {}
+            () = node.stopped.cancelled() => return false,
         }
     }
 }

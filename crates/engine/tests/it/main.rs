@@ -11,5 +11,6 @@ mod http;
 mod process;
 mod running;
 mod simulation;
+mod stores;
 mod subprocess;
 mod support;
