@@ -146,12 +146,17 @@ fn garbled() -> impl Strategy<Value = Vec<u8>> {
 
 #[test]
 fn no_body_makes_the_server_fail() {
+    bombard(Server::new, cases() * 4);
+}
+
+/// Sends many bodies to every route that takes one.
+pub(crate) fn bombard(make: impl FnOnce() -> Server, cases: u32) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();
     let (server, routes) = runtime.block_on(async {
-        let server = Server::new();
+        let server = make();
         let id = server
             .post("/api/v1/tasks", r#"{"handler":"noop","delay":3600}"#)
             .await
@@ -175,7 +180,7 @@ fn no_body_makes_the_server_fail() {
     ];
     let requests = (prop::sample::select(routes), bodies);
     let mut runner = TestRunner::new(Config {
-        cases: cases() * 4,
+        cases,
         failure_persistence: None,
         ..Config::default()
     });

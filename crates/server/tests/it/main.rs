@@ -10,6 +10,7 @@ mod logs;
 mod openapi;
 mod security;
 mod socket;
+mod sqlite;
 mod support;
 mod system;
 mod wrong;
