@@ -2,4 +2,5 @@
 
 mod conformance;
 mod random;
+mod sqlite_suite;
 mod stores;
