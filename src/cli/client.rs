@@ -67,6 +67,7 @@ impl Client {
         let Some(db) = &global.db else {
             return Client::http(&global.url(), global.token());
         };
+        check_url(db)?;
         if !create {
             must_exist(db)?;
         }
@@ -289,7 +290,15 @@ pub(crate) fn escape(text: &str) -> String {
     out
 }
 
-/// Opens a store without blocking the runtime.
+/// Refuses what is not the URL of a store.
+pub(crate) fn check_url(url: &str) -> Result<(), Failure> {
+    match url.strip_prefix("sqlite:") {
+        Some(path) if !path.is_empty() => Ok(()),
+        _ => Err(Failure::usage(format!("--db {url}: is not the URL of a store; write sqlite:FILE or sqlite::memory:"))),
+    }
+}
+
+/// Opens a store without blocking the runtime. Its URL was [checked](check_url) before.
 pub(crate) async fn open_store(url: &str, owner: &str) -> Result<Arc<dyn Store>, StoreError> {
     let (url, owner) = (url.to_owned(), owner.to_owned());
     match tokio::task::spawn_blocking(move || pensum_store::open(&url, &owner)).await {

@@ -9,7 +9,7 @@ use pensum_core::store::Retention;
 use pensum_core::time::Span;
 use serde_json::json;
 
-use super::client::{DB_DEFAULT, must_exist, open_store, store_path};
+use super::client::{DB_DEFAULT, check_url, must_exist, open_store, store_path};
 use super::exit::{Exit, Failure};
 use super::{Global, confirm, now, output};
 
@@ -42,6 +42,7 @@ pub(crate) enum Command {
 
 pub(crate) async fn db(global: &Global, command: Command) -> anyhow::Result<Exit> {
     let url = global.store().unwrap_or_else(|| DB_DEFAULT.to_owned());
+    check_url(&url)?;
     if !matches!(command, Command::Migrate) {
         must_exist(&url)?;
     }

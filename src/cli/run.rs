@@ -13,7 +13,7 @@ use pensum_engine::{Engine, EngineError, EngineEvent, SLOTS_DEFAULT, handlers};
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 
-use super::client::{DB_DEFAULT, open_store, store_path};
+use super::client::{DB_DEFAULT, check_url, open_store, store_path};
 use super::exit::{Exit, Failure};
 use super::output::{self, Format};
 use super::signals::Signals;
@@ -66,6 +66,7 @@ struct Source {
 pub(crate) async fn run(global: &Global, args: Args) -> anyhow::Result<Exit> {
     let source = read(&args.file)?;
     let db = global.store().unwrap_or_else(|| DB_DEFAULT.to_owned());
+    check_url(&db)?;
     let mut signals = Signals::new().context("cannot listen for signals")?;
     // A plan with faults must not even make a store.
     let id = new_id(now(), std::array::from_fn(|_| random_bits()));

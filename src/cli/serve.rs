@@ -12,7 +12,7 @@ use pensum_server::{AppState, ServerOptions};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::client::{DB_DEFAULT, open_store};
+use super::client::{DB_DEFAULT, check_url, open_store};
 use super::config::Config;
 use super::exit::{Exit, Failure};
 use super::signals::Signals;
@@ -58,6 +58,7 @@ pub(crate) async fn serve(global: &Global, args: Args) -> anyhow::Result<Exit> {
         .store()
         .or_else(|| config.store.clone())
         .unwrap_or_else(|| DB_DEFAULT.to_owned());
+    check_url(&url)?;
     let store = match open_store(&url, &format!("http://{address}")).await {
         Ok(store) => store,
         Err(StoreError::Locked { path, owner }) => {
