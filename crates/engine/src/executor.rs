@@ -33,9 +33,7 @@ const WORKERS_MAX: usize = 16;
 
 /// Queues runs and sees to it that workers look at them.
 pub(crate) fn dispatch(engine: &Engine, runs: Vec<Arc<Run>>) {
-    let most = std::thread::available_parallelism()
-        .map_or(1, usize::from)
-        .min(WORKERS_MAX);
+    let most = engine.live().processors.min(WORKERS_MAX);
     let mut more = 0;
     {
         let mut ready = engine.live().ready.lock();

@@ -18,6 +18,8 @@ use crate::run::Run;
 
 pub(crate) struct Node {
     pub(crate) slots: usize,
+    /// How many threads run at once on this machine: asked once, for the answer takes reads of several files.
+    pub(crate) processors: usize,
     busy: AtomicUsize,
     /// A slot became free.
     pub(crate) slot_freed: Notify,
@@ -61,6 +63,7 @@ impl Node {
     pub(crate) fn new(slots: usize) -> Node {
         Node {
             slots,
+            processors: std::thread::available_parallelism().map_or(1, usize::from),
             busy: AtomicUsize::new(0),
             slot_freed: Notify::new(),
             wake: Notify::new(),

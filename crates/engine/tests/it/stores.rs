@@ -27,6 +27,18 @@ macro_rules! on_every_store {
                 bench.close().await;
             })*
         }
+
+        mod sqlite {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                let directory = tempfile::tempdir().unwrap();
+                let url = format!("sqlite:{}", directory.path().join("test.db").display());
+                let bench = super::Bench::new(pensum_store::open(&url, "the engine's tests").unwrap());
+                super::$name(&bench).await;
+                bench.close().await;
+                bench.store.close().await.unwrap();
+            })*
+        }
     };
 }
 
