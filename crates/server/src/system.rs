@@ -113,7 +113,10 @@ pub(crate) async fn healthz(State(app): State<App>) -> Response {
     ))]
 pub(crate) async fn readyz(State(app): State<App>) -> Result<Response, Problem> {
     if app.draining.is_cancelled() || !app.engine.is_accepting() {
-        return Err(Problem::new(Kind::Unavailable, "the node takes no work: it has not started yet, or is shutting down"));
+        return Err(Problem::new(
+            Kind::Unavailable,
+            "the node takes no work: it has not started yet, or is shutting down",
+        ));
     }
     // A read and a write of nothing: the two may have failed apart.
     let store = app.engine.store();
