@@ -294,7 +294,9 @@ pub(crate) fn escape(text: &str) -> String {
 pub(crate) fn check_url(url: &str) -> Result<(), Failure> {
     match url.strip_prefix("sqlite:") {
         Some(path) if !path.is_empty() => Ok(()),
-        _ => Err(Failure::usage(format!("--db {url}: is not the URL of a store; write sqlite:FILE or sqlite::memory:"))),
+        _ => Err(Failure::usage(format!(
+            "--db {url}: is not the URL of a store; write sqlite:FILE or sqlite::memory:"
+        ))),
     }
 }
 

@@ -89,7 +89,10 @@ impl Global {
 
     /// The node to talk to.
     pub(crate) fn url(&self) -> String {
-        self.url.clone().or_else(|| environment("PENSUM_URL")).unwrap_or_else(|| URL_DEFAULT.to_owned())
+        self.url
+            .clone()
+            .or_else(|| environment("PENSUM_URL"))
+            .unwrap_or_else(|| URL_DEFAULT.to_owned())
     }
 
     /// The token to show to the node.

@@ -208,11 +208,12 @@ pub(crate) async fn explain(global: &Global, client: &Client, id: TaskId) -> any
     Ok(Exit::Ok)
 }
 
+/// How far an unfinished task is; what a finished one said last would only mislead.
 fn progress(task: &Value) -> String {
-    task["progress"]["percent"]
-        .as_f64()
-        .map(|percent| format!("{percent:.0}%"))
-        .unwrap_or_default()
+    match task["progress"]["percent"].as_f64() {
+        Some(percent) if !has_ended(task) => format!("{percent:.0}%"),
+        _ => String::new(),
+    }
 }
 
 /// From the start to the end of the last attempt, or until now.
