@@ -20,7 +20,7 @@ use super::writer::{GROUP_ROWS_MAX, GROUP_VERBS_MAX, Writer};
 pub(super) struct WriterThread {
     sender: Mutex<Option<Sender<Verb>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
-    lock: Option<Arc<FileLock>>,
+    lock: Mutex<Option<Arc<FileLock>>>,
 }
 
 impl WriterThread {
@@ -73,7 +73,7 @@ impl WriterThread {
                 drop(held);
             })
             .map_err(|error| StoreError::Unavailable(format!("the writer's thread cannot be started ({error})")))?;
-        Ok(WriterThread { sender: Mutex::new(Some(sender)), thread: Mutex::new(Some(thread)), lock })
+        Ok(WriterThread { sender: Mutex::new(Some(sender)), thread: Mutex::new(Some(thread)), lock: Mutex::new(lock) })
     }
 
     pub(super) fn sender(&self) -> Result<Sender<Verb>, StoreError> {
@@ -87,7 +87,7 @@ impl WriterThread {
     }
 
     pub(super) fn set_owner(&self, owner: &str) {
-        if let Some(lock) = &self.lock
+        if let Some(lock) = self.lock.lock().as_ref()
             && let Err(error) = lock.set_owner(owner)
         {
             tracing::warn!(%error, "the lock file cannot say who owns the store");
@@ -102,6 +102,8 @@ impl WriterThread {
         {
             tracing::error!("the writer's thread panicked");
         }
+        // The writer held it too, as long as it had the file open.
+        self.lock.lock().take();
     }
 }
 
