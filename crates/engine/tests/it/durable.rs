@@ -289,3 +289,28 @@ async fn an_outcome_that_the_store_refuses_fails_the_task_with_the_reason() {
     let end = world.end(id).await;
     assert_eq!(end.error.unwrap().kind, kinds::BAD_OUTCOME);
 }
+
+#[tokio::test(start_paused = true)]
+async fn nothing_starts_on_a_lease_that_may_have_run_out() {
+    let runs = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&runs);
+    let world = world(|b| {
+        b.lease(Duration::from_secs(10)).handler(
+            "once",
+            fun(move |_| {
+                count.fetch_add(1, Ordering::SeqCst);
+                async { Outcome::Done(Json::null()) }
+            }),
+        )
+    });
+    world.faults.delay_claim.store(true, Ordering::SeqCst);
+    let id = world.add(spec("once")).await;
+    let world = world.start();
+    let end = world.end(id).await;
+    assert_eq!((end.lifecycle.state, end.lifecycle.attempt), (State::Completed, 2));
+    assert_eq!(
+        runs.load(Ordering::SeqCst),
+        1,
+        "the first claim's answer came after its lease"
+    );
+}

@@ -184,6 +184,8 @@ pub(crate) struct Faults {
     pub(crate) renewals_hang: AtomicBool,
     /// The next finish is carried out, but its answer is lost.
     pub(crate) lose_finish_reply: AtomicBool,
+    /// The answer to the next claim takes a minute.
+    pub(crate) delay_claim: AtomicBool,
     pub(crate) finishes: AtomicUsize,
     pub(crate) claims: AtomicUsize,
     pub(crate) largest_claim: AtomicUsize,
@@ -250,7 +252,12 @@ impl Store for FaultyStore {
         self.faults.before().await?;
         self.faults.claims.fetch_add(1, Ordering::SeqCst);
         self.faults.largest_claim.fetch_max(request.slots, Ordering::SeqCst);
-        self.faults.after(self.inner.claim(request, now).await)
+        let answer = self.faults.after(self.inner.claim(request, now).await);
+        let found = answer.as_ref().is_ok_and(|claimed| !claimed.is_empty());
+        if found && self.faults.delay_claim.swap(false, Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+        }
+        answer
     }
 
     async fn renew(&self, beats: Vec<Beat>, lease: Duration, now: Time) -> Result<Vec<Renewal>, StoreError> {
