@@ -37,6 +37,8 @@ impl WriterThread {
         }
         schema::configure_writer(&db, false).map_err(fault)?;
         schema::migrate(&db, &shown)?;
+        // Reads are served from the first moment on, and find no task of a class that the catalog does not know.
+        shared.catalog.load(&db).map_err(fault)?;
         let folder = Connection::open_with_flags(path, flags).map_err(|e| fault(e.into()))?;
         let mut writer = Writer::new(db, shown.clone(), shared, false).map_err(fault)?;
         let (fold, folds) = sync_channel(1);
