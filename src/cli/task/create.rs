@@ -334,7 +334,7 @@ async fn from_file(client: &Client, file: &str) -> anyhow::Result<Vec<String>> {
 
 /// Finds wrong fields before anything is sent, while their places in the file are known.
 fn check<T: serde::de::DeserializeOwned>(file: &str, root: &Node) -> Result<(), Failure> {
-    match input::parse::<T>(root.json().as_bytes()) {
+    match input::parse_object::<T>(root.json().as_bytes()) {
         Ok(_) => Ok(()),
         Err(Invalid(problems)) => {
             let faults: Vec<_> = problems.iter().map(|problem| root.fault("", problem)).collect();
