@@ -368,7 +368,8 @@ impl Writer {
             }
         }
         drop(statement);
-        if self.manifest_changed || !self.group.closed.is_empty() {
+        // As long as nobody has recovered what the last owner had in flight, its manifest is the only word of it.
+        if self.recovery.is_none() && (self.manifest_changed || !self.group.closed.is_empty()) {
             self.put_manifest()?;
         }
         self.put_alive()
@@ -485,8 +486,10 @@ impl Writer {
         }
         self.set_sync(true)?;
         self.manifest_changed = true;
+        // Whoever only looked (`db verify`, a backup) leaves an unclean end as it was found.
+        let clean = !self.careful;
         self.transaction(|writer| {
-            writer.db.execute("REPLACE INTO meta(key, value) VALUES ('clean', 1)", [])?;
+            writer.db.execute("REPLACE INTO meta(key, value) VALUES ('clean', ?)", [clean])?;
             Ok(())
         })?;
         if !self.memory_only {
