@@ -47,6 +47,7 @@ fn a_paused_command_stands_still_and_goes_on() {
     eventually("the process to be stopped", SOON, || {
         (state(pid) == Some('T')).then_some(())
     });
+    server.wait(&id, "paused");
     std::fs::write(&gate, "").unwrap();
     server.command(&id, "resume").expect(200);
     let task = server.wait_both(&id, "completed");
@@ -62,12 +63,10 @@ fn the_time_of_a_pause_is_not_the_time_of_the_task() {
     let server = Server::start(&[]);
     let gate = server.file("gate");
     let id = server.create(&with(shell(SPIN, &gate), json!({ "timeout": 3, "max_retries": 0 })));
-    let pid = server.pid_in(&server.file("gate.pid"));
+    server.pid_in(&server.file("gate.pid"));
     let answer = server.command(&id, "pause");
     assert!(matches!(answer.status, 200 | 202), "{answer:?}");
-    eventually("the process to be stopped", SOON, || {
-        (state(pid) == Some('T')).then_some(())
-    });
+    server.wait(&id, "paused");
     throughout("it is paused beyond its timeout", Duration::from_secs(4), || {
         server.task(&id)["status"] == "paused"
     });

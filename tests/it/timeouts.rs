@@ -94,17 +94,17 @@ fn a_silent_task_fails_and_a_talkative_one_does_not() {
 #[test]
 fn a_command_over_its_limits_is_ended() {
     let server = Server::start(&[]);
-    let once = json!({ "max_retries": 0 });
+    let mark = server.file("mark");
     let command = |script: &str, limits: serde_json::Value| {
-        let parameters = json!({ "program": "sh", "args": ["-c", script], "limits": limits });
-        with(json!({ "handler": "command", "parameters": parameters }), once.clone())
+        let parameters = json!({ "program": "sh", "args": ["-c", script, "sh", mark], "limits": limits });
+        json!({ "handler": "command", "parameters": parameters, "max_retries": 0 })
     };
     let spinning = server.create(&command("while :; do :; done", json!({ "cpu_seconds": 0.5 })));
     let sleeping = server.create(&command("sleep 60", json!({ "wall": "500ms" })));
     assert_eq!(server.wait_both(&spinning, "failed")["error"]["type"], "cpu_exceeded");
     assert_eq!(server.wait_both(&sleeping, "failed")["error"]["type"], "wall_exceeded");
     eventually("both to be gone", SOON, || {
-        marked(server.dir()).is_empty().then_some(())
+        marked(&mark).is_empty().then_some(())
     });
     server.finish();
 }
