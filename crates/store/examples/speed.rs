@@ -2,7 +2,11 @@
 //!
 //! Every figure is with `synchronous=FULL`, on the disk of DIRECTORY (the present one by default).
 
-#![allow(clippy::print_stdout, clippy::disallowed_methods, reason = "a measurement prints, and reads the clock")]
+#![allow(
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    reason = "a measurement prints, and reads the clock"
+)]
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,7 +18,12 @@ use pensum_core::{Json, Name, NewTask, NodeId, Outcome, Page, Spec, TaskFilter, 
 use pensum_store::sqlite::{SqliteOptions, SqliteStore};
 
 fn now() -> Time {
-    Time::from_micros(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as i64)
+    Time::from_micros(
+        SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_micros() as i64,
+    )
 }
 
 fn task(n: usize) -> NewTask {
@@ -39,19 +48,32 @@ fn request(slots: usize, wait: Duration) -> ClaimRequest {
 }
 
 fn rate(what: &str, count: usize, took: Duration) {
-    println!("{what:<44} {:>10.0} /s   ({count} in {:.2} s)", count as f64 / took.as_secs_f64(), took.as_secs_f64());
+    println!(
+        "{what:<44} {:>10.0} /s   ({count} in {:.2} s)",
+        count as f64 / took.as_secs_f64(),
+        took.as_secs_f64()
+    );
 }
 
 fn percentiles(what: &str, mut times: Vec<Duration>) {
     times.sort_unstable();
     let at = |q: f64| times[((times.len() - 1) as f64 * q) as usize].as_secs_f64() * 1e3;
-    println!("{what:<44} p50 {:.3} ms   p99 {:.3} ms   max {:.3} ms", at(0.5), at(0.99), at(1.0));
+    println!(
+        "{what:<44} p50 {:.3} ms   p99 {:.3} ms   max {:.3} ms",
+        at(0.5),
+        at(0.99),
+        at(1.0)
+    );
 }
 
 fn resident_mb() -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap_or_default();
-    line.split_whitespace().nth(1).and_then(|kb| kb.parse::<f64>().ok()).unwrap_or_default() / 1024.0
+    line.split_whitespace()
+        .nth(1)
+        .and_then(|kb| kb.parse::<f64>().ok())
+        .unwrap_or_default()
+        / 1024.0
 }
 
 async fn enqueue_bulk(store: &Arc<SqliteStore>, count: usize, batch: usize, flight: usize) -> Duration {
@@ -61,7 +83,9 @@ async fn enqueue_bulk(store: &Arc<SqliteStore>, count: usize, batch: usize, flig
     let mut running = Vec::new();
     while let Some(tasks) = batches.pop() {
         let store = store.clone();
-        running.push(tokio::spawn(async move { store.enqueue(&call(), tasks).await.expect("enqueue") }));
+        running.push(tokio::spawn(async move {
+            store.enqueue(&call(), tasks).await.expect("enqueue")
+        }));
         if running.len() >= flight {
             running.remove(0).await.expect("join");
         }
@@ -79,7 +103,10 @@ async fn enqueue_single(store: &Arc<SqliteStore>, count: usize, flight: usize) -
         .map(|_| {
             let (store, left) = (store.clone(), left.clone());
             tokio::spawn(async move {
-                while left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok() {
+                while left
+                    .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1))
+                    .is_ok()
+                {
                     store.enqueue(&call(), vec![task(1)]).await.expect("enqueue");
                 }
             })
@@ -114,8 +141,10 @@ async fn drain(store: &Arc<SqliteStore>, count: usize, batch: usize, wait: Durat
 }
 
 async fn finish(store: &Arc<SqliteStore>, claimed: Vec<Claimed>) -> usize {
-    let finishes: Vec<Finish> =
-        claimed.iter().map(|c| Finish::new(c.lease, Outcome::Done(Json::null()))).collect();
+    let finishes: Vec<Finish> = claimed
+        .iter()
+        .map(|c| Finish::new(c.lease, Outcome::Done(Json::null())))
+        .collect();
     let results = store.finish(finishes, now()).await.expect("finish");
     results.into_iter().filter(|r| r.is_ok()).count()
 }
@@ -137,7 +166,12 @@ async fn idle_latency(store: &Arc<SqliteStore>, rounds: usize) -> Vec<Duration> 
     for _ in 0..rounds {
         let waiting = {
             let store = store.clone();
-            tokio::spawn(async move { store.claim(request(1, Duration::from_secs(5)), now()).await.expect("claim") })
+            tokio::spawn(async move {
+                store
+                    .claim(request(1, Duration::from_secs(5)), now())
+                    .await
+                    .expect("claim")
+            })
         };
         tokio::time::sleep(Duration::from_millis(3)).await;
         let started = Instant::now();
@@ -154,7 +188,10 @@ async fn list_times(store: &Arc<SqliteStore>, filter: TaskFilter, rounds: usize)
     let mut times = Vec::with_capacity(rounds);
     for _ in 0..rounds {
         let started = Instant::now();
-        store.tasks("default", filter.clone(), Page::default(), now()).await.expect("tasks");
+        store
+            .tasks("default", filter.clone(), Page::default(), now())
+            .await
+            .expect("tasks");
         times.push(started.elapsed());
     }
     times
@@ -188,20 +225,44 @@ async fn main() {
     };
     clear();
     let open = || Arc::new(SqliteStore::open(SqliteOptions::new(&path)).expect("open"));
-    println!("{:<44} {:>10.3} ms", "4 KiB append + fdatasync", fsync_time(&directory).as_secs_f64() * 1e3);
+    println!(
+        "{:<44} {:>10.3} ms",
+        "4 KiB append + fdatasync",
+        fsync_time(&directory).as_secs_f64() * 1e3
+    );
     let store = open();
     enqueue_bulk(&store, 20_000, 1000, 4).await;
     drain(&store, 20_000, 1000, Duration::ZERO).await;
 
-    rate("enqueue bulk, batches of 1,000", count, enqueue_bulk(&store, count, 1000, 4).await);
-    rate("drain, batches of 1,000", count, drain(&store, count, 1000, Duration::ZERO).await);
-    rate("enqueue single, 50 in flight", count, enqueue_single(&store, count, 50).await);
-    rate("drain, batches of 100", count, drain(&store, count, 100, Duration::ZERO).await);
+    rate(
+        "enqueue bulk, batches of 1,000",
+        count,
+        enqueue_bulk(&store, count, 1000, 4).await,
+    );
+    rate(
+        "drain, batches of 1,000",
+        count,
+        drain(&store, count, 1000, Duration::ZERO).await,
+    );
+    rate(
+        "enqueue single, 50 in flight",
+        count,
+        enqueue_single(&store, count, 50).await,
+    );
+    rate(
+        "drain, batches of 100",
+        count,
+        drain(&store, count, 100, Duration::ZERO).await,
+    );
     let mixed = async |single: bool| {
         let enqueuing = {
             let store = store.clone();
             tokio::spawn(async move {
-                if single { enqueue_single(&store, count, 50).await } else { enqueue_bulk(&store, count, 1000, 4).await }
+                if single {
+                    enqueue_single(&store, count, 50).await
+                } else {
+                    enqueue_bulk(&store, count, 1000, 4).await
+                }
             })
         };
         let started = Instant::now();
@@ -217,16 +278,38 @@ async fn main() {
     percentiles("claim of one, 1,000 pending", claim_times(&store, 1_000).await);
     drain(&store, 1_000, 1000, Duration::ZERO).await;
 
-    rate("enqueue bulk up to many pending", big, enqueue_bulk(&store, big, 1000, 4).await);
+    rate(
+        "enqueue bulk up to many pending",
+        big,
+        enqueue_bulk(&store, big, 1000, 4).await,
+    );
     percentiles("claim of one, many pending", claim_times(&store, 1_000).await);
-    let status = |status| TaskFilter { status: vec![status], ..TaskFilter::default() };
+    let status = |status| TaskFilter {
+        status: vec![status],
+        ..TaskFilter::default()
+    };
     percentiles("list, no filter", list_times(&store, TaskFilter::default(), 100).await);
-    percentiles("list, status ready", list_times(&store, status(pensum_core::Status::Ready), 100).await);
-    percentiles("list, status failed", list_times(&store, status(pensum_core::Status::Failed), 100).await);
-    percentiles("list, status completed", list_times(&store, status(pensum_core::Status::Completed), 100).await);
-    let tagged = TaskFilter { tag: Some("none".to_owned()), ..TaskFilter::default() };
+    percentiles(
+        "list, status ready",
+        list_times(&store, status(pensum_core::Status::Ready), 100).await,
+    );
+    percentiles(
+        "list, status failed",
+        list_times(&store, status(pensum_core::Status::Failed), 100).await,
+    );
+    percentiles(
+        "list, status completed",
+        list_times(&store, status(pensum_core::Status::Completed), 100).await,
+    );
+    let tagged = TaskFilter {
+        tag: Some("none".to_owned()),
+        ..TaskFilter::default()
+    };
     percentiles("list, a tag that is not there", list_times(&store, tagged, 100).await);
-    let worded = TaskFilter { q: Some("none".to_owned()), ..TaskFilter::default() };
+    let worded = TaskFilter {
+        q: Some("none".to_owned()),
+        ..TaskFilter::default()
+    };
     percentiles("list, text that is not there", list_times(&store, worded, 100).await);
     println!("{:<44} {:>10.1} MB", "resident with many pending", resident_mb());
     store.close().await.expect("close");
@@ -235,7 +318,10 @@ async fn main() {
     let started = Instant::now();
     let store = open();
     let opened = started.elapsed();
-    store.tasks("default", TaskFilter::default(), Page::default(), now()).await.expect("tasks");
+    store
+        .tasks("default", TaskFilter::default(), Page::default(), now())
+        .await
+        .expect("tasks");
     let read = started.elapsed();
     store.counts("default", now()).await.expect("counts");
     println!(
@@ -246,7 +332,11 @@ async fn main() {
         started.elapsed().as_secs_f64() * 1e3
     );
     println!("{:<44} {:>10.1} MB", "resident after opening", resident_mb());
-    rate("drain from disk, batches of 1,000", count, drain(&store, count, 1000, Duration::ZERO).await);
+    rate(
+        "drain from disk, batches of 1,000",
+        count,
+        drain(&store, count, 1000, Duration::ZERO).await,
+    );
     store.close().await.expect("close");
     clear();
 }

@@ -21,6 +21,9 @@ pub fn open(url: &str, owner: &str) -> Result<Arc<dyn Store>, StoreError> {
         )));
     };
     let path = path.strip_prefix("//").unwrap_or(path);
-    let options = SqliteOptions { owner: owner.to_owned(), ..SqliteOptions::new(path) };
+    let options = SqliteOptions {
+        owner: owner.to_owned(),
+        ..SqliteOptions::new(path)
+    };
     Ok(Arc::new(SqliteStore::open(options)?))
 }

@@ -19,11 +19,15 @@ const STEP_PAGES: i32 = 2048;
 pub(super) fn backup(db: &Connection, to: &Path, path: &str) -> Result<(), StoreError> {
     let shown = to.display();
     if to.symlink_metadata().is_ok() {
-        return Err(StoreError::Unavailable(format!("{shown} exists already; name a file that does not")));
+        return Err(StoreError::Unavailable(format!(
+            "{shown} exists already; name a file that does not"
+        )));
     }
     let part = to.with_file_name(format!(
         "{}.part",
-        to.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_else(|| "backup".to_owned())
+        to.file_name()
+            .map(|n| n.to_string_lossy().into_owned())
+            .unwrap_or_else(|| "backup".to_owned())
     ));
     let copied = copy(db, &part).map_err(|fault| match fault {
         Fault::Sql(error) => Fault::Sql(error).describe(&part.display().to_string()),
@@ -31,7 +35,9 @@ pub(super) fn backup(db: &Connection, to: &Path, path: &str) -> Result<(), Store
     });
     let finished = copied.and_then(|()| {
         let failed = |error: std::io::Error| StoreError::Unavailable(format!("{shown} cannot be written ({error})"));
-        std::fs::File::open(&part).and_then(|file| file.sync_all()).map_err(failed)?;
+        std::fs::File::open(&part)
+            .and_then(|file| file.sync_all())
+            .map_err(failed)?;
         // Only a whole copy gets the name.
         std::fs::hard_link(&part, to).map_err(failed)
     });
@@ -62,7 +68,9 @@ fn copy(db: &Connection, part: &Path) -> Result<(), Fault> {
 pub(super) fn stats(db: &Connection, location: &str, memory: bool) -> Result<StoreStats, Fault> {
     let mut rows = BTreeMap::new();
     let mut statement = db.prepare("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name")?;
-    let tables = statement.query_map([], |row| row.get::<_, String>(0))?.collect::<Result<Vec<_>, _>>()?;
+    let tables = statement
+        .query_map([], |row| row.get::<_, String>(0))?
+        .collect::<Result<Vec<_>, _>>()?;
     for table in tables {
         let sql = format!("SELECT count(*) FROM \"{}\"", table.replace('"', "\"\""));
         rows.insert(table, db.query_row(&sql, [], |row| row.get::<_, i64>(0))? as u64);
@@ -71,7 +79,11 @@ pub(super) fn stats(db: &Connection, location: &str, memory: bool) -> Result<Sto
         let pragma = |sql: &str| db.query_row(sql, [], |row| row.get::<_, i64>(0));
         (pragma("PRAGMA page_count")? * pragma("PRAGMA page_size")?) as u64
     } else {
-        let size = |suffix: &str| std::fs::metadata(format!("{location}{suffix}")).map(|m| m.len()).unwrap_or(0);
+        let size = |suffix: &str| {
+            std::fs::metadata(format!("{location}{suffix}"))
+                .map(|m| m.len())
+                .unwrap_or(0)
+        };
         size("") + size("-wal")
     };
     Ok(StoreStats {
@@ -80,6 +92,11 @@ pub(super) fn stats(db: &Connection, location: &str, memory: bool) -> Result<Sto
         location: location.to_owned(),
         bytes,
         rows,
-        durability: if memory { "none: lost with the process" } else { "wal, synchronous=full" }.to_owned(),
+        durability: if memory {
+            "none: lost with the process"
+        } else {
+            "wal, synchronous=full"
+        }
+        .to_owned(),
     })
 }

@@ -40,12 +40,18 @@ impl Writer {
         let coverage = &mut self.coverage;
         let (offered, queues) = (&request.capabilities, &request.queues);
         if !same(coverage.offered.as_ref(), offered.as_ref()) || !same(coverage.queues.as_ref(), queues.as_ref()) {
-            *coverage = Coverage { offered: offered.clone(), queues: queues.clone(), fits: Vec::new() };
+            *coverage = Coverage {
+                offered: offered.clone(),
+                queues: queues.clone(),
+                fits: Vec::new(),
+            };
         }
         let mut next = coverage.fits.len() as u32;
         while let Some(class) = self.shared.catalog.class(next) {
             let capable = offered.as_ref().is_none_or(|offered| class.fits(offered));
-            coverage.fits.push(capable && queues.as_ref().is_none_or(|queues| queues.contains(&class.queue)));
+            coverage
+                .fits
+                .push(capable && queues.as_ref().is_none_or(|queues| queues.contains(&class.queue)));
             next += 1;
         }
     }
@@ -82,7 +88,10 @@ impl Writer {
             }
             if impatient && let Some(claim) = self.parked.pop_if(|c| c.request.wait.is_zero()) {
                 let Claim { reply, home, .. } = claim;
-                let _ = reply.send(Ok(Grants { items: Vec::new(), home }));
+                let _ = reply.send(Ok(Grants {
+                    items: Vec::new(),
+                    home,
+                }));
             }
         }
     }
@@ -110,7 +119,10 @@ impl Writer {
             let view = self.shared.view.lock();
             let tried = |l: &Leased| l.alone && !l.checkpointed && now.since(l.taken_at) < PROBATION;
             let held = view.nodes.get(&request.node).copied().unwrap_or_default();
-            (held.leases == 0, held.alone > 0 && view.leases_of(request.node).any(tried))
+            (
+                held.leases == 0,
+                held.alone > 0 && view.leases_of(request.node).any(tried),
+            )
         };
         if on_probation {
             return Ok(Vec::new());
@@ -136,7 +148,11 @@ impl Writer {
         };
         // A row that is gone, or cannot be claimed, has no place in the order; `verify` would have said so.
         let Some(mut live) = live else { return Ok(None) };
-        let lease = Lease { id: LeaseId(self.bits.wide()), node: request.node, expires_at: now.plus(request.lease) };
+        let lease = Lease {
+            id: LeaseId(self.bits.wide()),
+            node: request.node,
+            expires_at: now.plus(request.lease),
+        };
         let Ok(transition) = apply(&live.life, &Event::Claim(lease), now) else {
             debug_assert!(false, "row {row} is in the ready order and cannot be claimed");
             return Ok(None);
@@ -182,11 +198,16 @@ impl Writer {
         for (row, lease) in lost {
             let held = {
                 let view = self.shared.view.lock();
-                view.leases.get(row).filter(|l| !l.closing && l.lease_id() == Some(*lease)).cloned()
+                view.leases
+                    .get(row)
+                    .filter(|l| !l.closing && l.lease_id() == Some(*lease))
+                    .cloned()
             };
             let Some(held) = held else { continue };
             let now = self.memory.clock;
-            let Some(live) = LiveRow::load(&self.db, *row)? else { continue };
+            let Some(live) = LiveRow::load(&self.db, *row)? else {
+                continue;
+            };
             if live.life.state.is_terminal() || live.life.state == pensum_core::State::Running {
                 if let Some(subject) = self.subject(*row, None)? {
                     let event = Event::Holder(*lease, Report::Released);

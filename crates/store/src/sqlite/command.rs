@@ -24,7 +24,10 @@ impl Writer {
                 let mut answers = Vec::with_capacity(tasks.len());
                 for id in tasks {
                     let state = self.state_of(&call.namespace, *id)?;
-                    answers.push(Ok(Applied { state, ..Applied::default() }));
+                    answers.push(Ok(Applied {
+                        state,
+                        ..Applied::default()
+                    }));
                 }
                 return Ok(Ok(answers));
             }
@@ -34,7 +37,10 @@ impl Writer {
         for id in tasks {
             answers.push(self.command_one(call, *id, command)?);
         }
-        self.remember(call, tasks.iter().copied())?;
+        // A refusal changed nothing, so a repeat may well find it possible.
+        if answers.iter().any(Result::is_ok) {
+            self.remember(call, tasks.iter().copied())?;
+        }
         Ok(Ok(answers))
     }
 
@@ -63,8 +69,13 @@ impl Writer {
     }
 
     fn command_one(&mut self, call: &Call, id: TaskId, command: &Command) -> Result<Result<Applied, Rejected>, Fault> {
-        let Some(subject) = self.any_subject(&call.namespace, id)? else { return Ok(Err(Rejected::NotFound(id))) };
-        let mut facts = Facts { actor: Some(call.actor.clone()), ..Facts::default() };
+        let Some(subject) = self.any_subject(&call.namespace, id)? else {
+            return Ok(Err(Rejected::NotFound(id)));
+        };
+        let mut facts = Facts {
+            actor: Some(call.actor.clone()),
+            ..Facts::default()
+        };
         let event = match command {
             Command::Cancel { reason } => {
                 let message = reason.clone().unwrap_or_else(|| format!("cancelled by {}", call.actor));
@@ -108,12 +119,17 @@ impl Writer {
             )?
             .query_row([row], |r| r.get(0))?;
         let event = Event::Retry { unmet };
-        let Origin::Outcome(outcome) = &subject.origin else { return self.carry_out(call, subject, &event, facts) };
+        let Origin::Outcome(outcome) = &subject.origin else {
+            return self.carry_out(call, subject, &event, facts);
+        };
         if pensum_core::apply(&subject.live.life, &event, call.now).is_ok() {
             if subject.live.marks & mark::UNIQUE != 0
                 && let Some(holder) = self.retake_unique(call, row, subject.id)?
             {
-                return Ok(Err(Rejected::UniqueTakenByOther { task: subject.id, holder }));
+                return Ok(Err(Rejected::UniqueTakenByOther {
+                    task: subject.id,
+                    holder,
+                }));
             }
             self.unfold_outcome(outcome)?;
             if unmet > 0 {
@@ -149,7 +165,11 @@ impl Writer {
             Some(holder) if holder != id => Ok(Some(holder)),
             _ => {
                 let ttl = ttl.map(|m| std::time::Duration::from_micros(m.max(0) as u64));
-                let unique = Unique { key, ttl, on_conflict: Default::default() };
+                let unique = Unique {
+                    key,
+                    ttl,
+                    on_conflict: Default::default(),
+                };
                 self.take_unique(&call.namespace, &handler, &unique, row, call.now)?;
                 Ok(None)
             }
@@ -164,16 +184,34 @@ impl Writer {
             && outcome.marks & mark::START == 0
             && let Some(started_at) = life.started_at
         {
-            self.put_event(outcome.row, outcome.seq - 1, started_at, EventKind::Started, None, life.attempt, None)?;
+            self.put_event(
+                outcome.row,
+                outcome.seq - 1,
+                started_at,
+                EventKind::Started,
+                None,
+                life.attempt,
+                None,
+            )?;
         }
         let kind = super::reads::terminal_kind(life.state);
         let error = outcome.error.as_ref();
-        self.put_event(outcome.row, outcome.seq, finished_at, kind, outcome.actor.as_ref(), life.attempt, error)?;
+        self.put_event(
+            outcome.row,
+            outcome.seq,
+            finished_at,
+            kind,
+            outcome.actor.as_ref(),
+            life.attempt,
+            error,
+        )?;
         let id = self.id_of(outcome.row)?;
         if let Some(execution) = super::reads::last_execution(&self.shared.catalog, outcome, id) {
             self.put_execution(outcome.row, &execution)?;
         }
-        self.db.prepare_cached("DELETE FROM outcome WHERE row = ?")?.execute([outcome.row])?;
+        self.db
+            .prepare_cached("DELETE FROM outcome WHERE row = ?")?
+            .execute([outcome.row])?;
         Ok(())
     }
 
@@ -200,8 +238,14 @@ impl Writer {
             Origin::Lease(run) => Some(run.clone()),
             _ => None,
         };
-        let seq =
-            self.log(&mut subject.live, run.as_ref(), call.now, EventKind::Signalled, Some(&call.actor), None)?;
+        let seq = self.log(
+            &mut subject.live,
+            run.as_ref(),
+            call.now,
+            EventKind::Signalled,
+            Some(&call.actor),
+            None,
+        )?;
         self.db
             .prepare_cached("INSERT INTO inbox(row, seq, name, payload, at) VALUES (?, ?, ?, ?, ?)")?
             .execute((row, seq as i64, name, payload.get(), call.now.as_micros()))?;
@@ -212,14 +256,18 @@ impl Writer {
         if wakes {
             return self.carry_out(call, subject, &Event::Signalled, Facts::default());
         }
-        Ok(Ok(Applied { state: Some(state), ..Applied::default() }))
+        Ok(Ok(Applied {
+            state: Some(state),
+            ..Applied::default()
+        }))
     }
 
     /// Writes a change of an unfinished task's row that moves it nowhere.
     pub(super) fn rewrite(&mut self, subject: &Subject, now: pensum_core::Time) -> Result<(), Fault> {
         match subject.origin {
             Origin::Lease(_) => {
-                self.group.count(subject.live.class, Cell::of_leased(&subject.live.life), -1);
+                self.group
+                    .count(subject.live.class, Cell::of_leased(&subject.live.life), -1);
                 self.stay(subject.live.clone(), now)
             }
             _ => subject.live.save(&self.db, now),
@@ -230,7 +278,11 @@ impl Writer {
         let Subject { live, id, origin } = subject;
         let state = live.life.state;
         if state == State::Running {
-            return Ok(Err(Rejected::Forbidden { task: id, state, why: "it is running; cancel it first" }));
+            return Ok(Err(Rejected::Forbidden {
+                task: id,
+                state,
+                why: "it is running; cancel it first",
+            }));
         }
         let dependants: i64 = self
             .db
@@ -240,14 +292,18 @@ impl Writer {
             )?
             .query_row([live.row], |r| r.get(0))?;
         if dependants > 0 {
-            return Ok(Err(Rejected::HasDependants { task: id, dependants: dependants as u64 }));
+            return Ok(Err(Rejected::HasDependants {
+                task: id,
+                dependants: dependants as u64,
+            }));
         }
         let mut applied = Applied::default();
         let ended = matches!(origin, Origin::Outcome(_));
         if ended {
             self.group.count(live.class, Cell::of_end(state), -1);
             let ended_by_attempt = matches!(&origin, Origin::Outcome(o) if o.status.is_some());
-            self.group.count(live.class, Cell::Executions, -i64::from(ended_by_attempt));
+            self.group
+                .count(live.class, Cell::Executions, -i64::from(ended_by_attempt));
         } else {
             let cell = {
                 let mut view = self.shared.view.lock();

@@ -53,7 +53,11 @@ impl Writer {
             Ok(plan) => plan,
             Err(rejected) => return Ok(Err(rejected)),
         };
-        let origin = Origin { namespace: &call.namespace, actor: Some(&call.actor), now: call.now };
+        let origin = Origin {
+            namespace: &call.namespace,
+            actor: Some(&call.actor),
+            now: call.now,
+        };
         let enqueued = self.write_batch(&origin, tasks, plan)?;
         if call.idempotency.is_some() {
             self.remember(call, enqueued.iter().map(|e| e.id))?;
@@ -85,7 +89,11 @@ impl Writer {
                     if let Dependency::Task(id) = dependency
                         && !self.exists(namespace, *id)?
                     {
-                        return Ok(Err(Rejected::UnknownDependency { item, position, id: *id }));
+                        return Ok(Err(Rejected::UnknownDependency {
+                            item,
+                            position,
+                            id: *id,
+                        }));
                     }
                 }
             }
@@ -111,11 +119,17 @@ impl Writer {
         taken: &mut std::collections::HashMap<(Name, Name), usize>,
         replaced: &mut Vec<TaskId>,
     ) -> Result<Result<Place, Rejected>, Fault> {
-        let Some(unique) = &task.unique else { return Ok(Ok(Place::New)) };
+        let Some(unique) = &task.unique else {
+            return Ok(Ok(Place::New));
+        };
         let scope = (task.spec.handler.clone(), unique.key.clone());
         if let Some(earlier) = taken.get(&scope) {
             if unique.on_conflict == OnConflict::Reject {
-                return Ok(Err(Rejected::UniqueTwice { item, earlier: *earlier, key: unique.key.clone() }));
+                return Ok(Err(Rejected::UniqueTwice {
+                    item,
+                    earlier: *earlier,
+                    key: unique.key.clone(),
+                }));
             }
             return Ok(Ok(Place::Same(*earlier)));
         }
@@ -123,9 +137,11 @@ impl Writer {
         let holder = self.unique_holder(namespace, &task.spec.handler, &unique.key, now)?;
         Ok(match (holder, unique.on_conflict) {
             (None, _) => Ok(Place::New),
-            (Some(holder), OnConflict::Reject) => {
-                Err(Rejected::UniqueTaken { item, key: unique.key.clone(), holder })
-            }
+            (Some(holder), OnConflict::Reject) => Err(Rejected::UniqueTaken {
+                item,
+                key: unique.key.clone(),
+                holder,
+            }),
             (Some(holder), OnConflict::Replace) if self.is_unstarted(holder)? => {
                 replaced.push(holder);
                 Ok(Place::New)
@@ -135,17 +151,24 @@ impl Writer {
     }
 
     fn is_unstarted(&self, id: TaskId) -> Result<bool, Fault> {
-        Ok(self.subject(id.row(), Some(id))?.is_some_and(|s| !s.live.life.has_started()))
+        Ok(self
+            .subject(id.row(), Some(id))?
+            .is_some_and(|s| !s.live.life.has_started()))
     }
 
     /// True when the namespace has this task.
     pub(super) fn exists(&self, namespace: &str, id: TaskId) -> Result<bool, Fault> {
         let mut statement = self.db.prepare_cached("SELECT id, class FROM task WHERE row = ?")?;
-        let found: Option<([u8; 16], u32)> =
-            statement.query_row([id.row()], |r| Ok((r.get(0)?, r.get(1)?))).optional()?;
+        let found: Option<([u8; 16], u32)> = statement
+            .query_row([id.row()], |r| Ok((r.get(0)?, r.get(1)?)))
+            .optional()?;
         Ok(found.is_some_and(|(bytes, class)| {
             bytes == *id.as_bytes()
-                && self.shared.catalog.class(class).is_some_and(|class| *class.namespace == *namespace)
+                && self
+                    .shared
+                    .catalog
+                    .class(class)
+                    .is_some_and(|class| *class.namespace == *namespace)
         }))
     }
 
@@ -161,9 +184,12 @@ impl Writer {
             "SELECT t.id, u.expires_at FROM unique_key u JOIN task t ON t.row = u.row
              WHERE u.namespace = ? AND u.handler = ? AND u.key = ?",
         )?;
-        let found: Option<([u8; 16], Option<i64>)> =
-            statement.query_row((namespace, handler, key), |r| Ok((r.get(0)?, r.get(1)?))).optional()?;
-        Ok(found.filter(|(_, at)| at.is_none_or(|at| at > now.as_micros())).map(|(id, _)| TaskId::from_bytes(id)))
+        let found: Option<([u8; 16], Option<i64>)> = statement
+            .query_row((namespace, handler, key), |r| Ok((r.get(0)?, r.get(1)?)))
+            .optional()?;
+        Ok(found
+            .filter(|(_, at)| at.is_none_or(|at| at > now.as_micros()))
+            .map(|(id, _)| TaskId::from_bytes(id)))
     }
 
     /// Gives a unique key to a row.
@@ -177,7 +203,13 @@ impl Writer {
     ) -> Result<(), Fault> {
         self.db
             .prepare_cached("REPLACE INTO unique_key(namespace, handler, key, row, expires_at) VALUES (?, ?, ?, ?, ?)")?
-            .execute(params![namespace, handler, unique.key, row, unique.ttl.map(|ttl| now.plus(ttl).as_micros())])?;
+            .execute(params![
+                namespace,
+                handler,
+                unique.key,
+                row,
+                unique.ttl.map(|ttl| now.plus(ttl).as_micros())
+            ])?;
         Ok(())
     }
 
@@ -192,7 +224,11 @@ impl Writer {
         for old in plan.replaced {
             let error = Some(ErrorInfo::new("replaced", "a newer task took its unique key"));
             if let Some(subject) = self.subject(old.row(), Some(old))? {
-                let facts = Facts { actor: origin.actor.cloned(), error, ..Facts::default() };
+                let facts = Facts {
+                    actor: origin.actor.cloned(),
+                    error,
+                    ..Facts::default()
+                };
                 // It had not started a moment ago, in this very transaction.
                 let _ = self.happen(subject, &Event::Cancel, facts, now, &mut Applied::default())?;
             }
@@ -202,10 +238,19 @@ impl Writer {
             ids.push(match plan.places.get(item) {
                 None | Some(Place::New) => {
                     self.next_row += 1;
-                    Enqueued { id: TaskId::mint(now, self.next_row - 1, self.bits.next()), created: true }
+                    Enqueued {
+                        id: TaskId::mint(now, self.next_row - 1, self.bits.next()),
+                        created: true,
+                    }
                 }
-                Some(Place::Existing(id)) => Enqueued { id: *id, created: false },
-                Some(Place::Same(earlier)) => Enqueued { id: ids[*earlier].id, created: false },
+                Some(Place::Existing(id)) => Enqueued {
+                    id: *id,
+                    created: false,
+                },
+                Some(Place::Same(earlier)) => Enqueued {
+                    id: ids[*earlier].id,
+                    created: false,
+                },
             });
         }
         let actor = match origin.actor {
@@ -220,11 +265,22 @@ impl Writer {
         }
         // Dependencies that had ended before count once the whole batch is in: an item may name a later one.
         for (row, of, state) in ended {
-            let Some(subject) = self.subject(row, None)? else { continue };
+            let Some(subject) = self.subject(row, None)? else {
+                continue;
+            };
             let completed = state == State::Completed;
             let error = (!completed).then(|| dependency_failed(of, state));
-            let facts = Facts { error, ..Facts::default() };
-            let _ = self.happen(subject, &Event::DependencyEnded(completed), facts, now, &mut Applied::default())?;
+            let facts = Facts {
+                error,
+                ..Facts::default()
+            };
+            let _ = self.happen(
+                subject,
+                &Event::DependencyEnded(completed),
+                facts,
+                now,
+                &mut Applied::default(),
+            )?;
         }
         Ok(ids)
     }
@@ -329,7 +385,9 @@ impl Writer {
     }
 
     pub(super) fn put_tag(&self, tag: &str, row: i64) -> Result<(), Fault> {
-        self.db.prepare_cached("INSERT OR IGNORE INTO tag(tag, row) VALUES (?, ?)")?.execute((tag, row))?;
+        self.db
+            .prepare_cached("INSERT OR IGNORE INTO tag(tag, row) VALUES (?, ?)")?
+            .execute((tag, row))?;
         Ok(())
     }
 
@@ -398,7 +456,11 @@ impl Writer {
                 .prepare_cached("INSERT INTO dependency(dependent, position, prerequisite) VALUES (?, ?, ?)")?
                 .execute((row, seen.len() as i64, id.row()))?;
             seen.push(id.row());
-            let state = if is_new { None } else { OutcomeRow::state_of(&self.db, id.row())? };
+            let state = if is_new {
+                None
+            } else {
+                OutcomeRow::state_of(&self.db, id.row())?
+            };
             match state {
                 Some(state) => ended.push((row, id, state)),
                 None => {
@@ -411,7 +473,9 @@ impl Writer {
 
     /// The ids that the same request answered before.
     pub(super) fn remembered(&self, call: &Call) -> Result<Result<Option<Vec<TaskId>>, Rejected>, Fault> {
-        let Some(key) = &call.idempotency else { return Ok(Ok(None)) };
+        let Some(key) = &call.idempotency else {
+            return Ok(Ok(None));
+        };
         let mut statement = self
             .db
             .prepare_cached("SELECT digest, ids, expires_at FROM idempotency WHERE namespace = ? AND key = ?")?;
@@ -423,7 +487,11 @@ impl Writer {
             Some((.., expires_at)) if expires_at <= call.now.as_micros() => Ok(None),
             Some((digest, ..)) if digest != key.digest => Err(Rejected::IdempotencyMismatch),
             Some((_, ids, _)) => Ok(Some(
-                ids.as_chunks::<16>().0.iter().map(|bytes| TaskId::from_bytes(*bytes)).collect(),
+                ids.as_chunks::<16>()
+                    .0
+                    .iter()
+                    .map(|bytes| TaskId::from_bytes(*bytes))
+                    .collect(),
             )),
         })
     }
@@ -433,9 +501,7 @@ impl Writer {
         let Some(key) = &call.idempotency else { return Ok(()) };
         let bytes: Vec<u8> = ids.flat_map(|id| *id.as_bytes()).collect();
         self.db
-            .prepare_cached(
-                "REPLACE INTO idempotency(namespace, key, digest, ids, expires_at) VALUES (?, ?, ?, ?, ?)",
-            )?
+            .prepare_cached("REPLACE INTO idempotency(namespace, key, digest, ids, expires_at) VALUES (?, ?, ?, ?, ?)")?
             .execute(params![
                 call.namespace,
                 key.key,
@@ -448,5 +514,8 @@ impl Writer {
 }
 
 fn policy(spec: &Spec) -> OnDependencyFailure {
-    spec.details.as_ref().map(|d| d.on_dependency_failure).unwrap_or_default()
+    spec.details
+        .as_ref()
+        .map(|d| d.on_dependency_failure)
+        .unwrap_or_default()
 }

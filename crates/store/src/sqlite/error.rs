@@ -41,12 +41,12 @@ impl Fault {
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => StoreError::Unavailable(format!(
                 "another program holds a lock on {path}; close it and try again ({text})"
             )),
-            Some(ErrorCode::SystemIoFailure) => {
-                StoreError::Unavailable(format!("the disk that holds {path} reports an error; check the disk ({text})"))
-            }
-            Some(ErrorCode::NotADatabase) => {
-                StoreError::Corrupt(format!("{path} is not a SQLite database; give the path of a Pensum store"))
-            }
+            Some(ErrorCode::SystemIoFailure) => StoreError::Unavailable(format!(
+                "the disk that holds {path} reports an error; check the disk ({text})"
+            )),
+            Some(ErrorCode::NotADatabase) => StoreError::Corrupt(format!(
+                "{path} is not a SQLite database; give the path of a Pensum store"
+            )),
             Some(ErrorCode::DatabaseCorrupt) => {
                 StoreError::Corrupt(format!("{path} is damaged ({text}); restore it from a backup"))
             }

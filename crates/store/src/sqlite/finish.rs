@@ -3,9 +3,7 @@
 use std::time::Duration;
 
 use pensum_core::outcome::Wait;
-use pensum_core::store::{
-    Applied, Beat, Checkpoint, Finish, LOG_LINES_MAX, LeaseRef, LogLine, Rejected, Renewal,
-};
+use pensum_core::store::{Applied, Beat, Checkpoint, Finish, LOG_LINES_MAX, LeaseRef, LogLine, Rejected, Renewal};
 use pensum_core::transition::{Event, Report};
 use pensum_core::{ErrorInfo, Json, Outcome, TaskId, Time};
 
@@ -24,8 +22,15 @@ impl Writer {
         if leased.closing || leased.lease_id() != Some(lease.lease) {
             return None;
         }
-        let run = Run { executor: leased.executor.clone(), taken_at: leased.taken_at };
-        Some(Subject { live: leased.live.clone(), id: lease.task, origin: Origin::Lease(run) })
+        let run = Run {
+            executor: leased.executor.clone(),
+            taken_at: leased.taken_at,
+        };
+        Some(Subject {
+            live: leased.live.clone(),
+            id: lease.task,
+            origin: Origin::Lease(run),
+        })
     }
 
     pub(super) fn renew(&mut self, beats: Vec<Beat>, lease: Duration, now: Time) -> Result<Vec<Renewal>, Fault> {
@@ -41,7 +46,9 @@ impl Writer {
         let expires_at = now.plus(lease);
         let progress = {
             let mut view = self.shared.view.lock();
-            let Some(leased) = view.leases.get_mut(&row) else { return Ok(Renewal::Lost) };
+            let Some(leased) = view.leases.get_mut(&row) else {
+                return Ok(Renewal::Lost);
+            };
             if leased.closing || leased.lease_id() != Some(beat.lease.lease) {
                 return Ok(Renewal::Lost);
             }
@@ -61,7 +68,9 @@ impl Writer {
         }
         self.append_logs(row, beat.logs)?;
         let view = self.shared.view.lock();
-        let Some(leased) = view.leases.get(&row) else { return Ok(Renewal::Lost) };
+        let Some(leased) = view.leases.get(&row) else {
+            return Ok(Renewal::Lost);
+        };
         let life = &leased.live.life;
         Ok(Renewal::Held {
             expires_at,
@@ -94,7 +103,14 @@ impl Writer {
             let seq = self.seq()?;
             self.db
                 .prepare_cached("INSERT INTO log(row, seq, at, attempt, stream, message) VALUES (?, ?, ?, ?, ?, ?)")?
-                .execute((row, seq as i64, line.at.as_micros(), line.attempt, line.stream.code(), line.message))?;
+                .execute((
+                    row,
+                    seq as i64,
+                    line.at.as_micros(),
+                    line.attempt,
+                    line.stream.code(),
+                    line.message,
+                ))?;
         }
         if known.is_none() {
             self.db
@@ -122,15 +138,21 @@ impl Writer {
         Ok(results)
     }
 
-    fn finish(
-        &mut self,
-        finish: Finish,
-        spawn: Vec<Prepared>,
-        now: Time,
-    ) -> Result<Result<Applied, Rejected>, Fault> {
-        let Finish { lease, outcome, draw, usage, logs, progress, consumed, .. } = finish;
+    fn finish(&mut self, finish: Finish, spawn: Vec<Prepared>, now: Time) -> Result<Result<Applied, Rejected>, Fault> {
+        let Finish {
+            lease,
+            outcome,
+            draw,
+            usage,
+            logs,
+            progress,
+            consumed,
+            ..
+        } = finish;
         let row = lease.task.row();
-        let Some(mut subject) = self.held(lease) else { return Ok(Err(Rejected::LeaseLost(lease.task))) };
+        let Some(mut subject) = self.held(lease) else {
+            return Ok(Err(Rejected::LeaseLost(lease.task)));
+        };
         let plan = match self.plan_spawn(&subject.live, &spawn, now)? {
             Ok(plan) => plan,
             Err(rejected) => return Ok(Err(rejected)),
@@ -142,12 +164,18 @@ impl Writer {
         self.consume(row, &consumed)?;
         subject.live.progress = progress.or(subject.live.progress.take());
         let spawned = self.spawn(lease.task, &subject.live, spawn, plan, now)?;
-        let mut facts = Facts { usage, ..Facts::default() };
+        let mut facts = Facts {
+            usage,
+            ..Facts::default()
+        };
         let (report, checkpoint) = self.report(&subject.live, outcome, draw, now, &mut facts)?;
         if checkpoint.is_some() {
             subject.live.marks |= mark::CHECKPOINT;
         }
-        let mut applied = Applied { spawned, ..Applied::default() };
+        let mut applied = Applied {
+            spawned,
+            ..Applied::default()
+        };
         if let Err(rejected) = self.happen(subject, &Event::Holder(lease.lease, report), facts, now, &mut applied)? {
             return Ok(Err(rejected));
         }
@@ -192,9 +220,16 @@ impl Writer {
                 facts.error = Some(error);
                 let failures = live.life.failures;
                 let stored = super::reads::stored_task(&self.db, &self.shared.catalog, live.row)?;
-                let spec = stored.ok_or_else(|| Fault::Damaged(format!("row {} runs without a task", live.row)))?.spec;
+                let spec = stored
+                    .ok_or_else(|| Fault::Damaged(format!("row {} runs without a task", live.row)))?
+                    .spec;
                 let delay = after.unwrap_or_else(|| spec.retry().backoff(failures + 1, draw));
-                (Report::Failed { retry_after: (failures < spec.max_retries()).then_some(delay) }, None)
+                (
+                    Report::Failed {
+                        retry_after: (failures < spec.max_retries()).then_some(delay),
+                    },
+                    None,
+                )
             }
             Outcome::Fail(error) => {
                 facts.error = Some(error);
@@ -216,7 +251,9 @@ impl Writer {
     ) -> Result<Result<Applied, Rejected>, Fault> {
         let lease = checkpoint.lease;
         let (id, row) = (lease.task, lease.task.row());
-        let Some(subject) = self.held(lease) else { return Ok(Err(Rejected::LeaseLost(id))) };
+        let Some(subject) = self.held(lease) else {
+            return Ok(Err(Rejected::LeaseLost(id)));
+        };
         let plan = match self.plan_spawn(&subject.live, &spawn, now)? {
             Ok(plan) => plan,
             Err(rejected) => return Ok(Err(rejected)),
@@ -228,7 +265,9 @@ impl Writer {
                 return Ok(Err(rejected));
             }
         }
-        let Some(mut subject) = self.held(lease) else { return Ok(Err(Rejected::LeaseLost(id))) };
+        let Some(mut subject) = self.held(lease) else {
+            return Ok(Err(Rejected::LeaseLost(id)));
+        };
         applied.spawned = self.spawn(id, &subject.live, spawn, plan, now)?;
         self.consume(row, &checkpoint.consumed)?;
         let before = subject.live.marks;
@@ -262,7 +301,9 @@ impl Writer {
     }
 
     fn put_checkpoint(&self, row: i64, state: &Json) -> Result<(), Fault> {
-        self.db.prepare_cached("REPLACE INTO checkpoint(row, state) VALUES (?, ?)")?.execute((row, state.get()))?;
+        self.db
+            .prepare_cached("REPLACE INTO checkpoint(row, state) VALUES (?, ?)")?
+            .execute((row, state.get()))?;
         Ok(())
     }
 
@@ -290,7 +331,10 @@ impl Writer {
 
     fn namespace_of(&self, live: &LiveRow) -> Result<pensum_core::Name, Fault> {
         let class = self.shared.catalog.class(live.class);
-        Ok(class.ok_or_else(|| super::row::damaged(live.row, "class"))?.namespace.clone())
+        Ok(class
+            .ok_or_else(|| super::row::damaged(live.row, "class"))?
+            .namespace
+            .clone())
     }
 
     fn spawn(
@@ -302,9 +346,23 @@ impl Writer {
         now: Time,
     ) -> Result<Vec<TaskId>, Fault> {
         let Some(plan) = plan else { return Ok(Vec::new()) };
-        debug_assert!(spawn.iter().all(|s| s.task.spec.details.as_ref().is_some_and(|d| d.parent_id == Some(parent))));
+        debug_assert!(spawn.iter().all(|s| {
+            s.task
+                .spec
+                .details
+                .as_ref()
+                .is_some_and(|d| d.parent_id == Some(parent))
+        }));
         let namespace = self.namespace_of(live)?;
-        let source = Source { namespace: &namespace, actor: None, now };
-        Ok(self.write_batch(&source, spawn, plan)?.into_iter().map(|e| e.id).collect())
+        let source = Source {
+            namespace: &namespace,
+            actor: None,
+            now,
+        };
+        Ok(self
+            .write_batch(&source, spawn, plan)?
+            .into_iter()
+            .map(|e| e.id)
+            .collect())
     }
 }

@@ -1,7 +1,7 @@
 //! Lists: newest first, from the best index for the filter, with a bound on the rows that a page looks at.
 
-use std::collections::HashSet;
 use std::collections::HashMap;
+use std::collections::HashSet;
 
 use foldhash::fast::RandomState;
 use pensum_core::query::Paged;
@@ -46,7 +46,11 @@ fn live_gate(gate: i64) -> Source {
 
 fn ended(state: State) -> Source {
     // The index leaves completed tasks out, so that most finishes do not touch it.
-    let index = if state == State::Completed { "" } else { "AND state <> 3" };
+    let index = if state == State::Completed {
+        ""
+    } else {
+        "AND state <> 3"
+    };
     let sql = format!(
         "SELECT row, (SELECT class FROM task WHERE task.row = outcome.row) FROM outcome
          WHERE state = {} {index} AND row < ?1 ORDER BY row DESC LIMIT ?2",
@@ -161,8 +165,13 @@ pub(super) fn tasks(
             && filter.queue.as_ref().is_none_or(|queue| *queue == class.queue)
             && filter.handler.as_ref().is_none_or(|handler| *handler == class.handler)
     };
-    let classes: HashSet<u32, RandomState> =
-        catalog.classes().iter().enumerate().filter(|(_, c)| fits(c)).map(|(id, _)| id as u32).collect();
+    let classes: HashSet<u32, RandomState> = catalog
+        .classes()
+        .iter()
+        .enumerate()
+        .filter(|(_, c)| fits(c))
+        .map(|(id, _)| id as u32)
+        .collect();
     let mut items: Vec<TaskRecord> = Vec::new();
     if classes.is_empty() {
         return Ok(Paged { items, next: None });
@@ -181,7 +190,10 @@ pub(super) fn tasks(
             if let Some(record) = matching(db, catalog, overlay, row, &classes, filter, now)? {
                 if items.len() == page.limit {
                     // One more than the page holds: there is a next one.
-                    return Ok(Paged { next: items.last().map(|r| r.id.row()), items });
+                    return Ok(Paged {
+                        next: items.last().map(|r| r.id.row()),
+                        items,
+                    });
                 }
                 items.push(record);
             }
@@ -191,7 +203,10 @@ pub(super) fn tasks(
             return Ok(Paged { items, next: None });
         }
         if passed >= PASSED_MAX || read >= READ_MAX {
-            return Ok(Paged { items, next: Some(before) });
+            return Ok(Paged {
+                items,
+                next: Some(before),
+            });
         }
         chunk = CHUNK;
     }
@@ -206,14 +221,18 @@ fn matching(
     filter: &TaskFilter,
     now: Time,
 ) -> Result<Option<TaskRecord>, Fault> {
-    let Some(place) = whereabouts(db, row, overlay.get(&row).cloned())? else { return Ok(None) };
+    let Some(place) = whereabouts(db, row, overlay.get(&row).cloned())? else {
+        return Ok(None);
+    };
     let life = match &place {
         Whereabouts::Unfinished(live, _) => &live.life,
         Whereabouts::Finished(outcome) => &outcome.life,
     };
     // The cheap questions first: most rows that do not match fail here.
     if !filter.status.is_empty() && !filter.status.contains(&Status::of(life, now))
-        || filter.dead_lettered.is_some_and(|dead| life.dead_lettered_at.is_some() != dead)
+        || filter
+            .dead_lettered
+            .is_some_and(|dead| life.dead_lettered_at.is_some() != dead)
     {
         return Ok(None);
     }
@@ -221,7 +240,12 @@ fn matching(
         return Ok(None);
     };
     let plain = Details::default();
-    if !asked_for(&task.spec, task.spec.details.as_deref().unwrap_or(&plain), task.created_at, filter) {
+    if !asked_for(
+        &task.spec,
+        task.spec.details.as_deref().unwrap_or(&plain),
+        task.created_at,
+        filter,
+    ) {
         return Ok(None);
     }
     record(db, task, place).map(Some)
@@ -231,8 +255,10 @@ fn asked_for(spec: &pensum_core::Spec, details: &Details, created_at: Time, filt
     fn is<T: PartialEq + ?Sized>(wanted: Option<&T>, found: Option<&T>) -> bool {
         wanted.is_none() || wanted == found
     }
-    is(filter.task_type.as_deref(), Some(details.task_type.as_deref().unwrap_or("custom")))
-        && is(filter.priority.as_ref(), Some(&spec.priority))
+    is(
+        filter.task_type.as_deref(),
+        Some(details.task_type.as_deref().unwrap_or("custom")),
+    ) && is(filter.priority.as_ref(), Some(&spec.priority))
         && is(filter.assigned_to.as_ref(), details.assigned_to.as_ref())
         && is(filter.agent_id.as_ref(), details.agent_id.as_ref())
         && is(filter.created_by.as_ref(), details.created_by.as_ref())
@@ -269,8 +295,13 @@ pub(super) fn executions(
         let (found, more) = candidates(db, &sources, before, (page.limit + 1).min(CHUNK))?;
         for (row, _) in found {
             (before, read) = (row, read + 1);
-            let Some(task) = stored_task(db, catalog, row)? else { continue };
-            if catalog.class(task.class).is_none_or(|class| *class.namespace != *namespace) {
+            let Some(task) = stored_task(db, catalog, row)? else {
+                continue;
+            };
+            if catalog
+                .class(task.class)
+                .is_none_or(|class| *class.namespace != *namespace)
+            {
                 continue;
             }
             let mut executions = earlier_executions(db, task.id)?;
@@ -290,7 +321,10 @@ pub(super) fn executions(
             return Ok(Paged { items, next: None });
         }
         if read >= READ_MAX {
-            return Ok(Paged { items, next: Some(before) });
+            return Ok(Paged {
+                items,
+                next: Some(before),
+            });
         }
     }
 }

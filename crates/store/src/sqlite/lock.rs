@@ -41,7 +41,10 @@ impl FileLock {
                 let _ = Read::take(&mut file, 500).read_to_string(&mut owner);
                 let owner = owner.trim();
                 let owner = if owner.is_empty() { "another process" } else { owner };
-                return Err(StoreError::Locked { path: path.display().to_string(), owner: owner.to_owned() });
+                return Err(StoreError::Locked {
+                    path: path.display().to_string(),
+                    owner: owner.to_owned(),
+                });
             }
             Err(TryLockError::Error(error)) => return Err(unavailable(error)),
         }

@@ -43,16 +43,19 @@ pub(super) struct Recovery {
 
 impl Recovery {
     pub(super) fn read(db: &Connection, orphans: Vec<i64>, unclean: bool) -> Result<Option<Recovery>, Fault> {
-        let entries: Option<Vec<u8>> =
-            db.query_row("SELECT entries FROM manifest", [], |row| row.get(0)).optional()?;
+        let entries: Option<Vec<u8>> = db
+            .query_row("SELECT entries FROM manifest", [], |row| row.get(0))
+            .optional()?;
         let in_flight = match entries {
             None => Vec::new(),
-            Some(bytes) => {
-                decode(&bytes).ok_or_else(|| Fault::Damaged("its manifest cannot be read".to_owned()))?
-            }
+            Some(bytes) => decode(&bytes).ok_or_else(|| Fault::Damaged("its manifest cannot be read".to_owned()))?,
         };
         let empty = in_flight.is_empty() && orphans.is_empty();
-        Ok((!empty).then_some(Recovery { in_flight, orphans, unclean }))
+        Ok((!empty).then_some(Recovery {
+            in_flight,
+            orphans,
+            unclean,
+        }))
     }
 }
 
@@ -73,11 +76,20 @@ impl Writer {
             self.give_back(entry, blame, orphan, now)?;
         }
         for row in orphans {
-            let Some(live) = LiveRow::load(&self.db, row)? else { continue };
+            let Some(live) = LiveRow::load(&self.db, row)? else {
+                continue;
+            };
             let started_at = live.life.started_at.unwrap_or(now);
             let (attempt, executor) = (live.life.attempt, Name::from(""));
-            let entry =
-                InFlight { row, attempt, started_at, taken_at: started_at, alone: false, checkpointed: true, executor };
+            let entry = InFlight {
+                row,
+                attempt,
+                started_at,
+                taken_at: started_at,
+                alone: false,
+                checkpointed: true,
+                executor,
+            };
             self.give_back(&entry, Blame::None, true, now)?;
         }
         self.manifest_changed = true;
@@ -86,7 +98,9 @@ impl Writer {
 
     fn give_back(&mut self, entry: &InFlight, blame: Blame, orphan: bool, now: Time) -> Result<(), Fault> {
         // A manifest may be older than the end of a task in it.
-        let Some(mut live) = LiveRow::load(&self.db, entry.row)? else { return Ok(()) };
+        let Some(mut live) = LiveRow::load(&self.db, entry.row)? else {
+            return Ok(());
+        };
         if !orphan {
             let cell = {
                 let mut view = self.shared.view.lock();
@@ -100,7 +114,11 @@ impl Writer {
             live.version += 1;
             live.marks &= !mark::START;
         }
-        let lease = Lease { id: LeaseId(0), node: NodeId(0), expires_at: now };
+        let lease = Lease {
+            id: LeaseId(0),
+            node: NodeId(0),
+            expires_at: now,
+        };
         live.life = Lifecycle {
             state: State::Running,
             waiting_for: None,
@@ -112,10 +130,20 @@ impl Writer {
             ..live.life
         };
         let id = self.id_of(entry.row)?;
-        let run = Run { executor: entry.executor.clone(), taken_at: entry.taken_at };
-        let subject = Subject { live, id, origin: Origin::Orphan(run) };
+        let run = Run {
+            executor: entry.executor.clone(),
+            taken_at: entry.taken_at,
+        };
+        let subject = Subject {
+            live,
+            id,
+            origin: Origin::Orphan(run),
+        };
         let error = ErrorInfo::new("crashed_node", format!("{} died while it ran the task", entry.executor));
-        let facts = Facts { error: Some(error), ..Facts::default() };
+        let facts = Facts {
+            error: Some(error),
+            ..Facts::default()
+        };
         let _ = self.happen(subject, &Event::NodeDied(blame), facts, now, &mut Applied::default())?;
         Ok(())
     }
@@ -139,7 +167,9 @@ impl Writer {
     pub(super) fn put_alive(&mut self) -> Result<(), Fault> {
         let now = self.memory.clock;
         if now > self.alive.plus(ALIVE_EVERY) {
-            self.db.prepare_cached("REPLACE INTO meta(key, value) VALUES ('alive', ?)")?.execute([now.as_micros()])?;
+            self.db
+                .prepare_cached("REPLACE INTO meta(key, value) VALUES ('alive', ?)")?
+                .execute([now.as_micros()])?;
             self.alive = now;
         }
         Ok(())
@@ -181,7 +211,10 @@ impl Encoder {
         put_signed(&mut self.bytes, row - self.last.0);
         put(&mut self.bytes, u64::from(life.attempt));
         put_signed(&mut self.bytes, taken.wrapping_sub(self.last.1));
-        put_signed(&mut self.bytes, taken.wrapping_sub(life.started_at.unwrap_or(leased.taken_at).as_micros()));
+        put_signed(
+            &mut self.bytes,
+            taken.wrapping_sub(life.started_at.unwrap_or(leased.taken_at).as_micros()),
+        );
         let flags = u64::from(leased.alone) | u64::from(leased.checkpointed) << 1;
         put(&mut self.bytes, (name as u64) << 2 | flags);
         self.last = (row, taken);
@@ -278,7 +311,16 @@ mod tests {
             });
             encoder.push(
                 row,
-                &Leased { live, id: None, executor, taken_at, alone, checkpointed, log_lines: None, closing: false },
+                &Leased {
+                    live,
+                    id: None,
+                    executor,
+                    taken_at,
+                    alone,
+                    checkpointed,
+                    log_lines: None,
+                    closing: false,
+                },
             );
         }
         let bytes = encoder.finish();

@@ -50,7 +50,14 @@ impl Fresh {
 
     pub(super) fn put(&mut self, id: TaskId, spec: Spec, created_at: Time) {
         self.bytes += weight(&spec);
-        self.specs.insert(id.row(), FreshTask { id, spec: Arc::new(spec), created_at });
+        self.specs.insert(
+            id.row(),
+            FreshTask {
+                id,
+                spec: Arc::new(spec),
+                created_at,
+            },
+        );
     }
 
     pub(super) fn take(&mut self, row: i64) -> Option<FreshTask> {
@@ -85,11 +92,20 @@ pub(super) fn key_of(shared: &Shared, live: &LiveRow) -> Option<Key> {
 }
 
 fn entry(shared: &Shared, live: &LiveRow) -> Entry {
-    Entry { class: live.class, rank: live.rank(), key: key_of(shared, live), suspect: live.life.suspect }
+    Entry {
+        class: live.class,
+        rank: live.rank(),
+        key: key_of(shared, live),
+        suspect: live.life.suspect,
+    }
 }
 
 fn later_cell(life: &Lifecycle) -> Cell {
-    if life.failures > 0 && life.backing_off { Cell::Retrying } else { Cell::Later }
+    if life.failures > 0 && life.backing_off {
+        Cell::Retrying
+    } else {
+        Cell::Later
+    }
 }
 
 /// The timers of an unleased task.
@@ -98,8 +114,14 @@ fn timers(live: &LiveRow) -> impl Iterator<Item = (Time, i64, Timer)> {
     let row = live.row;
     let queued = life.state == State::Queued;
     let free = queued && life.waiting_for.is_none() && life.paused_at.is_none();
-    let expire = live.expires_at.filter(|_| queued && !life.has_started()).map(|at| (at, row, Timer::Expire));
-    let overdue = live.queue_timeout.filter(|_| free).map(|t| (live.ready_from().plus(t), row, Timer::QueueTimeout));
+    let expire = live
+        .expires_at
+        .filter(|_| queued && !life.has_started())
+        .map(|at| (at, row, Timer::Expire));
+    let overdue = live
+        .queue_timeout
+        .filter(|_| free)
+        .map(|t| (live.ready_from().plus(t), row, Timer::QueueTimeout));
     let waits = life.state == State::Waiting && life.paused_at.is_none();
     let wake = life.wake_at.filter(|_| waits).map(|at| (at, row, Timer::Wake));
     [expire, overdue, wake].into_iter().flatten()
@@ -118,7 +140,8 @@ impl Memory {
             _ if life.waiting_for == Some(WaitingFor::Dependencies) => Cell::Dependencies,
             _ if life.run_at > self.clock => {
                 let cell = later_cell(life);
-                view.later.insert((life.run_at, live.row), (live.class, cell == Cell::Retrying));
+                view.later
+                    .insert((life.run_at, live.row), (live.class, cell == Cell::Retrying));
                 cell
             }
             _ => {
@@ -183,11 +206,18 @@ impl Memory {
     /// that they run, or should stop, though nobody holds them.
     pub(super) fn rebuild(&mut self, shared: &Shared, db: &Connection) -> Result<Vec<i64>, Fault> {
         let clock = self.clock;
-        *self = Memory { clock, ..Memory::default() };
+        *self = Memory {
+            clock,
+            ..Memory::default()
+        };
         let mut orphans = Vec::new();
         let mut view = {
             let view = shared.view.lock();
-            View { leases: view.leases.clone(), nodes: view.nodes.clone(), ..View::default() }
+            View {
+                leases: view.leases.clone(),
+                nodes: view.nodes.clone(),
+                ..View::default()
+            }
         };
         let scanned = self.scan(shared, db, &mut view, &mut orphans);
         let mut live_view = shared.view.lock();
@@ -197,26 +227,26 @@ impl Memory {
         Ok(orphans)
     }
 
-    fn scan(
-        &mut self,
-        shared: &Shared,
-        db: &Connection,
-        view: &mut View,
-        orphans: &mut Vec<i64>,
-    ) -> Result<(), Fault> {
+    fn scan(&mut self, shared: &Shared, db: &Connection, view: &mut View, orphans: &mut Vec<i64>) -> Result<(), Fault> {
         let mut statement = db.prepare("SELECT class, completed, failed, cancelled, executions FROM counter")?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
             let class: u32 = row.get(0)?;
-            for (column, cell) in [Cell::Completed, Cell::Failed, Cell::Cancelled, Cell::Executions].into_iter().enumerate() {
+            for (column, cell) in [Cell::Completed, Cell::Failed, Cell::Cancelled, Cell::Executions]
+                .into_iter()
+                .enumerate()
+            {
                 view.count(class, cell, row.get(column + 1)?);
             }
         }
         for leased in view.leases.values_mut() {
             leased.closing = false;
         }
-        let held: Vec<(u32, Cell)> =
-            view.leases.values().map(|l| (l.live.class, Cell::of_leased(&l.live.life))).collect();
+        let held: Vec<(u32, Cell)> = view
+            .leases
+            .values()
+            .map(|l| (l.live.class, Cell::of_leased(&l.live.life)))
+            .collect();
         for (class, cell) in held {
             view.count(class, cell, 1);
         }

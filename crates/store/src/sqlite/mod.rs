@@ -98,21 +98,38 @@ impl SqliteStore {
         let shared = Shared::new();
         if path == ":memory:" {
             let writer = WriterThread::start_in_memory(shared.clone())?;
-            return Ok(SqliteStore { path, shared, writer: Some(writer), readers: None });
+            return Ok(SqliteStore {
+                path,
+                shared,
+                writer: Some(writer),
+                readers: None,
+            });
         }
         let found = schema::inspect(&options.path)?;
         if found == schema::Found::Nothing && (options.read_only || !options.create) {
             let path = options.path.display();
-            return Err(StoreError::Unavailable(format!("there is no store at {path}; check the path, or create one")));
+            return Err(StoreError::Unavailable(format!(
+                "there is no store at {path}; check the path, or create one"
+            )));
         }
         if options.read_only {
             let readers = Readers::open(&options.path)?;
-            return Ok(SqliteStore { path, shared, writer: None, readers: Some(readers) });
+            return Ok(SqliteStore {
+                path,
+                shared,
+                writer: None,
+                readers: Some(readers),
+            });
         }
         let lock = lock::FileLock::take(&options.path, &options.owner)?;
         let writer = WriterThread::start(&options.path, shared.clone(), lock)?;
         let readers = Readers::open(&options.path)?;
-        Ok(SqliteStore { path, shared, writer: Some(writer), readers: Some(readers) })
+        Ok(SqliteStore {
+            path,
+            shared,
+            writer: Some(writer),
+            readers: Some(readers),
+        })
     }
 
     /// Says who owns the store, for whoever finds it locked.
@@ -122,12 +139,35 @@ impl SqliteStore {
         }
     }
 
+    /// Bounds the size of the database file, in bytes; a change that would need more is refused as on a full disk.
+    ///
+    /// # Errors
+    /// [`StoreError::Closed`] once the store is closed.
+    pub async fn set_size_limit(&self, bytes: u64) -> Result<(), StoreError> {
+        let pages = (bytes / 4096).clamp(1, 0xFFFF_FFFE);
+        let (reply, answer) = oneshot::channel();
+        let path = self.path.clone();
+        self.writer()?.send(Verb::Read(Box::new(move |db| {
+            // The limit never falls below the present size; SQLite sees to that.
+            let set = |db: &rusqlite::Connection| {
+                db.query_row(&format!("PRAGMA max_page_count = {pages}"), [], |_| Ok(()))
+                    .map_err(|error| Fault::Sql(error).describe(&path))
+            };
+            // Whoever asked may have gone.
+            let _ = reply.send(db.and_then(set));
+        })))?;
+        answer.await.map_err(|_| StoreError::Closed)?
+    }
+
     fn writer(&self) -> Result<&WriterThread, StoreError> {
         if self.shared.is_closed() {
             return Err(StoreError::Closed);
         }
         self.writer.as_ref().ok_or_else(|| {
-            StoreError::Unavailable(format!("{} was opened to be read only; open it to be written", self.path))
+            StoreError::Unavailable(format!(
+                "{} was opened to be read only; open it to be written",
+                self.path
+            ))
         })
     }
 
@@ -151,11 +191,17 @@ impl SqliteStore {
                 // Nobody keeps the catalog of a store that is only read up to date.
                 return readers
                     .run(move |db| {
-                        shared.catalog.load(db).and_then(|()| work(db, &shared)).map_err(|fault| fault.describe(&path))
+                        shared
+                            .catalog
+                            .load(db)
+                            .and_then(|()| work(db, &shared))
+                            .map_err(|fault| fault.describe(&path))
                     })
                     .await;
             }
-            return readers.run(move |db| work(db, &shared).map_err(|fault| fault.describe(&path))).await;
+            return readers
+                .run(move |db| work(db, &shared).map_err(|fault| fault.describe(&path)))
+                .await;
         }
         let (reply, answer) = oneshot::channel();
         self.writer()?.send(Verb::Read(Box::new(move |db| {
@@ -170,7 +216,10 @@ impl SqliteStore {
     async fn loaded(&self) -> Result<(), StoreError> {
         if self.writer.is_some() {
             let mut loaded = self.shared.loaded.subscribe();
-            loaded.wait_for(|loaded| *loaded).await.map_err(|_| StoreError::Closed)?;
+            loaded
+                .wait_for(|loaded| *loaded)
+                .await
+                .map_err(|_| StoreError::Closed)?;
         }
         Ok(())
     }
@@ -219,14 +268,21 @@ impl SqliteStore {
     /// Fills in what a claim did not have in memory. The grants go back if this is dropped before it is done.
     async fn fill(&self, mut grants: Grants) -> Result<Vec<Claimed>, StoreError> {
         if grants.items.iter().all(|g| g.fresh.is_some() && !g.has_checkpoint) {
-            let claimed = grants.items.iter_mut().filter_map(|grant| reader::fill_fresh(&self.shared, grant)).collect();
+            let claimed = grants
+                .items
+                .iter_mut()
+                .filter_map(|grant| reader::fill_fresh(&self.shared, grant))
+                .collect();
             grants.items.clear();
             return Ok(claimed);
         }
         self.read(move |db, shared| {
             let claimed = reader::fill(db, shared, &mut grants.items)?;
             grants.items.clear();
-            Ok(ClaimedSafe { claimed, home: grants.home.clone() })
+            Ok(ClaimedSafe {
+                claimed,
+                home: grants.home.clone(),
+            })
         })
         .await
         .map(ClaimedSafe::arrive)
@@ -248,7 +304,11 @@ impl ClaimedSafe {
 impl Drop for ClaimedSafe {
     fn drop(&mut self) {
         if !self.claimed.is_empty() {
-            let lost = self.claimed.iter().map(|c| (c.lease.task.row(), c.lease.lease)).collect();
+            let lost = self
+                .claimed
+                .iter()
+                .map(|c| (c.lease.task.row(), c.lease.lease))
+                .collect();
             // A writer that is gone has no leases either.
             let _ = self.home.send(Verb::Unclaim(lost));
         }
@@ -274,7 +334,12 @@ impl Store for SqliteStore {
         let (reply, answer) = oneshot::channel();
         let wait = request.wait;
         let writer = self.writer()?;
-        writer.send(Verb::Claim(Claim { request, now, reply, home: writer.sender()? }))?;
+        writer.send(Verb::Claim(Claim {
+            request,
+            now,
+            reply,
+            home: writer.sender()?,
+        }))?;
         match self.await_claim(answer, wait, now).await? {
             Some(grants) => self.fill(grants).await,
             None => Ok(Vec::new()),
@@ -282,7 +347,13 @@ impl Store for SqliteStore {
     }
 
     async fn renew(&self, beats: Vec<Beat>, lease: Duration, now: Time) -> Result<Vec<Renewal>, StoreError> {
-        self.ask(|reply| Verb::Renew { beats, lease, now, reply }).await
+        self.ask(|reply| Verb::Renew {
+            beats,
+            lease,
+            now,
+            reply,
+        })
+        .await
     }
 
     async fn finish(&self, finishes: Vec<Finish>, now: Time) -> Result<Vec<Result<Applied, Rejected>>, StoreError> {
@@ -297,7 +368,13 @@ impl Store for SqliteStore {
     async fn checkpoint(&self, checkpoint: Checkpoint, now: Time) -> Result<Result<Applied, Rejected>, StoreError> {
         let mut checkpoint = checkpoint;
         let spawn = prepare_children(checkpoint.lease, std::mem::take(&mut checkpoint.spawn));
-        self.ask(|reply| Verb::Checkpoint { checkpoint, spawn, now, reply }).await
+        self.ask(|reply| Verb::Checkpoint {
+            checkpoint,
+            spawn,
+            now,
+            reply,
+        })
+        .await
     }
 
     async fn command(
@@ -307,7 +384,13 @@ impl Store for SqliteStore {
         command: Command,
     ) -> Result<Vec<Result<Applied, Rejected>>, StoreError> {
         let call = call.clone();
-        self.ask(|reply| Verb::Command { call, tasks, command, reply }).await
+        self.ask(|reply| Verb::Command {
+            call,
+            tasks,
+            command,
+            reply,
+        })
+        .await
     }
 
     async fn update(
@@ -318,7 +401,14 @@ impl Store for SqliteStore {
         expected_version: Option<u64>,
     ) -> Result<Result<TaskRecord, Rejected>, StoreError> {
         let call = call.clone();
-        self.ask(|reply| Verb::Update { call, task, patch, expected_version, reply }).await
+        self.ask(|reply| Verb::Update {
+            call,
+            task,
+            patch,
+            expected_version,
+            reply,
+        })
+        .await
     }
 
     async fn reap(&self, now: Time, limit: usize) -> Result<Reaped, StoreError> {
@@ -331,7 +421,9 @@ impl Store for SqliteStore {
             let seen = shared.seen(task.row());
             let reading = db.unchecked_transaction()?;
             let found = reads::find(&reading, &shared.catalog, &namespace, task, seen)?;
-            found.map(|(task, place)| reads::record(&reading, task, place)).transpose()
+            found
+                .map(|(task, place)| reads::record(&reading, task, place))
+                .transpose()
         })
         .await
     }
@@ -387,13 +479,7 @@ impl Store for SqliteStore {
         .await
     }
 
-    async fn logs(
-        &self,
-        namespace: &str,
-        task: TaskId,
-        after: u64,
-        limit: usize,
-    ) -> Result<Vec<LogEntry>, StoreError> {
+    async fn logs(&self, namespace: &str, task: TaskId, after: u64, limit: usize) -> Result<Vec<LogEntry>, StoreError> {
         let namespace = namespace.to_owned();
         self.read(move |db, shared| {
             let found = reads::stored_task(db, &shared.catalog, task.row())?.filter(|found| found.id == task);
@@ -420,11 +506,25 @@ impl Store for SqliteStore {
     }
 
     async fn inbox(&self, task: TaskId) -> Result<Vec<Signal>, StoreError> {
-        self.read(move |db, _| if reads::is_id(db, task)? { reads::inbox(db, task.row()) } else { Ok(Vec::new()) }).await
+        self.read(move |db, _| {
+            if reads::is_id(db, task)? {
+                reads::inbox(db, task.row())
+            } else {
+                Ok(Vec::new())
+            }
+        })
+        .await
     }
 
     async fn steps(&self, task: TaskId) -> Result<Vec<(Name, Json)>, StoreError> {
-        self.read(move |db, _| if reads::is_id(db, task)? { reads::steps(db, task.row()) } else { Ok(Vec::new()) }).await
+        self.read(move |db, _| {
+            if reads::is_id(db, task)? {
+                reads::steps(db, task.row())
+            } else {
+                Ok(Vec::new())
+            }
+        })
+        .await
     }
 
     async fn key_holder(&self, namespace: &str, key: &str) -> Result<Option<TaskId>, StoreError> {
@@ -433,12 +533,26 @@ impl Store for SqliteStore {
             let view = self.shared.view.lock();
             let holds = |l: &view::Leased| {
                 l.live.key.as_deref() == Some(&*key)
-                    && self.shared.catalog.class(l.live.class).is_some_and(|class| *class.namespace == *namespace)
+                    && self
+                        .shared
+                        .catalog
+                        .class(l.live.class)
+                        .is_some_and(|class| *class.namespace == *namespace)
             };
-            view.leases.iter().find(|(_, l)| !l.closing && holds(l)).map(|(row, _)| *row)
+            view.leases
+                .iter()
+                .find(|(_, l)| !l.closing && holds(l))
+                .map(|(row, _)| *row)
         };
-        let Some(row) = row else { return if self.shared.is_closed() { Err(StoreError::Closed) } else { Ok(None) } };
-        self.read(move |db, shared| Ok(reads::stored_task(db, &shared.catalog, row)?.map(|task| task.id))).await
+        let Some(row) = row else {
+            return if self.shared.is_closed() {
+                Err(StoreError::Closed)
+            } else {
+                Ok(None)
+            };
+        };
+        self.read(move |db, shared| Ok(reads::stored_task(db, &shared.catalog, row)?.map(|task| task.id)))
+            .await
     }
 
     async fn counts(&self, namespace: &str, now: Time) -> Result<Counts, StoreError> {
@@ -453,7 +567,11 @@ impl Store for SqliteStore {
         self.read(move |db, _| {
             let twin = Shared::new();
             twin.catalog.load(db)?;
-            memory::Memory { clock: now, ..Default::default() }.rebuild(&twin, db)?;
+            memory::Memory {
+                clock: now,
+                ..Default::default()
+            }
+            .rebuild(&twin, db)?;
             let counts = twin.view.lock().counts(&twin.catalog, &namespace, now);
             Ok(counts)
         })
@@ -461,7 +579,13 @@ impl Store for SqliteStore {
     }
 
     async fn prune(&self, retention: Retention, now: Time, limit: usize) -> Result<u64, StoreError> {
-        self.ask(|reply| Verb::Prune { retention, now, limit, reply }).await
+        self.ask(|reply| Verb::Prune {
+            retention,
+            now,
+            limit,
+            reply,
+        })
+        .await
     }
 
     async fn verify(&self) -> Result<Verified, StoreError> {

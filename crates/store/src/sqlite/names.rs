@@ -65,7 +65,9 @@ impl Catalog {
             }));
         }
         let mut statement = db.prepare("SELECT text FROM name ORDER BY id")?;
-        let names = statement.query_map([], |row| row.get(0))?.collect::<Result<Vec<Name>, _>>()?;
+        let names = statement
+            .query_map([], |row| row.get(0))?
+            .collect::<Result<Vec<Name>, _>>()?;
         *self.classes.write() = classes;
         *self.names.write() = names;
         Ok(())
@@ -145,7 +147,8 @@ impl Interner {
         }
         let mut names = catalog.names.write();
         let id = names.len() as u32;
-        db.prepare_cached("INSERT INTO name(id, text) VALUES (?, ?)")?.execute((id, name))?;
+        db.prepare_cached("INSERT INTO name(id, text) VALUES (?, ?)")?
+            .execute((id, name))?;
         names.push(name.clone());
         self.names.insert(name.clone(), id);
         Ok(id)

@@ -20,7 +20,11 @@ pub(super) struct Rank {
 
 impl Rank {
     pub(super) fn new(priority: Priority, deadline: Option<Time>, row: i64) -> Rank {
-        Rank { urgency: Reverse(priority.level() as u8), deadline: deadline.unwrap_or(Time::MAX).as_micros(), row }
+        Rank {
+            urgency: Reverse(priority.level() as u8),
+            deadline: deadline.unwrap_or(Time::MAX).as_micros(),
+            row,
+        }
     }
 }
 
@@ -74,7 +78,9 @@ impl Queue {
     }
 
     fn remove(&mut self, row: i64) -> bool {
-        let Ok(at) = self.tasks.binary_search_by_key(&row, |t| t.0) else { return false };
+        let Ok(at) = self.tasks.binary_search_by_key(&row, |t| t.0) else {
+            return false;
+        };
         if self.tasks[at].1 == GONE {
             return false;
         }
@@ -102,7 +108,11 @@ impl Lane {
 
     fn take(&mut self, rank: Rank, class: u32) -> Pick {
         if self.ranked.remove(&rank) {
-            return Pick { row: rank.row, class, plain: None };
+            return Pick {
+                row: rank.row,
+                class,
+                plain: None,
+            };
         }
         let priority = Priority::from_level(i64::from(rank.urgency.0)).unwrap_or_default();
         let queue = &mut self.queues[priority.level() as usize - 1];
@@ -110,7 +120,11 @@ impl Lane {
         if queue.tasks.is_empty() && queue.tasks.capacity() > 4096 {
             queue.tasks = VecDeque::new();
         }
-        Pick { row: rank.row, class, plain }
+        Pick {
+            row: rank.row,
+            class,
+            plain,
+        }
     }
 
     fn is_empty(&self) -> bool {
@@ -165,8 +179,15 @@ impl Order {
     /// Adds any other task.
     pub(super) fn push(&mut self, entry: Entry) {
         self.len += 1;
-        let Entry { class, rank, key, suspect } = entry;
-        let Some(key) = key else { return self.insert(rank, class, suspect) };
+        let Entry {
+            class,
+            rank,
+            key,
+            suspect,
+        } = entry;
+        let Some(key) = key else {
+            return self.insert(rank, class, suspect);
+        };
         let group = self.groups.entry(key).or_default();
         let (held, new) = (group.holder.is_some(), (rank, class, suspect));
         match group.head {
@@ -192,7 +213,12 @@ impl Order {
 
     /// Takes a task out, wherever it stands; false when it was not there.
     pub(super) fn remove(&mut self, entry: &Entry) -> bool {
-        let Entry { class, rank, key, suspect } = entry;
+        let Entry {
+            class,
+            rank,
+            key,
+            suspect,
+        } = entry;
         let found = match key {
             None => self.withdraw(*rank, *class, *suspect),
             Some(key) => self.remove_keyed(key, *rank),
@@ -202,13 +228,18 @@ impl Order {
     }
 
     fn remove_keyed(&mut self, key: &Key, rank: Rank) -> bool {
-        let Some(group) = self.groups.get_mut(key) else { return false };
+        let Some(group) = self.groups.get_mut(key) else {
+            return false;
+        };
         let Some(head) = group.head else { return false };
         if head.0 != rank {
             return group.rest.remove(&rank).is_some();
         }
         let held = group.holder.is_some();
-        let next = group.rest.pop_first().map(|(rank, (class, suspect))| (rank, class, suspect));
+        let next = group
+            .rest
+            .pop_first()
+            .map(|(rank, (class, suspect))| (rank, class, suspect));
         group.head = next;
         let forget = next.is_none() && !held;
         if forget {
@@ -229,7 +260,10 @@ impl Order {
         group.holder = Some(row);
         match group.head {
             Some((rank, ..)) if rank.row == row => {
-                group.head = group.rest.pop_first().map(|(rank, (class, suspect))| (rank, class, suspect));
+                group.head = group
+                    .rest
+                    .pop_first()
+                    .map(|(rank, (class, suspect))| (rank, class, suspect));
             }
             Some((rank, class, suspect)) => {
                 self.withdraw(rank, class, suspect);
@@ -240,7 +274,9 @@ impl Order {
 
     /// The run of a key's holder ended.
     pub(super) fn release(&mut self, key: &Key, row: i64) {
-        let Some(group) = self.groups.get_mut(key).filter(|g| g.holder == Some(row)) else { return };
+        let Some(group) = self.groups.get_mut(key).filter(|g| g.holder == Some(row)) else {
+            return;
+        };
         group.holder = None;
         match group.head {
             Some((rank, class, suspect)) => self.insert(rank, class, suspect),
@@ -289,17 +325,29 @@ impl Order {
 
     /// The best suspected task among the classes that `covers` accepts, taken out.
     pub(super) fn take_suspect(&mut self, covers: &dyn Fn(u32) -> bool) -> Option<Pick> {
-        let (rank, class) = self.suspects.iter().find(|(_, class)| covers(**class)).map(|(r, c)| (*r, *c))?;
+        let (rank, class) = self
+            .suspects
+            .iter()
+            .find(|(_, class)| covers(**class))
+            .map(|(r, c)| (*r, *c))?;
         self.suspects.remove(&rank);
         self.len -= 1;
-        Some(Pick { row: rank.row, class, plain: None })
+        Some(Pick {
+            row: rank.row,
+            class,
+            plain: None,
+        })
     }
 
     /// Starts taking tasks of the classes that `covers` accepts.
     pub(super) fn merge(&mut self, covers: &dyn Fn(u32) -> bool) -> Merge {
         let lanes = &mut self.lanes;
         let heads = self.busy.iter().filter(|class| covers(**class));
-        Merge(heads.filter_map(|class| Some(Reverse((lanes[*class as usize].best()?, *class)))).collect())
+        Merge(
+            heads
+                .filter_map(|class| Some(Reverse((lanes[*class as usize].best()?, *class))))
+                .collect(),
+        )
     }
 
     /// The next best task of a merge, taken out.
@@ -322,7 +370,13 @@ impl Order {
         let mut rows: Vec<i64> = self.suspects.keys().map(|r| r.row).collect();
         for lane in &self.lanes {
             rows.extend(lane.ranked.iter().map(|r| r.row));
-            rows.extend(lane.queues.iter().flat_map(|q| &q.tasks).filter(|t| t.1 != GONE).map(|t| t.0));
+            rows.extend(
+                lane.queues
+                    .iter()
+                    .flat_map(|q| &q.tasks)
+                    .filter(|t| t.1 != GONE)
+                    .map(|t| t.0),
+            );
         }
         for group in self.groups.values() {
             rows.extend(group.rest.keys().map(|r| r.row));
@@ -342,7 +396,12 @@ mod tests {
 
     fn entry(class: u32, priority: Priority, deadline: Option<i64>, row: i64, key: Option<&str>) -> Entry {
         let key = key.map(|k| (Name::from("default"), Name::from(k)));
-        Entry { class, rank: Rank::new(priority, deadline.map(Time::from_micros), row), key, suspect: false }
+        Entry {
+            class,
+            rank: Rank::new(priority, deadline.map(Time::from_micros), row),
+            key,
+            suspect: false,
+        }
     }
 
     fn drain(order: &mut Order, covers: &dyn Fn(u32) -> bool) -> Vec<i64> {
@@ -396,6 +455,9 @@ mod tests {
             assert!(!order.remove(&entry(0, Priority::Normal, None, row, None)));
         }
         assert_eq!(order.len(), 100);
-        assert_eq!(drain(&mut order, &|_| true), (0..100).map(|r| r * 10).collect::<Vec<_>>());
+        assert_eq!(
+            drain(&mut order, &|_| true),
+            (0..100).map(|r| r * 10).collect::<Vec<_>>()
+        );
     }
 }

@@ -18,7 +18,9 @@ impl Writer {
         self.db
             .prepare_cached("DELETE FROM unique_key WHERE expires_at IS NOT NULL AND expires_at <= ?")?
             .execute([micros])?;
-        self.db.prepare_cached("DELETE FROM idempotency WHERE expires_at <= ?")?.execute([micros])?;
+        self.db
+            .prepare_cached("DELETE FROM idempotency WHERE expires_at <= ?")?
+            .execute([micros])?;
         let started_at = self.prune_after;
         let mut old = Vec::new();
         let mut looked = self.look(started_at, i64::MAX, retention, now, limit, &mut old)?;
@@ -27,13 +29,16 @@ impl Writer {
         }
         self.prune_after = looked.unwrap_or(0);
         for row in &old {
-            let Some(outcome) = OutcomeRow::load(&self.db, *row)? else { continue };
+            let Some(outcome) = OutcomeRow::load(&self.db, *row)? else {
+                continue;
+            };
             let class: u32 = self
                 .db
                 .prepare_cached("SELECT class FROM task WHERE row = ?")?
                 .query_row([row], |r| r.get(0))?;
             self.group.count(class, Cell::of_end(outcome.life.state), -1);
-            self.group.count(class, Cell::Executions, -i64::from(outcome.status.is_some()));
+            self.group
+                .count(class, Cell::Executions, -i64::from(outcome.status.is_some()));
             self.erase(*row, class, outcome.marks)?;
         }
         Ok(old.len() as u64)
@@ -60,7 +65,11 @@ impl Writer {
             looked += 1;
             last = row.get(0)?;
             let state = State::from_code(row.get(1)?).ok_or_else(|| damaged(last, "state"))?;
-            let keep = if state == State::Failed { retention.failed } else { retention.completed };
+            let keep = if state == State::Failed {
+                retention.failed
+            } else {
+                retention.completed
+            };
             if Time::from_micros(row.get(2)?).plus(keep) <= now && !self.is_needed(last)? {
                 old.push(last);
                 if old.len() >= limit {

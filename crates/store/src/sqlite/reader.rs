@@ -54,16 +54,26 @@ impl Pool {
 impl Readers {
     /// Opens the first of the connections, so that what is wrong shows now.
     pub(super) fn open(path: &Path) -> Result<Readers, StoreError> {
-        let pool = Arc::new(Pool { path: path.to_owned(), idle: Mutex::default(), closed: AtomicBool::new(false) });
+        let pool = Arc::new(Pool {
+            path: path.to_owned(),
+            idle: Mutex::default(),
+            closed: AtomicBool::new(false),
+        });
         let shown = path.display().to_string();
         let db = pool.take().map_err(|fault| fault.describe(&shown))?;
         let version = db.query_row("PRAGMA user_version", [], |row| row.get::<_, i64>(0));
         let found = version.map_err(|error| Fault::Sql(error).describe(&shown))? as u64;
         if found > schema::VERSION {
-            return Err(StoreError::Newer { found, known: schema::VERSION });
+            return Err(StoreError::Newer {
+                found,
+                known: schema::VERSION,
+            });
         }
         pool.put(db);
-        Ok(Readers { pool, turns: Arc::new(Semaphore::new(READERS_MAX)) })
+        Ok(Readers {
+            pool,
+            turns: Arc::new(Semaphore::new(READERS_MAX)),
+        })
     }
 
     /// Runs a read on a thread that may block.
@@ -71,18 +81,27 @@ impl Readers {
         &self,
         work: impl FnOnce(&Connection) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let turn = self.turns.clone().acquire_owned().await.map_err(|_| StoreError::Closed)?;
+        let turn = self
+            .turns
+            .clone()
+            .acquire_owned()
+            .await
+            .map_err(|_| StoreError::Closed)?;
         let pool = self.pool.clone();
         let running = tokio::task::spawn_blocking(move || {
             let _turn = turn;
-            let db = pool.take().map_err(|fault| fault.describe(&pool.path.display().to_string()))?;
+            let db = pool
+                .take()
+                .map_err(|fault| fault.describe(&pool.path.display().to_string()))?;
             let result = work(&db);
             pool.put(db);
             result
         });
         match running.await {
             Ok(result) => result,
-            Err(error) => Err(StoreError::Unavailable(format!("a read was cut short ({error}); try again"))),
+            Err(error) => Err(StoreError::Unavailable(format!(
+                "a read was cut short ({error}); try again"
+            ))),
         }
     }
 
@@ -96,14 +115,27 @@ impl Readers {
 
 fn claimed(grant: &mut Grant, shared: &Shared, task: pensum_core::TaskId) -> Option<(LeaseRef, Name)> {
     let class = shared.catalog.class(grant.class)?;
-    Some((LeaseRef { task, lease: grant.lease }, class.namespace.clone()))
+    Some((
+        LeaseRef {
+            task,
+            lease: grant.lease,
+        },
+        class.namespace.clone(),
+    ))
 }
 
 /// A claimed task that needs no read.
 pub(super) fn fill_fresh(shared: &Shared, grant: &mut Grant) -> Option<Claimed> {
     let FreshTask { id, spec, created_at } = grant.fresh.take()?;
     let (lease, namespace) = claimed(grant, shared, id)?;
-    Some(Claimed { lease, namespace, spec, lifecycle: grant.lifecycle.clone(), checkpoint: None, created_at })
+    Some(Claimed {
+        lease,
+        namespace,
+        spec,
+        lifecycle: grant.lifecycle.clone(),
+        checkpoint: None,
+        created_at,
+    })
 }
 
 /// Reads what claims lack: specs, ids, checkpoints.
@@ -115,7 +147,11 @@ pub(super) fn fill(db: &Connection, shared: &Shared, grants: &mut [Grant]) -> Re
             .ok_or_else(|| Fault::Damaged(format!("row {} is claimed and has no task", grant.row)))?;
         let (lease, namespace) = claimed(grant, shared, stored.id)
             .ok_or_else(|| Fault::Damaged(format!("row {} is of an unknown class", grant.row)))?;
-        let checkpoint = if grant.has_checkpoint { reads::checkpoint(&reading, grant.row)? } else { None };
+        let checkpoint = if grant.has_checkpoint {
+            reads::checkpoint(&reading, grant.row)?
+        } else {
+            None
+        };
         filled.push(Claimed {
             lease,
             namespace,

@@ -22,7 +22,8 @@ pub(super) struct StoredTask {
     pub(super) spec: Spec,
 }
 
-const TASK: &str = "SELECT id, class, created_at, actor, parameters, priority, deadline, timeout, max_retries, key, details
+const TASK: &str =
+    "SELECT id, class, created_at, actor, parameters, priority, deadline, timeout, max_retries, key, details
     FROM task WHERE row = ?";
 
 /// Loads a task by its row.
@@ -40,7 +41,11 @@ fn read_task(found: &Row<'_>, catalog: &Catalog, row: i64) -> Result<StoredTask,
         None => Priority::Normal,
         Some(level) => Priority::from_level(level).ok_or_else(|| damaged(row, "priority"))?,
     };
-    let details = match found.get_ref(10)?.as_str_or_null().map_err(|_| damaged(row, "text as details"))? {
+    let details = match found
+        .get_ref(10)?
+        .as_str_or_null()
+        .map_err(|_| damaged(row, "text as details"))?
+    {
         None => None,
         Some(text) => {
             let details: Details = serde_json::from_str(text).map_err(|_| damaged(row, "JSON text as details"))?;
@@ -94,8 +99,13 @@ pub(super) fn find(
     id: TaskId,
     seen: Option<Seen>,
 ) -> Result<Option<(StoredTask, Whereabouts)>, Fault> {
-    let Some(task) = stored_task(db, catalog, id.row())?.filter(|task| task.id == id) else { return Ok(None) };
-    if catalog.class(task.class).is_none_or(|class| *class.namespace != *namespace) {
+    let Some(task) = stored_task(db, catalog, id.row())?.filter(|task| task.id == id) else {
+        return Ok(None);
+    };
+    if catalog
+        .class(task.class)
+        .is_none_or(|class| *class.namespace != *namespace)
+    {
         return Ok(None);
     }
     Ok(whereabouts(db, id.row(), seen)?.map(|place| (task, place)))
@@ -111,10 +121,21 @@ pub(super) fn record(db: &Connection, task: StoredTask, place: Whereabouts) -> R
         }
         Whereabouts::Finished(outcome) => {
             let outcome = *outcome;
-            (outcome.life, outcome.progress, outcome.result, outcome.error, outcome.version, outcome.marks)
+            (
+                outcome.life,
+                outcome.progress,
+                outcome.result,
+                outcome.error,
+                outcome.version,
+                outcome.marks,
+            )
         }
     };
-    let depends_on = if marks & mark::DEPENDS == 0 { Vec::new() } else { prerequisites(db, row)? };
+    let depends_on = if marks & mark::DEPENDS == 0 {
+        Vec::new()
+    } else {
+        prerequisites(db, row)?
+    };
     Ok(TaskRecord {
         id: task.id,
         created_at: task.created_at,
@@ -132,7 +153,9 @@ fn prerequisites(db: &Connection, row: i64) -> Result<Vec<TaskId>, Fault> {
     let mut statement = db.prepare_cached(
         "SELECT t.id FROM dependency d JOIN task t ON t.row = d.prerequisite WHERE d.dependent = ? ORDER BY d.position",
     )?;
-    let ids = statement.query_map([row], |r| Ok(TaskId::from_bytes(r.get(0)?)))?.collect::<Result<_, _>>()?;
+    let ids = statement
+        .query_map([row], |r| Ok(TaskId::from_bytes(r.get(0)?)))?
+        .collect::<Result<_, _>>()?;
     Ok(ids)
 }
 
@@ -141,7 +164,9 @@ pub(super) fn dependants(db: &Connection, row: i64) -> Result<Vec<TaskId>, Fault
     let mut statement = db.prepare_cached(
         "SELECT t.id FROM dependency d JOIN task t ON t.row = d.dependent WHERE d.prerequisite = ? ORDER BY d.dependent",
     )?;
-    let ids = statement.query_map([row], |r| Ok(TaskId::from_bytes(r.get(0)?)))?.collect::<Result<_, _>>()?;
+    let ids = statement
+        .query_map([row], |r| Ok(TaskId::from_bytes(r.get(0)?)))?
+        .collect::<Result<_, _>>()?;
     Ok(ids)
 }
 
@@ -153,7 +178,11 @@ pub(super) fn last_execution(catalog: &Catalog, outcome: &OutcomeRow, id: TaskId
     Some(Execution {
         task: id,
         attempt: life.attempt,
-        executor_id: outcome.executor.and_then(|n| catalog.name(n)).map(|n| n.to_string()).unwrap_or_default(),
+        executor_id: outcome
+            .executor
+            .and_then(|n| catalog.name(n))
+            .map(|n| n.to_string())
+            .unwrap_or_default(),
         status,
         started_at: life.started_at.or(life.finished_at).unwrap_or(life.run_at),
         finished_at: life.finished_at,
@@ -172,8 +201,12 @@ pub(super) fn earlier_executions(db: &Connection, id: TaskId) -> Result<Vec<Exec
     let mut rows = statement.query([id.row()])?;
     let mut executions = Vec::new();
     while let Some(row) = rows.next()? {
-        let usage: Option<Usage> =
-            row.get_ref(5)?.as_str_or_null().ok().flatten().and_then(|text| serde_json::from_str(text).ok());
+        let usage: Option<Usage> = row
+            .get_ref(5)?
+            .as_str_or_null()
+            .ok()
+            .flatten()
+            .and_then(|text| serde_json::from_str(text).ok());
         executions.push(Execution {
             task: id,
             attempt: row.get(0)?,
@@ -201,7 +234,10 @@ pub(super) fn executions(
         Whereabouts::Finished(outcome) => executions.extend(last_execution(catalog, outcome, id)),
         Whereabouts::Unfinished(live, seen) => {
             let life = &live.life;
-            if let Some(started_at) = life.started_at.filter(|_| life.state == State::Running || life.same_attempt) {
+            if let Some(started_at) = life
+                .started_at
+                .filter(|_| life.state == State::Running || life.same_attempt)
+            {
                 executions.push(Execution {
                     task: id,
                     attempt: life.attempt,
@@ -240,8 +276,18 @@ pub(super) fn events(
         (Some(actor), _) => catalog.name(actor),
         (None, parent) => parent.map(|id| Name::from(format!("task:{id}"))),
     };
-    let derived = |at: Time, kind: EventKind, attempt: u32| TaskEvent { seq: 0, at, kind, actor: None, attempt, error: None };
-    let mut events = vec![TaskEvent { actor: creator, ..derived(task.created_at, EventKind::Created, 0) }];
+    let derived = |at: Time, kind: EventKind, attempt: u32| TaskEvent {
+        seq: 0,
+        at,
+        kind,
+        actor: None,
+        attempt,
+        error: None,
+    };
+    let mut events = vec![TaskEvent {
+        actor: creator,
+        ..derived(task.created_at, EventKind::Created, 0)
+    }];
     let mut statement = db.prepare_cached(
         "SELECT seq, at, kind, actor, attempt, error_kind, error_message FROM event WHERE row = ? ORDER BY seq",
     )?;
@@ -328,10 +374,14 @@ pub(super) fn checkpoint(db: &Connection, row: i64) -> Result<Option<Json>, Faul
     let mut statement = db.prepare_cached("SELECT state FROM checkpoint WHERE row = ?")?;
     let mut rows = statement.query([row])?;
     let Some(found) = rows.next()? else { return Ok(None) };
-    Ok(Some(Json::parse(found.get(0)?).map_err(|_| damaged(row, "JSON text as checkpoint"))?))
+    Ok(Some(
+        Json::parse(found.get(0)?).map_err(|_| damaged(row, "JSON text as checkpoint"))?,
+    ))
 }
 
 /// True when this is the id of the task in its row.
 pub(super) fn is_id(db: &Connection, id: TaskId) -> Result<bool, Fault> {
-    Ok(db.prepare_cached("SELECT 1 FROM task WHERE row = ? AND id = ?")?.exists((id.row(), id.as_bytes()))?)
+    Ok(db
+        .prepare_cached("SELECT 1 FROM task WHERE row = ? AND id = ?")?
+        .exists((id.row(), id.as_bytes()))?)
 }

@@ -15,8 +15,13 @@ impl Writer {
         let mut applied = Applied::default();
         let mut done = 0;
         for row in self.expired_leases(now, limit) {
-            let Some(subject) = self.subject(row, None)? else { continue };
-            if self.happen(subject, &Event::LeaseExpired, Facts::default(), now, &mut applied)?.is_ok() {
+            let Some(subject) = self.subject(row, None)? else {
+                continue;
+            };
+            if self
+                .happen(subject, &Event::LeaseExpired, Facts::default(), now, &mut applied)?
+                .is_ok()
+            {
                 reaped.leases_expired += 1;
                 done += 1;
             }
@@ -26,7 +31,9 @@ impl Writer {
         {
             self.memory.timers.remove(&timer);
             let (_, row, timer) = timer;
-            let Some(subject) = self.subject(row, None)? else { continue };
+            let Some(subject) = self.subject(row, None)? else {
+                continue;
+            };
             let (event, error) = match timer {
                 Timer::Wake => (Event::WakeDue, None),
                 Timer::Expire => {
@@ -40,7 +47,10 @@ impl Writer {
                     (Event::QueueTimeout, Some(ErrorInfo::new("queue_timeout", message)))
                 }
             };
-            let facts = Facts { error, ..Facts::default() };
+            let facts = Facts {
+                error,
+                ..Facts::default()
+            };
             if self.happen(subject, &event, facts, now, &mut applied)?.is_ok() {
                 done += 1;
                 match timer {
@@ -51,14 +61,27 @@ impl Writer {
         }
         reaped.ended = applied.ended;
         let lease = self.first_lease_end();
-        reaped.next_due = self.memory.timers.first().map(|(at, ..)| *at).into_iter().chain(lease).min();
+        reaped.next_due = self
+            .memory
+            .timers
+            .first()
+            .map(|(at, ..)| *at)
+            .into_iter()
+            .chain(lease)
+            .min();
         Ok(reaped)
     }
 
     fn expired_leases(&self, now: Time, limit: usize) -> Vec<i64> {
         let view = self.shared.view.lock();
-        let expired = |l: &super::view::Leased| !l.closing && l.live.life.lease.is_some_and(|held| held.expires_at <= now);
-        let mut rows: Vec<i64> = view.leases.iter().filter(|(_, l)| expired(l)).map(|(row, _)| *row).collect();
+        let expired =
+            |l: &super::view::Leased| !l.closing && l.live.life.lease.is_some_and(|held| held.expires_at <= now);
+        let mut rows: Vec<i64> = view
+            .leases
+            .iter()
+            .filter(|(_, l)| expired(l))
+            .map(|(row, _)| *row)
+            .collect();
         rows.sort_unstable();
         rows.truncate(limit);
         rows
@@ -66,6 +89,10 @@ impl Writer {
 
     fn first_lease_end(&self) -> Option<Time> {
         let view = self.shared.view.lock();
-        view.leases.values().filter(|l| !l.closing).filter_map(|l| l.live.life.lease.map(|held| held.expires_at)).min()
+        view.leases
+            .values()
+            .filter(|l| !l.closing)
+            .filter_map(|l| l.live.life.lease.map(|held| held.expires_at))
+            .min()
     }
 }

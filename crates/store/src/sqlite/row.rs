@@ -91,15 +91,20 @@ pub(super) fn damaged(row: i64, what: &str) -> Fault {
 
 pub(super) fn read_progress(row: &Row<'_>, column: usize) -> Result<Option<Progress>, rusqlite::Error> {
     let value = row.get_ref(column)?;
-    Ok(value.as_str_or_null().ok().flatten().and_then(|text| serde_json::from_str(text).ok()))
+    Ok(value
+        .as_str_or_null()
+        .ok()
+        .flatten()
+        .and_then(|text| serde_json::from_str(text).ok()))
 }
 
 pub(super) fn read_error(row: &Row<'_>, column: usize) -> Result<Option<ErrorInfo>, rusqlite::Error> {
     let kind: Option<String> = row.get(column)?;
     Ok(match kind {
-        Some(kind) => {
-            Some(ErrorInfo { kind, message: row.get::<_, Option<String>>(column + 1)?.unwrap_or_default() })
-        }
+        Some(kind) => Some(ErrorInfo {
+            kind,
+            message: row.get::<_, Option<String>>(column + 1)?.unwrap_or_default(),
+        }),
         None => None,
     })
 }
@@ -148,12 +153,15 @@ impl LiveRow {
             Some(level) => Priority::from_level(level).ok_or_else(|| damaged(id, "priority"))?,
         };
         let mut live = LiveRow::plain(id, row.get(1)?, priority, run_at);
-        let Some(flags) = row.get::<_, Option<u32>>(4)? else { return Ok(live) };
+        let Some(flags) = row.get::<_, Option<u32>>(4)? else {
+            return Ok(live);
+        };
         live.marks = flags & ((1 << mark::BITS) - 1);
         live.deadline = time(row, 5)?;
         live.key = row.get(6)?;
         let life = &mut live.life;
-        life.state = State::from_code(row.get::<_, Option<i64>>(7)?.unwrap_or(0)).ok_or_else(|| damaged(id, "state"))?;
+        life.state =
+            State::from_code(row.get::<_, Option<i64>>(7)?.unwrap_or(0)).ok_or_else(|| damaged(id, "state"))?;
         life.waiting_for = match row.get::<_, Option<i64>>(8)? {
             None => None,
             Some(code) => Some(WaitingFor::from_code(code).ok_or_else(|| damaged(id, "wait"))?),
@@ -164,14 +172,20 @@ impl LiveRow {
         life.failures = number(row, 12)?;
         life.crashes = number(row, 13)?;
         life.unmet = number(row, 14)?;
-        life.ready_at = if flags & READY_IS_RUN != 0 { Some(run_at) } else { time(row, 15)? };
+        life.ready_at = if flags & READY_IS_RUN != 0 {
+            Some(run_at)
+        } else {
+            time(row, 15)?
+        };
         life.started_at = time(row, 16)?;
         life.paused_at = time(row, 17)?;
         life.cancel_requested_at = time(row, 18)?;
         life.pause_requested_at = time(row, 19)?;
         read_flags(life, flags, id)?;
         live.expires_at = time(row, 20)?;
-        live.queue_timeout = row.get::<_, Option<i64>>(21)?.map(|m| Duration::from_micros(m.max(0) as u64));
+        live.queue_timeout = row
+            .get::<_, Option<i64>>(21)?
+            .map(|m| Duration::from_micros(m.max(0) as u64));
         live.parent = row.get(22)?;
         live.version = row.get::<_, Option<u32>>(23)?.unwrap_or(1);
         live.progress = read_progress(row, 24)?;
@@ -264,7 +278,10 @@ fn read_flags(life: &mut Lifecycle, flags: u32, row: i64) -> Result<(), Fault> {
 static LOAD: std::sync::LazyLock<String> =
     std::sync::LazyLock::new(|| format!("SELECT {COLUMNS} FROM live WHERE row = ?"));
 static SAVE: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
-    format!("REPLACE INTO live({COLUMNS}, gate) VALUES ({})", vec!["?"; 29].join(", "))
+    format!(
+        "REPLACE INTO live({COLUMNS}, gate) VALUES ({})",
+        vec!["?"; 29].join(", ")
+    )
 });
 
 /// A finished task: how it ended, and its last execution.
@@ -300,7 +317,11 @@ impl OutcomeRow {
         let flags = self.marks | write_flags(life) | (self.status.map_or(0, |s| s.code() as u32) << STATUS_SHIFT);
         let (seq, state) = (self.seq as i64, life.state.code());
         let wall = (self.usage.wall_seconds != 0.0).then_some(self.usage.wall_seconds);
-        let plain_usage = self.usage == Usage { wall_seconds: self.usage.wall_seconds, ..Usage::default() };
+        let plain_usage = self.usage
+            == Usage {
+                wall_seconds: self.usage.wall_seconds,
+                ..Usage::default()
+            };
         // `null` is what most handlers answer, and the state says that there is a result.
         let result = self.result.as_ref().map(Json::get).filter(|text| *text != "null");
         let common = plain_usage
@@ -331,7 +352,11 @@ impl OutcomeRow {
             ])?;
             return Ok(());
         }
-        let usage = if plain_usage { None } else { serde_json::to_string(&self.usage).ok() };
+        let usage = if plain_usage {
+            None
+        } else {
+            serde_json::to_string(&self.usage).ok()
+        };
         let (kind, message) = self.error.as_ref().map(|e| (&e.kind, &e.message)).unzip();
         db.prepare_cached(INSERT_OUTCOME.as_str())?.execute(params![
             self.row,
@@ -372,10 +397,14 @@ impl OutcomeRow {
         let flags: u32 = row.get(3)?;
         let finished: i64 = row.get(5)?;
         let ago = |column: usize| -> Result<Option<Time>, rusqlite::Error> {
-            Ok(row.get::<_, Option<i64>>(column)?.map(|ago| Time::from_micros(finished - ago)))
+            Ok(row
+                .get::<_, Option<i64>>(column)?
+                .map(|ago| Time::from_micros(finished - ago)))
         };
         let finished_at = Time::from_micros(finished);
-        let state = State::from_code(row.get(2)?).filter(|s| s.is_terminal()).ok_or_else(|| damaged(id, "state"))?;
+        let state = State::from_code(row.get(2)?)
+            .filter(|s| s.is_terminal())
+            .ok_or_else(|| damaged(id, "state"))?;
         let mut life = Lifecycle::new(ago(7)?.unwrap_or(finished_at), None, 0, OnDependencyFailure::Cancel);
         life.state = state;
         life.ready_at = ago(8)?;
@@ -389,7 +418,12 @@ impl OutcomeRow {
         life.cancel_requested_at = time(row, 16)?;
         read_flags(&mut life, flags, id)?;
         let wall_seconds = row.get::<_, Option<f64>>(10)?.unwrap_or(0.0);
-        let usage = row.get_ref(17)?.as_str_or_null().ok().flatten().and_then(|text| serde_json::from_str(text).ok());
+        let usage = row
+            .get_ref(17)?
+            .as_str_or_null()
+            .ok()
+            .flatten()
+            .and_then(|text| serde_json::from_str(text).ok());
         let result = match row.get::<_, Option<String>>(11)? {
             Some(text) => Some(Json::parse(text).map_err(|_| damaged(id, "result"))?),
             None => (state == State::Completed).then(Json::null),
@@ -404,7 +438,10 @@ impl OutcomeRow {
             executor: row.get(9)?,
             result,
             error: read_error(row, 18)?,
-            usage: usage.unwrap_or(Usage { wall_seconds, ..Usage::default() }),
+            usage: usage.unwrap_or(Usage {
+                wall_seconds,
+                ..Usage::default()
+            }),
             actor: row.get(20)?,
             progress: read_progress(row, 21)?,
         })
@@ -416,12 +453,16 @@ impl OutcomeRow {
             .prepare_cached("SELECT state FROM outcome WHERE row = ?")?
             .query_row([row], |r| r.get(0))
             .optional()?;
-        code.map(|code| State::from_code(code).ok_or_else(|| damaged(row, "state"))).transpose()
+        code.map(|code| State::from_code(code).ok_or_else(|| damaged(row, "state")))
+            .transpose()
     }
 }
 
 static LOAD_OUTCOME: std::sync::LazyLock<String> =
     std::sync::LazyLock::new(|| format!("SELECT {OUTCOME_COLUMNS} FROM outcome WHERE row = ?"));
 static INSERT_OUTCOME: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
-    format!("INSERT INTO outcome({OUTCOME_COLUMNS}) VALUES ({})", vec!["?"; 22].join(", "))
+    format!(
+        "INSERT INTO outcome({OUTCOME_COLUMNS}) VALUES ({})",
+        vec!["?"; 22].join(", ")
+    )
 });

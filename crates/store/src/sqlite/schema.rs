@@ -46,13 +46,17 @@ pub(super) fn inspect(path: &Path) -> Result<Found, StoreError> {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Found::Nothing),
         Err(error) => {
-            return Err(StoreError::Unavailable(format!("{shown} cannot be read ({error}); check its permissions")));
+            return Err(StoreError::Unavailable(format!(
+                "{shown} cannot be read ({error}); check its permissions"
+            )));
         }
     };
     let unreadable = |error: std::io::Error| StoreError::Unavailable(format!("{shown} cannot be read ({error})"));
     let metadata = file.metadata().map_err(unreadable)?;
     if metadata.is_dir() {
-        return Err(StoreError::Unavailable(format!("{shown} is a directory; give the path of a file in it")));
+        return Err(StoreError::Unavailable(format!(
+            "{shown} is a directory; give the path of a file in it"
+        )));
     }
     if metadata.len() == 0 {
         return Ok(Found::Nothing);
@@ -66,7 +70,10 @@ pub(super) fn inspect(path: &Path) -> Result<Found, StoreError> {
     }
     let word = |at: usize| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
     let application = word(68);
-    let has_wal = path.with_file_name(format!("{}-wal", file_name(path))).metadata().is_ok_and(|m| m.len() > 0);
+    let has_wal = path
+        .with_file_name(format!("{}-wal", file_name(path)))
+        .metadata()
+        .is_ok_and(|m| m.len() > 0);
     if application != APPLICATION_ID as u32 && (application != 0 || !has_wal) && !is_empty_database(path) {
         return Err(StoreError::Corrupt(format!(
             "{shown} is a database of another application (application id {application:#x}); give another path"
@@ -92,12 +99,17 @@ pub(super) fn inspect(path: &Path) -> Result<Found, StoreError> {
 }
 
 fn file_name(path: &Path) -> String {
-    path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
+    path.file_name()
+        .map(|n| n.to_string_lossy().into_owned())
+        .unwrap_or_default()
 }
 
 /// True for a database without tables, which SQLite's shell makes of a path it is merely shown.
 fn is_empty_database(path: &Path) -> bool {
-    let uri = format!("file:{}?immutable=1", path.display().to_string().replace('%', "%25").replace('?', "%3f"));
+    let uri = format!(
+        "file:{}?immutable=1",
+        path.display().to_string().replace('%', "%25").replace('?', "%3f")
+    );
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
     Connection::open_with_flags(uri, flags)
         .and_then(|db| db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0)))
@@ -123,7 +135,7 @@ pub(super) fn configure_writer(db: &Connection, memory: bool) -> Result<(), Faul
 pub(super) fn configure_reader(db: &Connection) -> Result<(), Fault> {
     db.execute_batch(
         "PRAGMA foreign_keys = OFF; PRAGMA trusted_schema = OFF; PRAGMA temp_store = MEMORY; PRAGMA query_only = ON;
-         PRAGMA cache_size = -2048; PRAGMA mmap_size = 268435456;",
+         PRAGMA cache_size = -2048;",
     )?;
     db.set_prepared_statement_cache_capacity(100);
     db.busy_timeout(std::time::Duration::from_secs(5))?;
@@ -133,11 +145,19 @@ pub(super) fn configure_reader(db: &Connection) -> Result<(), Fault> {
 /// Brings the schema up to date, each step in a transaction of its own.
 pub(super) fn migrate(db: &Connection, path: &str) -> Result<(), StoreError> {
     let fault = |error: rusqlite::Error| Fault::Sql(error).describe(path);
-    let found: u64 = db.query_row("PRAGMA user_version", [], |row| row.get::<_, i64>(0)).map_err(fault)? as u64;
-    let application: i32 = db.query_row("PRAGMA application_id", [], |row| row.get(0)).map_err(fault)?;
-    let tables: i64 = db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(fault)?;
+    let found: u64 = db
+        .query_row("PRAGMA user_version", [], |row| row.get::<_, i64>(0))
+        .map_err(fault)? as u64;
+    let application: i32 = db
+        .query_row("PRAGMA application_id", [], |row| row.get(0))
+        .map_err(fault)?;
+    let tables: i64 = db
+        .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
+        .map_err(fault)?;
     if tables > 0 && application != APPLICATION_ID {
-        return Err(StoreError::Corrupt(format!("{path} is a database of another application; give another path")));
+        return Err(StoreError::Corrupt(format!(
+            "{path} is a database of another application; give another path"
+        )));
     }
     if found > VERSION {
         return Err(StoreError::Newer { found, known: VERSION });

@@ -62,7 +62,10 @@ pub(super) struct Facts {
 type Work = VecDeque<(i64, Event, Option<ErrorInfo>)>;
 
 pub(super) fn dependency_failed(id: TaskId, state: State) -> ErrorInfo {
-    ErrorInfo::new("dependency_failed", format!("task {id}, which it depends on, is {state}"))
+    ErrorInfo::new(
+        "dependency_failed",
+        format!("task {id}, which it depends on, is {state}"),
+    )
 }
 
 impl Writer {
@@ -71,7 +74,14 @@ impl Writer {
         let leased = {
             let view = self.shared.view.lock();
             view.leases.get(&row).filter(|l| !l.closing).map(|l| {
-                (l.live.clone(), Run { executor: l.executor.clone(), taken_at: l.taken_at }, l.id)
+                (
+                    l.live.clone(),
+                    Run {
+                        executor: l.executor.clone(),
+                        taken_at: l.taken_at,
+                    },
+                    l.id,
+                )
             })
         };
         let (live, origin, known) = match leased {
@@ -112,10 +122,22 @@ impl Writer {
     /// A list of work instead of recursion: a chain of a hundred thousand dependants must not overflow the stack.
     fn follow_all(&mut self, mut work: Work, now: Time, applied: &mut Applied) -> Result<(), Fault> {
         while let Some((row, event, error)) = work.pop_front() {
-            let Some(subject) = self.subject(row, None)? else { continue };
+            let Some(subject) = self.subject(row, None)? else {
+                continue;
+            };
             // One that does not wait (any more) refuses, which is fine.
             if let Ok(transition) = apply(&subject.live.life, &event, now) {
-                self.step(subject, transition, Facts { error, ..Facts::default() }, now, applied, &mut work)?;
+                self.step(
+                    subject,
+                    transition,
+                    Facts {
+                        error,
+                        ..Facts::default()
+                    },
+                    now,
+                    applied,
+                    &mut work,
+                )?;
             }
         }
         Ok(())
@@ -194,8 +216,9 @@ impl Writer {
 
     /// Whoever still waits for a task that runs again, waits for it again.
     fn revived(&mut self, row: i64, work: &mut Work) -> Result<(), Fault> {
-        let mut statement =
-            self.db.prepare_cached("SELECT dependent FROM dependency WHERE prerequisite = ? ORDER BY dependent")?;
+        let mut statement = self
+            .db
+            .prepare_cached("SELECT dependent FROM dependency WHERE prerequisite = ? ORDER BY dependent")?;
         for dependant in statement.query_map([row], |r| r.get(0))? {
             work.push_back((dependant?, Event::DependencyRevived, None));
             self.memory.awaited.insert(row);
@@ -251,10 +274,16 @@ impl Writer {
         work: &mut Work,
     ) -> Result<(), Fault> {
         let row = live.row;
-        self.db.prepare_cached("DELETE FROM live WHERE row = ?")?.execute([row])?;
+        self.db
+            .prepare_cached("DELETE FROM live WHERE row = ?")?
+            .execute([row])?;
         if state == State::Completed && live.marks & (mark::CHECKPOINT | mark::INBOX) != 0 {
-            self.db.prepare_cached("DELETE FROM checkpoint WHERE row = ?")?.execute([row])?;
-            self.db.prepare_cached("DELETE FROM inbox WHERE row = ?")?.execute([row])?;
+            self.db
+                .prepare_cached("DELETE FROM checkpoint WHERE row = ?")?
+                .execute([row])?;
+            self.db
+                .prepare_cached("DELETE FROM inbox WHERE row = ?")?
+                .execute([row])?;
             live.marks &= !(mark::CHECKPOINT | mark::INBOX);
         }
         if live.marks & mark::UNIQUE != 0 {
@@ -296,8 +325,9 @@ impl Writer {
         self.memory.fresh.take(row);
         if self.memory.awaited.remove(&row) {
             let completed = state == State::Completed;
-            let mut statement =
-                self.db.prepare_cached("SELECT dependent FROM dependency WHERE prerequisite = ? ORDER BY dependent")?;
+            let mut statement = self
+                .db
+                .prepare_cached("SELECT dependent FROM dependency WHERE prerequisite = ? ORDER BY dependent")?;
             for dependant in statement.query_map([row], |r| r.get(0))? {
                 let error = (!completed).then(|| dependency_failed(id, state));
                 work.push_back((dependant?, Event::DependencyEnded(completed), error));
@@ -332,7 +362,15 @@ impl Writer {
         if live.marks & mark::START == 0 {
             live.marks |= mark::START | mark::EVENTS;
             let seq = self.seq()?;
-            self.put_event(live.row, seq, run.taken_at, EventKind::Started, None, live.life.attempt, None)?;
+            self.put_event(
+                live.row,
+                seq,
+                run.taken_at,
+                EventKind::Started,
+                None,
+                live.life.attempt,
+                None,
+            )?;
         }
         Ok(())
     }
@@ -357,7 +395,9 @@ impl Writer {
     /// Loads an ended task as one that is about to run again.
     pub(super) fn ended_subject(&self, outcome: OutcomeRow, id: TaskId) -> Result<Subject, Fault> {
         let stored = super::reads::stored_task(&self.db, &self.shared.catalog, outcome.row)?;
-        let Some(stored) = stored else { return Err(Fault::Damaged(format!("row {} ended without a task", outcome.row))) };
+        let Some(stored) = stored else {
+            return Err(Fault::Damaged(format!("row {} ended without a task", outcome.row)));
+        };
         let live = LiveRow {
             deadline: stored.spec.deadline,
             key: stored.spec.key.clone(),
@@ -371,12 +411,18 @@ impl Writer {
             error: outcome.error.clone(),
             ..LiveRow::plain(outcome.row, stored.class, stored.spec.priority, outcome.life.run_at)
         };
-        Ok(Subject { live, id, origin: Origin::Outcome(Box::new(outcome)) })
+        Ok(Subject {
+            live,
+            id,
+            origin: Origin::Outcome(Box::new(outcome)),
+        })
     }
 
     pub(super) fn put_execution(&self, row: i64, execution: &Execution) -> Result<(), Fault> {
         let error = execution.error.as_ref();
-        let usage = (execution.usage != Usage::default()).then(|| serde_json::to_string(&execution.usage).ok()).flatten();
+        let usage = (execution.usage != Usage::default())
+            .then(|| serde_json::to_string(&execution.usage).ok())
+            .flatten();
         self.db
             .prepare_cached(
                 "REPLACE INTO execution(row, attempt, executor, status, started_at, finished_at, usage, result,
@@ -431,7 +477,10 @@ impl Writer {
 fn settle_error(live: &mut LiveRow, facts: &mut Facts, before: State, effects: Effects) {
     if live.life.state == State::Cancelled || effects.interrupt.is_some() {
         // The reason given with the request outlives the handler's own last words.
-        let reason = live.cancel_reason.take().map(|message| ErrorInfo::new("cancelled", message));
+        let reason = live
+            .cancel_reason
+            .take()
+            .map(|message| ErrorInfo::new("cancelled", message));
         if live.life.state != State::Cancelled {
             live.cancel_reason = reason.as_ref().map(|r| r.message.clone());
         }

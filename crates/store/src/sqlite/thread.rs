@@ -75,7 +75,11 @@ impl WriterThread {
                 drop(held);
             })
             .map_err(|error| StoreError::Unavailable(format!("the writer's thread cannot be started ({error})")))?;
-        Ok(WriterThread { sender: Mutex::new(Some(sender)), thread: Mutex::new(Some(thread)), lock: Mutex::new(lock) })
+        Ok(WriterThread {
+            sender: Mutex::new(Some(sender)),
+            thread: Mutex::new(Some(thread)),
+            lock: Mutex::new(lock),
+        })
     }
 
     pub(super) fn sender(&self) -> Result<Sender<Verb>, StoreError> {
@@ -84,7 +88,9 @@ impl WriterThread {
 
     pub(super) fn send(&self, verb: Verb) -> Result<(), StoreError> {
         let sender = self.sender.lock();
-        let Some(sender) = sender.as_ref() else { return Err(StoreError::Closed) };
+        let Some(sender) = sender.as_ref() else {
+            return Err(StoreError::Closed);
+        };
         sender.send(verb).map_err(|_| StoreError::Closed)
     }
 

@@ -24,7 +24,9 @@ impl Writer {
             Ok(found) => found.is_some(),
             Err(rejected) => return Ok(Err(rejected)),
         };
-        let Some((task, place)) = self.find(&call.namespace, id)? else { return Ok(Err(Rejected::NotFound(id))) };
+        let Some((task, place)) = self.find(&call.namespace, id)? else {
+            return Ok(Err(Rejected::NotFound(id)));
+        };
         if remembered {
             return Ok(Ok(reads::record(&self.db, task, place)?));
         }
@@ -33,15 +35,26 @@ impl Writer {
             Whereabouts::Finished(outcome) => (&outcome.life, u64::from(outcome.version)),
         };
         if let Some(expected) = expected_version.filter(|v| *v != found) {
-            return Ok(Err(Rejected::VersionMismatch { task: id, expected, found }));
+            return Ok(Err(Rejected::VersionMismatch {
+                task: id,
+                expected,
+                found,
+            }));
         }
         if let Some(why) = patch.refusal(life) {
-            return Ok(Err(Rejected::Forbidden { task: id, state: life.state, why }));
+            return Ok(Err(Rejected::Forbidden {
+                task: id,
+                state: life.state,
+                why,
+            }));
         }
         if let Some(at) = patch.start(call.now)
             && let Some(subject) = self.subject(id.row(), Some(id))?
         {
-            let facts = Facts { actor: Some(call.actor.clone()), ..Facts::default() };
+            let facts = Facts {
+                actor: Some(call.actor.clone()),
+                ..Facts::default()
+            };
             let event = Event::Reschedule(at);
             if let Err(rejected) = self.happen(subject, &event, facts, call.now, &mut Applied::default())? {
                 return Ok(Err(rejected));
@@ -119,7 +132,14 @@ impl Writer {
             Origin::Lease(run) => Some(run.clone()),
             _ => None,
         };
-        self.log(&mut subject.live, run.as_ref(), call.now, EventKind::Updated, Some(&call.actor), None)?;
+        self.log(
+            &mut subject.live,
+            run.as_ref(),
+            call.now,
+            EventKind::Updated,
+            Some(&call.actor),
+            None,
+        )?;
         self.rewrite(&subject, call.now)?;
         if queued {
             let cell = {
@@ -134,7 +154,9 @@ impl Writer {
     fn rewrite_tags(&self, live: &mut LiveRow, spec: &Spec) -> Result<(), Fault> {
         let tags = spec.details.as_ref().map(|d| d.tags.as_slice()).unwrap_or_default();
         if live.marks & mark::TAGS != 0 {
-            self.db.prepare_cached("DELETE FROM tag WHERE row = ?")?.execute([live.row])?;
+            self.db
+                .prepare_cached("DELETE FROM tag WHERE row = ?")?
+                .execute([live.row])?;
         }
         if !tags.is_empty() {
             live.marks |= mark::TAGS;
@@ -145,18 +167,34 @@ impl Writer {
     /// What may change of an ended task changes no scheduling; only the version and the history of it move on.
     fn update_ended(&mut self, call: &Call, id: TaskId) -> Result<(), Fault> {
         let row = id.row();
-        let Some(outcome) = super::row::OutcomeRow::load(&self.db, row)? else { return Ok(()) };
+        let Some(outcome) = super::row::OutcomeRow::load(&self.db, row)? else {
+            return Ok(());
+        };
         let mut subject = self.ended_subject(outcome, id)?;
         let stored = reads::stored_task(&self.db, &self.shared.catalog, row)?;
         if let Some(stored) = stored {
             self.rewrite_tags(&mut subject.live, &stored.spec)?;
         }
-        self.log(&mut subject.live, None, call.now, EventKind::Updated, Some(&call.actor), None)?;
-        debug_assert!(!matches!(subject.live.life.state, State::Queued | State::Running | State::Waiting));
-        let Origin::Outcome(mut outcome) = subject.origin else { return Ok(()) };
+        self.log(
+            &mut subject.live,
+            None,
+            call.now,
+            EventKind::Updated,
+            Some(&call.actor),
+            None,
+        )?;
+        debug_assert!(!matches!(
+            subject.live.life.state,
+            State::Queued | State::Running | State::Waiting
+        ));
+        let Origin::Outcome(mut outcome) = subject.origin else {
+            return Ok(());
+        };
         outcome.version += 1;
         outcome.marks = subject.live.marks;
-        self.db.prepare_cached("DELETE FROM outcome WHERE row = ?")?.execute([row])?;
+        self.db
+            .prepare_cached("DELETE FROM outcome WHERE row = ?")?
+            .execute([row])?;
         outcome.insert(&self.db)
     }
 }

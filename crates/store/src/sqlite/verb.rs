@@ -27,7 +27,13 @@ pub(super) struct Prepared {
 /// Writes out what does not depend on the store.
 pub(super) fn prepare(tasks: Vec<NewTask>) -> Vec<Prepared> {
     let write = |task: &NewTask| task.spec.details.as_ref().and_then(|d| serde_json::to_string(d).ok());
-    tasks.into_iter().map(|task| Prepared { details: write(&task), task }).collect()
+    tasks
+        .into_iter()
+        .map(|task| Prepared {
+            details: write(&task),
+            task,
+        })
+        .collect()
 }
 
 /// One claimed task, as the writer knows it.
@@ -66,16 +72,39 @@ pub(super) struct Claim {
 
 /// Everything that the writer can be asked.
 pub(super) enum Verb {
-    Enqueue { call: Call, tasks: Vec<Prepared>, reply: Reply<Vec<Enqueued>> },
+    Enqueue {
+        call: Call,
+        tasks: Vec<Prepared>,
+        reply: Reply<Vec<Enqueued>>,
+    },
     Claim(Claim),
     /// Claims whose claimer went away.
     Unclaim(Vec<(i64, LeaseId)>),
     /// Time passed, and something may have come due.
     Tick(Time),
-    Renew { beats: Vec<Beat>, lease: Duration, now: Time, reply: Reply<Vec<Renewal>> },
-    Finish { finishes: Vec<(Finish, Vec<Prepared>)>, now: Time, reply: Reply<Vec<Result<Applied, Rejected>>> },
-    Checkpoint { checkpoint: Checkpoint, spawn: Vec<Prepared>, now: Time, reply: Reply<Result<Applied, Rejected>> },
-    Command { call: Call, tasks: Vec<TaskId>, command: Command, reply: Reply<Vec<Result<Applied, Rejected>>> },
+    Renew {
+        beats: Vec<Beat>,
+        lease: Duration,
+        now: Time,
+        reply: Reply<Vec<Renewal>>,
+    },
+    Finish {
+        finishes: Vec<(Finish, Vec<Prepared>)>,
+        now: Time,
+        reply: Reply<Vec<Result<Applied, Rejected>>>,
+    },
+    Checkpoint {
+        checkpoint: Checkpoint,
+        spawn: Vec<Prepared>,
+        now: Time,
+        reply: Reply<Result<Applied, Rejected>>,
+    },
+    Command {
+        call: Call,
+        tasks: Vec<TaskId>,
+        command: Command,
+        reply: Reply<Vec<Result<Applied, Rejected>>>,
+    },
     Update {
         call: Call,
         task: TaskId,
@@ -83,8 +112,17 @@ pub(super) enum Verb {
         expected_version: Option<u64>,
         reply: Reply<Result<TaskRecord, Rejected>>,
     },
-    Reap { now: Time, limit: usize, reply: Reply<Reaped> },
-    Prune { retention: Retention, now: Time, limit: usize, reply: Reply<u64> },
+    Reap {
+        now: Time,
+        limit: usize,
+        reply: Reply<Reaped>,
+    },
+    Prune {
+        retention: Retention,
+        now: Time,
+        limit: usize,
+        reply: Reply<u64>,
+    },
     /// A read on the writer's connection, where there is no other.
     Read(Box<dyn FnOnce(Result<&Connection, StoreError>) + Send>),
     /// What the memory says that the disk does not.

@@ -13,34 +13,67 @@ use super::writer::Writer;
 
 /// Queries that find nothing in a sound store; each row is the violation's one number.
 const CHECKS: [(&str, &str); 14] = [
-    ("SELECT row FROM task WHERE NOT EXISTS (SELECT 1 FROM live WHERE live.row = task.row)
-      AND NOT EXISTS (SELECT 1 FROM outcome WHERE outcome.row = task.row)", "task {} is neither unfinished nor finished"),
-    ("SELECT row FROM live WHERE EXISTS (SELECT 1 FROM outcome WHERE outcome.row = live.row)",
-     "task {} is both unfinished and finished"),
-    ("SELECT row FROM live WHERE NOT EXISTS (SELECT 1 FROM task WHERE task.row = live.row)",
-     "unfinished row {} has no task"),
-    ("SELECT row FROM outcome WHERE NOT EXISTS (SELECT 1 FROM task WHERE task.row = outcome.row)",
-     "finished row {} has no task"),
-    ("SELECT row FROM outcome WHERE state NOT IN (3, 4, 5)", "finished row {} is in a state that is not an end"),
-    ("SELECT row FROM live WHERE state IN (3, 4, 5)", "unfinished row {} is in a state that is an end"),
-    ("SELECT live.row FROM live JOIN task USING (row) WHERE live.class <> task.class",
-     "task {} is in one class and counts in another"),
-    ("SELECT l.row FROM live l WHERE l.unmet IS NOT NULL AND l.unmet <> (SELECT count(*) FROM dependency d
+    (
+        "SELECT row FROM task WHERE NOT EXISTS (SELECT 1 FROM live WHERE live.row = task.row)
+      AND NOT EXISTS (SELECT 1 FROM outcome WHERE outcome.row = task.row)",
+        "task {} is neither unfinished nor finished",
+    ),
+    (
+        "SELECT row FROM live WHERE EXISTS (SELECT 1 FROM outcome WHERE outcome.row = live.row)",
+        "task {} is both unfinished and finished",
+    ),
+    (
+        "SELECT row FROM live WHERE NOT EXISTS (SELECT 1 FROM task WHERE task.row = live.row)",
+        "unfinished row {} has no task",
+    ),
+    (
+        "SELECT row FROM outcome WHERE NOT EXISTS (SELECT 1 FROM task WHERE task.row = outcome.row)",
+        "finished row {} has no task",
+    ),
+    (
+        "SELECT row FROM outcome WHERE state NOT IN (3, 4, 5)",
+        "finished row {} is in a state that is not an end",
+    ),
+    (
+        "SELECT row FROM live WHERE state IN (3, 4, 5)",
+        "unfinished row {} is in a state that is an end",
+    ),
+    (
+        "SELECT live.row FROM live JOIN task USING (row) WHERE live.class <> task.class",
+        "task {} is in one class and counts in another",
+    ),
+    (
+        "SELECT l.row FROM live l WHERE l.unmet IS NOT NULL AND l.unmet <> (SELECT count(*) FROM dependency d
       JOIN live p ON p.row = d.prerequisite WHERE d.dependent = l.row)",
-     "task {} counts another number of unmet dependencies than it has"),
-    ("SELECT row FROM live WHERE (unmet IS NOT NULL) <> (ifnull(waiting_for, 0) = 1)",
-     "task {} waits for dependencies without having any, or the reverse"),
-    ("SELECT row FROM unique_key WHERE NOT EXISTS (SELECT 1 FROM task WHERE task.row = unique_key.row)",
-     "a unique key names row {}, which does not exist"),
-    ("SELECT row FROM unique_key WHERE expires_at IS NULL AND NOT EXISTS
-      (SELECT 1 FROM live WHERE live.row = unique_key.row)", "task {} has ended and still holds its unique key"),
-    ("SELECT dependent FROM dependency WHERE NOT EXISTS (SELECT 1 FROM task WHERE row = dependent)",
-     "a dependency belongs to row {}, which does not exist"),
-    ("SELECT row FROM checkpoint WHERE NOT EXISTS (SELECT 1 FROM task WHERE task.row = checkpoint.row)",
-     "a checkpoint belongs to row {}, which does not exist"),
-    ("SELECT DISTINCT row FROM (SELECT row FROM event UNION SELECT row FROM execution UNION SELECT row FROM inbox
+        "task {} counts another number of unmet dependencies than it has",
+    ),
+    (
+        "SELECT row FROM live WHERE (unmet IS NOT NULL) <> (ifnull(waiting_for, 0) = 1)",
+        "task {} waits for dependencies without having any, or the reverse",
+    ),
+    (
+        "SELECT row FROM unique_key WHERE NOT EXISTS (SELECT 1 FROM task WHERE task.row = unique_key.row)",
+        "a unique key names row {}, which does not exist",
+    ),
+    (
+        "SELECT row FROM unique_key WHERE expires_at IS NULL AND NOT EXISTS
+      (SELECT 1 FROM live WHERE live.row = unique_key.row)",
+        "task {} has ended and still holds its unique key",
+    ),
+    (
+        "SELECT dependent FROM dependency WHERE NOT EXISTS (SELECT 1 FROM task WHERE row = dependent)",
+        "a dependency belongs to row {}, which does not exist",
+    ),
+    (
+        "SELECT row FROM checkpoint WHERE NOT EXISTS (SELECT 1 FROM task WHERE task.row = checkpoint.row)",
+        "a checkpoint belongs to row {}, which does not exist",
+    ),
+    (
+        "SELECT DISTINCT row FROM (SELECT row FROM event UNION SELECT row FROM execution UNION SELECT row FROM inbox
       UNION SELECT row FROM step UNION SELECT row FROM log UNION SELECT row FROM tag) AS rest
-      WHERE NOT EXISTS (SELECT 1 FROM task WHERE task.row = rest.row)", "row {} has a history and no task"),
+      WHERE NOT EXISTS (SELECT 1 FROM task WHERE task.row = rest.row)",
+        "row {} has a history and no task",
+    ),
 ];
 
 /// Checks the disk.
@@ -75,7 +108,8 @@ pub(super) fn verify(db: &Connection) -> Result<Verified, Fault> {
             say(format!("task {id} stands in row {number} and names another"));
         }
     }
-    let sql = "SELECT c.id, ifnull(n.completed, 0), ifnull(n.failed, 0), ifnull(n.cancelled, 0), ifnull(n.executions, 0),
+    let sql =
+        "SELECT c.id, ifnull(n.completed, 0), ifnull(n.failed, 0), ifnull(n.cancelled, 0), ifnull(n.executions, 0),
         (SELECT count(*) FROM outcome o JOIN task t USING (row) WHERE t.class = c.id AND o.state = 3),
         (SELECT count(*) FROM outcome o JOIN task t USING (row) WHERE t.class = c.id AND o.state = 4),
         (SELECT count(*) FROM outcome o JOIN task t USING (row) WHERE t.class = c.id AND o.state = 5)
@@ -105,7 +139,10 @@ impl Writer {
         }
         let twin = Shared::new();
         twin.catalog.load(&self.db)?;
-        let mut memory = Memory { clock: self.memory.clock, ..Memory::default() };
+        let mut memory = Memory {
+            clock: self.memory.clock,
+            ..Memory::default()
+        };
         {
             let view = self.shared.view.lock();
             let mut other = twin.view.lock();
@@ -116,7 +153,12 @@ impl Writer {
         for row in orphans {
             sentences.push(format!("row {row} runs, and nobody holds a lease on it"));
         }
-        compare("the ready order", &self.memory.order.rows(), &memory.order.rows(), &mut sentences);
+        compare(
+            "the ready order",
+            &self.memory.order.rows(),
+            &memory.order.rows(),
+            &mut sentences,
+        );
         let timers = |memory: &Memory| memory.timers.iter().map(|(_, row, _)| *row).collect::<Vec<_>>();
         compare("the timers", &timers(&self.memory), &timers(&memory), &mut sentences);
         let mut children: Vec<(i64, u32)> = self.memory.children.iter().map(|(r, n)| (*r, *n)).collect();

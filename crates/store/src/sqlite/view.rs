@@ -68,7 +68,11 @@ impl Cell {
 
     /// Where a leased task counts.
     pub(super) const fn of_leased(life: &Lifecycle) -> Cell {
-        if life.paused_at.is_some() { Cell::Paused } else { Cell::Running }
+        if life.paused_at.is_some() {
+            Cell::Paused
+        } else {
+            Cell::Running
+        }
     }
 }
 
@@ -161,7 +165,10 @@ impl View {
     }
 
     pub(super) fn leases_of(&self, node: NodeId) -> impl Iterator<Item = &Leased> {
-        self.leases.values().map(AsRef::as_ref).filter(move |l| l.live.life.lease.is_some_and(|held| held.node == node))
+        self.leases
+            .values()
+            .map(AsRef::as_ref)
+            .filter(move |l| l.live.life.lease.is_some_and(|held| held.node == node))
     }
 }
 
@@ -201,13 +208,29 @@ impl Shared {
     /// The lease on a row, if any.
     pub(super) fn seen(&self, row: i64) -> Option<Seen> {
         let view = self.view.lock();
-        view.leases.get(&row).map(|l| Seen { live: l.live.clone(), executor: l.executor.clone(), taken_at: l.taken_at })
+        view.leases.get(&row).map(|l| Seen {
+            live: l.live.clone(),
+            executor: l.executor.clone(),
+            taken_at: l.taken_at,
+        })
     }
 
     /// All leases. Taken before a list reads the disk: a later version there wins.
     pub(super) fn seen_all(&self) -> HashMap<i64, Seen, RandomState> {
         let view = self.view.lock();
-        view.leases.iter().map(|(r, l)| (*r, Seen { live: l.live.clone(), executor: l.executor.clone(), taken_at: l.taken_at })).collect()
+        view.leases
+            .iter()
+            .map(|(r, l)| {
+                (
+                    *r,
+                    Seen {
+                        live: l.live.clone(),
+                        executor: l.executor.clone(),
+                        taken_at: l.taken_at,
+                    },
+                )
+            })
+            .collect()
     }
 
     pub(super) fn is_closed(&self) -> bool {

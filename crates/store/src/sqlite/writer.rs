@@ -106,7 +106,12 @@ const FOLD_PAGES: i32 = 4096;
 
 impl Writer {
     /// A writer over a migrated database. Its memory is empty until [`Writer::load`].
-    pub(super) fn new(mut db: Connection, path: String, shared: Arc<Shared>, memory_only: bool) -> Result<Writer, Fault> {
+    pub(super) fn new(
+        mut db: Connection,
+        path: String,
+        shared: Arc<Shared>,
+        memory_only: bool,
+    ) -> Result<Writer, Fault> {
         let pages = Arc::new(std::sync::atomic::AtomicI32::new(0));
         if !memory_only {
             let seen = pages.clone();
@@ -122,7 +127,10 @@ impl Writer {
             names: Interner::default(),
             memory: Memory::default(),
             group: Group::default(),
-            bits: Bits { hasher: std::hash::RandomState::new(), drawn: 0 },
+            bits: Bits {
+                hasher: std::hash::RandomState::new(),
+                drawn: 0,
+            },
             next_row: 1,
             coverage: Coverage::default(),
             parked: Vec::new(),
@@ -147,10 +155,15 @@ impl Writer {
     pub(super) fn load(&mut self) -> Result<(), Fault> {
         self.shared.catalog.load(&self.db)?;
         self.names.load(&self.shared.catalog);
-        self.next_row = 1 + self.db.query_row("SELECT ifnull(max(row), 0) FROM task", [], |row| row.get::<_, i64>(0))?;
+        self.next_row = 1 + self
+            .db
+            .query_row("SELECT ifnull(max(row), 0) FROM task", [], |row| row.get::<_, i64>(0))?;
         let meta = |key: &str| -> Result<i64, Fault> {
             use rusqlite::OptionalExtension;
-            let found = self.db.query_row("SELECT value FROM meta WHERE key = ?", [key], |row| row.get(0)).optional()?;
+            let found = self
+                .db
+                .query_row("SELECT value FROM meta WHERE key = ?", [key], |row| row.get(0))
+                .optional()?;
             Ok(found.unwrap_or(0))
         };
         let clean = meta("clean")? != 0 || self.next_row == 1;
@@ -161,7 +174,8 @@ impl Writer {
         let orphans = self.memory.rebuild(&self.shared, &self.db)?;
         self.careful = !clean;
         self.recovery = Recovery::read(&self.db, orphans, !clean)?;
-        self.db.execute("REPLACE INTO meta(key, value) VALUES ('clean', 0)", [])?;
+        self.db
+            .execute("REPLACE INTO meta(key, value) VALUES ('clean', 0)", [])?;
         self.publish();
         self.shared.loaded.send_replace(true);
         Ok(())
@@ -265,7 +279,11 @@ impl Writer {
 
     fn set_sync(&mut self, full: bool) -> Result<(), Fault> {
         if self.full_sync != full && !self.memory_only {
-            self.db.execute_batch(if full { "PRAGMA synchronous = FULL" } else { "PRAGMA synchronous = NORMAL" })?;
+            self.db.execute_batch(if full {
+                "PRAGMA synchronous = FULL"
+            } else {
+                "PRAGMA synchronous = NORMAL"
+            })?;
             self.full_sync = full;
         }
         Ok(())
@@ -273,7 +291,11 @@ impl Writer {
 
     /// Runs `work` in a transaction; whatever fails undoes all of it, in memory too.
     fn transaction(&mut self, work: impl FnOnce(&mut Writer) -> Result<(), Fault>) -> Result<(), Fault> {
-        let done = self.db.prepare_cached("BEGIN IMMEDIATE").and_then(|mut s| s.execute([])).map_err(Fault::from);
+        let done = self
+            .db
+            .prepare_cached("BEGIN IMMEDIATE")
+            .and_then(|mut s| s.execute([]))
+            .map_err(Fault::from);
         let done = done.and_then(|_| work(self)).and_then(|()| self.flush());
         let done = done.and_then(|()| {
             self.db.prepare_cached("COMMIT")?.execute([])?;
@@ -332,19 +354,49 @@ impl Writer {
                 answer!(reply, self.enqueue(&call, tasks).map(|r| r.map_err(StoreError::from)));
             }
             Verb::Unclaim(lost) => self.unclaim(&lost)?,
-            Verb::Renew { beats, lease, now, reply } => answer!(reply, self.renew(beats, lease, now).map(Ok)),
+            Verb::Renew {
+                beats,
+                lease,
+                now,
+                reply,
+            } => answer!(reply, self.renew(beats, lease, now).map(Ok)),
             Verb::Finish { finishes, now, reply } => answer!(reply, self.finish_all(finishes, now).map(Ok)),
-            Verb::Checkpoint { checkpoint, spawn, now, reply } => {
+            Verb::Checkpoint {
+                checkpoint,
+                spawn,
+                now,
+                reply,
+            } => {
                 answer!(reply, self.checkpoint(checkpoint, spawn, now).map(Ok));
             }
-            Verb::Command { call, tasks, command, reply } => {
-                answer!(reply, self.command(&call, &tasks, &command).map(|r| r.map_err(StoreError::from)));
+            Verb::Command {
+                call,
+                tasks,
+                command,
+                reply,
+            } => {
+                answer!(
+                    reply,
+                    self.command(&call, &tasks, &command)
+                        .map(|r| r.map_err(StoreError::from))
+                );
             }
-            Verb::Update { call, task, patch, expected_version, reply } => {
+            Verb::Update {
+                call,
+                task,
+                patch,
+                expected_version,
+                reply,
+            } => {
                 answer!(reply, self.update(&call, task, &patch, expected_version).map(Ok));
             }
             Verb::Reap { now, limit, reply } => answer!(reply, self.reap(now, limit).map(Ok)),
-            Verb::Prune { retention, now, limit, reply } => answer!(reply, self.prune(retention, now, limit).map(Ok)),
+            Verb::Prune {
+                retention,
+                now,
+                limit,
+                reply,
+            } => answer!(reply, self.prune(retention, now, limit).map(Ok)),
             Verb::Claim(_) | Verb::Tick(_) | Verb::Read(_) | Verb::Audit(_) | Verb::Close(_) | Verb::Stop => {}
         }
         Ok(())
@@ -422,7 +474,11 @@ impl Writer {
             tracing::error!(?fault, "the store cannot be read; it stays unavailable until it can");
         }
         use rusqlite::OptionalExtension;
-        let seq = self.db.query_row("SELECT value FROM meta WHERE key = 'seq'", [], |row| row.get::<_, i64>(0));
+        let seq = self
+            .db
+            .query_row("SELECT value FROM meta WHERE key = 'seq'", [], |row| {
+                row.get::<_, i64>(0)
+            });
         self.seq_reserved = seq.optional().ok().flatten().unwrap_or(0) as u64;
         self.manifest_changed = true;
     }
@@ -454,9 +510,17 @@ impl Writer {
 
     /// Tells parked claimers when the next task becomes ready by the clock.
     fn publish(&self) {
-        let first = self.shared.view.lock().later.first_key_value().map(|((at, _), _)| at.as_micros());
+        let first = self
+            .shared
+            .view
+            .lock()
+            .later
+            .first_key_value()
+            .map(|((at, _), _)| at.as_micros());
         let first = first.unwrap_or(i64::MAX);
-        self.shared.next_ready.send_if_modified(|known| std::mem::replace(known, first) != first);
+        self.shared
+            .next_ready
+            .send_if_modified(|known| std::mem::replace(known, first) != first);
     }
 
     /// Keeps the log short without letting a commit wait for it, as long as that is possible.
@@ -489,7 +553,9 @@ impl Writer {
         // Whoever only looked (`db verify`, a backup) leaves an unclean end as it was found.
         let clean = !self.careful;
         self.transaction(|writer| {
-            writer.db.execute("REPLACE INTO meta(key, value) VALUES ('clean', ?)", [clean])?;
+            writer
+                .db
+                .execute("REPLACE INTO meta(key, value) VALUES ('clean', ?)", [clean])?;
             Ok(())
         })?;
         if !self.memory_only {

@@ -2,5 +2,6 @@
 
 mod conformance;
 mod random;
+mod sqlite_files;
 mod sqlite_suite;
 mod stores;

@@ -22,5 +22,5 @@ store_suite!(sqlite_on_a_file, crate::sqlite_suite::on_a_file());
 
 #[test]
 fn random_operations_on_sqlite_equal_the_model() {
-    crate::random::compare(60, in_memory);
+    crate::random::compare(300, in_memory);
 }
