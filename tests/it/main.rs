@@ -1,7 +1,8 @@
 //! The program from the outside: real processes of `pensum`, talked to over HTTP and by its own command line, killed,
 //! stopped, started again, and checked against what they acknowledged.
 //!
-//! `PENSUM_TEST_LONG=1` runs the heavier versions; `PENSUM_TEST_SEED=N` repeats a run's random choices.
+//! `PENSUM_TEST_LONG=1` runs the heavier versions; `PENSUM_TEST_SEED=N` repeats a run's random choices;
+//! `PENSUM_TEST_PROGRAM=FILE` tests another build.
 #![expect(
     clippy::disallowed_methods,
     reason = "these tests watch processes that live by the real clock"

@@ -228,7 +228,10 @@ fn progress_and_log_lines_can_be_followed() {
         lines
     };
     assert_eq!(sorted(followed.0), ["no progress", "one", "two"]);
-    assert_eq!(sorted(followed.1.lines().map(str::to_owned).collect()), ["no progress", "one", "two"]);
+    assert_eq!(
+        sorted(followed.1.lines().map(str::to_owned).collect()),
+        ["no progress", "one", "two"]
+    );
     server.wait_both(&id, "completed");
 
     let mut events = Vec::new();

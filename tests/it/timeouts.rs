@@ -103,8 +103,6 @@ fn a_command_over_its_limits_is_ended() {
     let sleeping = server.create(&command("sleep 60", json!({ "wall": "500ms" })));
     assert_eq!(server.wait_both(&spinning, "failed")["error"]["type"], "cpu_exceeded");
     assert_eq!(server.wait_both(&sleeping, "failed")["error"]["type"], "wall_exceeded");
-    eventually("both to be gone", SOON, || {
-        marked(&mark).is_empty().then_some(())
-    });
+    eventually("both to be gone", SOON, || marked(&mark).is_empty().then_some(()));
     server.finish();
 }

@@ -52,7 +52,8 @@ impl Output {
 
 /// The program, with an environment that no setting of the developer reaches.
 pub(crate) fn program() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_pensum"));
+    let built = || env!("CARGO_BIN_EXE_pensum").into();
+    let mut command = Command::new(std::env::var_os("PENSUM_TEST_PROGRAM").unwrap_or_else(built));
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("PENSUM_") {
             command.env_remove(name);
