@@ -6,7 +6,7 @@ use crate::outcome::ErrorInfo;
 use crate::store::{Applied, Call, Command, INBOX_MAX, Rejected, Signal, StoreError, TaskEvent};
 use crate::task::TaskRecord;
 use crate::transition::{Event, EventKind};
-use crate::{State, TaskId};
+use crate::{State, TaskId, Time};
 
 impl Model {
     pub(super) fn commands(
@@ -19,8 +19,11 @@ impl Model {
             let state = |model: &Model, id: &TaskId| model.find(&call.namespace, *id).map(|e| e.lifecycle.state);
             return Ok(tasks.iter().map(|id| Ok(Applied { state: state(self, id), ..Applied::default() })).collect());
         }
-        let results = tasks.iter().map(|id| self.command(call, *id, command)).collect();
-        self.remember(call, tasks.to_vec());
+        let results: Vec<_> = tasks.iter().map(|id| self.command(call, *id, command)).collect();
+        // A refusal changed nothing, so a repeat may well find it possible.
+        if results.iter().any(Result::is_ok) {
+            self.remember(call, tasks.to_vec());
+        }
         Ok(results)
     }
 
@@ -44,7 +47,7 @@ impl Model {
             Command::Signal { name, payload } => {
                 return self.signal(call, id, Signal { seq: 0, name: name.clone(), payload: payload.clone(), at: call.now });
             }
-            Command::Delete => return self.delete(id),
+            Command::Delete => return self.delete(id, call.now),
         };
         let cancel = facts.error.clone();
         let mut applied = Applied::default();
@@ -104,7 +107,7 @@ impl Model {
         Ok(applied)
     }
 
-    fn delete(&mut self, id: TaskId) -> Result<Applied, Rejected> {
+    fn delete(&mut self, id: TaskId, now: Time) -> Result<Applied, Rejected> {
         let Some(entry) = self.entry(id) else { return Err(Rejected::NotFound(id)) };
         let state = entry.lifecycle.state;
         if state == State::Running {
@@ -120,8 +123,19 @@ impl Model {
             // Whoever waits for it learns that it will not come.
             applied.ended.push((id, State::Cancelled));
         }
+        let parent = self.find_parent(id);
         self.remove(id.row());
+        if let Some(parent) = parent.filter(|_| !state.is_terminal())
+            && self.unfinished_children(parent) == 0
+        {
+            // A parent that does not wait for children refuses, which is fine.
+            let _ = self.happen(parent.row(), &Event::ChildrenEnded, Facts::default(), now, &mut applied);
+        }
         Ok(applied)
+    }
+
+    fn find_parent(&self, id: TaskId) -> Option<TaskId> {
+        self.tasks.get(&id.row()).and_then(|e| e.spec.details.as_ref()).and_then(|d| d.parent_id)
     }
 
     /// Takes a task out of the store with everything that names it.

@@ -63,7 +63,7 @@ impl Model {
         // Dependencies count only once the whole batch is in: an item may name a later one.
         for place in &ids {
             if place.created {
-                self.count_dependencies(place.id.row(), call.now);
+                self.count_dependencies(place.id.row(), &ids, call.now);
             }
         }
         self.remember(call, ids.iter().map(|e| e.id).collect());
@@ -180,12 +180,14 @@ impl Model {
         self.tasks.insert(id.row(), entry);
     }
 
-    /// Lets dependencies that have ended already count.
-    fn count_dependencies(&mut self, row: i64, now: Time) {
+    /// Lets dependencies count that had ended before the batch. Those of the batch itself tell when they end, which may
+    /// be in this very call.
+    fn count_dependencies(&mut self, row: i64, batch: &[Enqueued], now: Time) {
         let Some(entry) = self.tasks.get(&row) else { return };
         let ended: Vec<(TaskId, State)> = entry
             .depends_on
             .iter()
+            .filter(|id| !batch.iter().any(|item| item.created && item.id == **id))
             .filter_map(|id| self.tasks.get(&id.row()).map(|e| (*id, e.lifecycle.state)))
             .filter(|(_, state)| state.is_terminal())
             .collect();

@@ -264,13 +264,19 @@ impl Model {
     pub(super) fn reap(&mut self, now: Time, limit: usize) -> Reaped {
         let mut reaped = Reaped::default();
         let mut applied = Applied::default();
-        let rows: Vec<i64> = self.tasks.keys().copied().collect();
+        // Leases first, then whatever came first: the end of one may be the end of others.
+        let mut due: Vec<(bool, Time, i64)> = self
+            .tasks
+            .iter()
+            .filter_map(|(row, e)| overdue(e, now).map(|(at, event, _)| (event != Event::LeaseExpired, at, *row)))
+            .collect();
+        due.sort_unstable();
         let mut done = 0;
-        for row in rows {
+        for (_, _, row) in due {
             if done == limit {
                 break;
             }
-            let Some((event, error)) = self.tasks.get(&row).and_then(|e| overdue(e, now)) else { continue };
+            let Some((_, event, error)) = self.tasks.get(&row).and_then(|e| overdue(e, now)) else { continue };
             let facts = Facts { error, ..Facts::default() };
             if self.happen(row, &event, facts, now, &mut applied).is_err() {
                 continue;
@@ -297,30 +303,32 @@ fn is_capable(entry: &Entry, request: &ClaimRequest) -> bool {
     offered.contains(&entry.spec.handler) && required.iter().all(|r| offered.contains(r))
 }
 
-/// What is overdue about a task, with the error that goes with it.
-fn overdue(entry: &Entry, now: Time) -> Option<(Event, Option<ErrorInfo>)> {
+/// What is overdue about a task since when, with the error that goes with it.
+fn overdue(entry: &Entry, now: Time) -> Option<(Time, Event, Option<ErrorInfo>)> {
     let task = &entry.lifecycle;
-    if task.lease.is_some_and(|l| l.expires_at <= now) {
-        return Some((Event::LeaseExpired, None));
+    if let Some(lease) = task.lease.filter(|l| l.expires_at <= now) {
+        return Some((lease.expires_at, Event::LeaseExpired, None));
     }
-    if task.state == State::Waiting && task.paused_at.is_none() && task.wake_at.is_some_and(|at| at <= now) {
-        return Some((Event::WakeDue, None));
+    if task.state == State::Waiting && task.paused_at.is_none() {
+        return task.wake_at.filter(|at| *at <= now).map(|at| (at, Event::WakeDue, None));
     }
     if task.state != State::Queued {
         return None;
     }
-    if !task.has_started()
-        && let Some(at) = entry.spec.expires_at().filter(|at| *at <= now)
-    {
+    let expires = entry.spec.expires_at().filter(|_| !task.has_started());
+    let ready = entry.ready_since(now);
+    let impatient = ready.and_then(|at| entry.spec.queue_timeout().map(|longest| (at.plus(longest), longest)));
+    let expired = expires.filter(|at| *at <= now).map(|at| {
         let error = ErrorInfo::new("expired", format!("it had not started by its expires_at, {at}"));
-        return Some((Event::Expired, Some(error)));
-    }
-    let ready_at = entry.ready_since(now)?;
-    let longest = entry.spec.queue_timeout()?;
-    (ready_at.plus(longest) <= now).then(|| {
+        (at, Event::Expired, error)
+    });
+    let queued_out = impatient.filter(|(at, _)| *at <= now).map(|(at, longest)| {
         let message = format!("it was ready for {} s without being started", longest.as_secs_f64());
-        (Event::QueueTimeout, Some(ErrorInfo::new("queue_timeout", message)))
-    })
+        (at, Event::QueueTimeout, ErrorInfo::new("queue_timeout", message))
+    });
+    // Whichever came first ended the task.
+    let first = [expired, queued_out].into_iter().flatten().min_by_key(|(at, ..)| *at);
+    first.map(|(at, event, error)| (at, event, Some(error)))
 }
 
 fn next_due(entry: &Entry) -> Option<Time> {

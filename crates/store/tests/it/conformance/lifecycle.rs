@@ -327,6 +327,9 @@ pub(crate) async fn a_stopped_process_keeps_its_lease_while_paused(w: &World) {
     w.command(id, Command::Pause).await.unwrap();
     w.store.checkpoint(unasked, w.now()).await.unwrap().unwrap();
     assert_eq!((w.status(id).await, w.state(id).await), (Status::Paused, State::Running));
+    let beat = Beat { lease: claimed.lease, progress: None, logs: vec![] };
+    let renewed = w.store.renew(vec![beat], LEASE, w.now()).await.unwrap();
+    assert!(matches!(renewed[0], Renewal::Held { pause: true, .. }), "a paused task stays paused: {renewed:?}");
     let applied = w.command(id, Command::Resume).await.unwrap();
     assert_eq!(applied.interrupt, Some(pensum_core::transition::Interrupt::Resume));
     assert_eq!(w.status(id).await, Status::Running);

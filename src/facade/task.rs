@@ -1,0 +1,200 @@
+//! What to do, when, and after what.
+
+use std::time::Duration;
+
+use pensum_core::task::{Dependency, NewTask, OnConflict, OnDependencyFailure, Spec, Unique};
+use pensum_core::{Json, Name, Priority, RetryPolicy, TaskId, Time};
+use serde::Serialize;
+
+use super::Error;
+
+/// A task to enqueue.
+///
+/// ```
+/// use pensum::{Priority, RetryPolicy, Task};
+/// use std::time::Duration;
+///
+/// let task = Task::new("resize", serde_json::json!({"path": "cat.png", "width": 320}))
+///     .name("Resize the cat")
+///     .priority(Priority::High)
+///     .key("cat.png")
+///     .delay(Duration::from_secs(5))
+///     .retries(5, RetryPolicy::fixed(Duration::from_secs(10)));
+/// ```
+#[derive(Debug)]
+pub struct Task {
+    new: NewTask,
+    delay: Option<Duration>,
+    problem: Option<serde_json::Error>,
+}
+
+impl Task {
+    /// A task for a handler. Parameters that JSON cannot write are reported when it is enqueued.
+    pub fn new(handler: impl Into<Name>, parameters: impl Serialize) -> Task {
+        let (parameters, problem) = match Json::of(&parameters) {
+            Ok(json) => (json, None),
+            Err(error) => (Json::null(), Some(error)),
+        };
+        Task { new: NewTask::new(Spec::new(handler, parameters)), delay: None, problem }
+    }
+
+    /// A name for people.
+    pub fn name(mut self, name: impl Into<String>) -> Task {
+        self.new.spec.details_mut().name = Some(name.into());
+        self
+    }
+
+    /// The queue to wait in; `default` by default.
+    pub fn queue(mut self, queue: impl Into<Name>) -> Task {
+        self.new.spec.queue = queue.into();
+        self
+    }
+
+    /// How much it matters; higher runs first.
+    pub fn priority(mut self, priority: Priority) -> Task {
+        self.new.spec.priority = priority;
+        self
+    }
+
+    /// When it should be done: within one priority, earlier deadlines run first.
+    pub fn deadline(mut self, deadline: Time) -> Task {
+        self.new.spec.deadline = Some(deadline);
+        self
+    }
+
+    /// Tasks of one key never run at the same time.
+    pub fn key(mut self, key: impl Into<Name>) -> Task {
+        self.new.spec.key = Some(key.into());
+        self
+    }
+
+    /// Not before this time.
+    pub fn run_at(mut self, time: Time) -> Task {
+        self.new.run_at = Some(time);
+        self.delay = None;
+        self
+    }
+
+    /// Not before this long from the moment it is enqueued.
+    pub fn delay(mut self, delay: Duration) -> Task {
+        self.delay = Some(delay);
+        self.new.run_at = None;
+        self
+    }
+
+    /// Cancelled unless it started by then.
+    pub fn expires_at(mut self, time: Time) -> Task {
+        self.new.spec.details_mut().expires_at = Some(time);
+        self
+    }
+
+    /// Longest run of one attempt; five minutes by default, zero for no limit.
+    pub fn timeout(mut self, timeout: Duration) -> Task {
+        self.new.spec.timeout = Some(timeout);
+        self
+    }
+
+    /// How many failures are followed by another attempt (3 by default), and after which delays.
+    pub fn retries(mut self, most: u32, policy: RetryPolicy) -> Task {
+        self.new.spec.max_retries = Some(most);
+        self.new.spec.details_mut().retry = Some(policy);
+        self
+    }
+
+    /// A label to find it by.
+    pub fn tag(mut self, tag: impl Into<String>) -> Task {
+        self.new.spec.details_mut().tags.push(tag.into());
+        self
+    }
+
+    /// Free-form facts about the task.
+    pub fn metadata(mut self, metadata: impl Serialize) -> Task {
+        match Json::of(&metadata) {
+            Ok(json) => self.new.spec.details_mut().metadata = Some(json),
+            Err(error) => self.problem = Some(error),
+        }
+        self
+    }
+
+    /// Waits for a task that was enqueued before.
+    pub fn after(mut self, task: TaskId) -> Task {
+        self.new.depends_on.push(Dependency::Task(task));
+        self
+    }
+
+    /// Waits for another task of the same [`Batch`].
+    pub fn after_item(mut self, item: ItemRef) -> Task {
+        self.new.depends_on.push(Dependency::Item(item.0));
+        self
+    }
+
+    /// What happens to it when a task that it waits for fails or is cancelled; it is cancelled too by default.
+    pub fn on_dependency_failure(mut self, policy: OnDependencyFailure) -> Task {
+        self.new.spec.details_mut().on_dependency_failure = policy;
+        self
+    }
+
+    /// At most one unfinished task of this handler has the key; `on_conflict` says what a second one gets.
+    pub fn unique(mut self, key: impl Into<Name>, on_conflict: OnConflict) -> Task {
+        self.new.unique = Some(Box::new(Unique { key: key.into(), ttl: None, on_conflict }));
+        self
+    }
+
+    /// Like [`Task::unique`], with the key held for a time, whenever the task ends.
+    pub fn unique_for(mut self, key: impl Into<Name>, ttl: Duration, on_conflict: OnConflict) -> Task {
+        self.new.unique = Some(Box::new(Unique { key: key.into(), ttl: Some(ttl), on_conflict }));
+        self
+    }
+
+    pub(super) fn resolve(mut self, now: Time) -> Result<NewTask, Error> {
+        if let Some(source) = self.problem {
+            return Err(Error::Json { what: format!("the input of `{}`", self.new.spec.handler), source });
+        }
+        if let Some(delay) = self.delay {
+            self.new.run_at = Some(now.plus(delay));
+        }
+        Ok(self.new)
+    }
+}
+
+/// Tasks to enqueue together, all or none; they may wait for each other.
+///
+/// ```
+/// use pensum::{Batch, Task};
+///
+/// let mut batch = Batch::new();
+/// let fetch = batch.add(Task::new("fetch", "https://example.org"));
+/// batch.add(Task::new("index", ()).after_item(fetch));
+/// ```
+#[derive(Debug, Default)]
+pub struct Batch {
+    tasks: Vec<Task>,
+}
+
+/// A task of a [`Batch`] that has no id yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ItemRef(usize);
+
+impl Batch {
+    /// An empty batch.
+    pub fn new() -> Batch {
+        Batch::default()
+    }
+
+    /// Adds a task; the answer is its name for [`Task::after_item`] and its position among the ids.
+    pub fn add(&mut self, task: Task) -> ItemRef {
+        self.tasks.push(task);
+        ItemRef(self.tasks.len() - 1)
+    }
+
+    pub(crate) fn resolve(self, now: Time) -> Result<Vec<NewTask>, Error> {
+        self.tasks.into_iter().map(|task| task.resolve(now)).collect()
+    }
+}
+
+impl ItemRef {
+    /// The position among the ids that enqueueing the batch answers.
+    pub fn index(self) -> usize {
+        self.0
+    }
+}
