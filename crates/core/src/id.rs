@@ -74,7 +74,10 @@ impl FromStr for TaskId {
 
     fn from_str(text: &str) -> Result<TaskId, String> {
         Uuid::try_parse(text).map(TaskId).map_err(|_| {
-            format!("`{}` is not a task id: an id is a UUID such as 0198c1f0-7f3c-7abc-8def-0123456789ab", clip(text))
+            format!(
+                "`{}` is not a task id: an id is a UUID such as 0198c1f0-7f3c-7abc-8def-0123456789ab",
+                clip(text)
+            )
         })
     }
 }
@@ -87,7 +90,9 @@ impl Serialize for TaskId {
 
 impl<'de> Deserialize<'de> for TaskId {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<TaskId, D::Error> {
-        std::borrow::Cow::<str>::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+        std::borrow::Cow::<str>::deserialize(deserializer)?
+            .parse()
+            .map_err(de::Error::custom)
     }
 }
 
@@ -151,9 +156,17 @@ impl FromStr for ExecutionId {
     type Err = String;
 
     fn from_str(text: &str) -> Result<ExecutionId, String> {
-        let wrong = || format!("`{}` is not an execution id: it is a task id, a dot and the attempt's number", clip(text));
+        let wrong = || {
+            format!(
+                "`{}` is not an execution id: it is a task id, a dot and the attempt's number",
+                clip(text)
+            )
+        };
         let (task, attempt) = text.split_once('.').ok_or_else(wrong)?;
-        Ok(ExecutionId { task: task.parse().map_err(|_| wrong())?, attempt: attempt.parse().map_err(|_| wrong())? })
+        Ok(ExecutionId {
+            task: task.parse().map_err(|_| wrong())?,
+            attempt: attempt.parse().map_err(|_| wrong())?,
+        })
     }
 }
 
@@ -194,7 +207,10 @@ mod tests {
 
     #[test]
     fn an_execution_id_is_the_task_and_the_attempt() {
-        let id = ExecutionId { task: TaskId::mint(Time::EPOCH, 3, 1), attempt: 2 };
+        let id = ExecutionId {
+            task: TaskId::mint(Time::EPOCH, 3, 1),
+            attempt: 2,
+        };
         assert_eq!(id.to_string().parse::<ExecutionId>().unwrap(), id);
         assert!("nonsense".parse::<ExecutionId>().is_err());
     }

@@ -90,7 +90,10 @@ impl ErrorInfo {
         if message.contains('\0') {
             message = message.replace('\0', "\u{FFFD}");
         }
-        ErrorInfo { kind: kind.into(), message }
+        ErrorInfo {
+            kind: kind.into(),
+            message,
+        }
     }
 }
 

@@ -91,7 +91,10 @@ pub struct Page {
 
 impl Default for Page {
     fn default() -> Page {
-        Page { limit: PAGE_DEFAULT, before_row: None }
+        Page {
+            limit: PAGE_DEFAULT,
+            before_row: None,
+        }
     }
 }
 

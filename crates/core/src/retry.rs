@@ -71,7 +71,11 @@ impl RetryPolicy {
         };
         // A power that overflows to infinity is still "longer than the cap".
         let bounded = if base.is_finite() { base.min(cap) } else { cap };
-        Duration::from_secs_f64(if self.jitter { bounded * draw.clamp(0.0, 1.0) } else { bounded })
+        Duration::from_secs_f64(if self.jitter {
+            bounded * draw.clamp(0.0, 1.0)
+        } else {
+            bounded
+        })
     }
 
     /// What is wrong with the policy, as (field, message) pairs.
@@ -115,7 +119,10 @@ mod tests {
 
     #[test]
     fn the_exponential_delay_doubles_up_to_its_cap() {
-        let policy = RetryPolicy { jitter: false, ..RetryPolicy::default() };
+        let policy = RetryPolicy {
+            jitter: false,
+            ..RetryPolicy::default()
+        };
         let seconds: Vec<_> = (1..=11).map(|n| policy.backoff(n, 0.0).as_secs()).collect();
         assert_eq!(seconds, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]);
     }

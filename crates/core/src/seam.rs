@@ -94,7 +94,10 @@ pub struct ManualClock {
 impl ManualClock {
     /// A clock that shows `now`.
     pub fn new(now: Time) -> ManualClock {
-        ManualClock { now: Mutex::new(now), moved: tokio::sync::watch::Sender::new(now) }
+        ManualClock {
+            now: Mutex::new(now),
+            moved: tokio::sync::watch::Sender::new(now),
+        }
     }
 
     /// Moves the clock forward.

@@ -27,8 +27,14 @@ pub enum State {
 
 impl State {
     /// Every state, in the order of the life cycle.
-    pub const ALL: [State; 6] =
-        [State::Queued, State::Running, State::Waiting, State::Completed, State::Failed, State::Cancelled];
+    pub const ALL: [State; 6] = [
+        State::Queued,
+        State::Running,
+        State::Waiting,
+        State::Completed,
+        State::Failed,
+        State::Cancelled,
+    ];
 
     /// True for the three states that a task ends in.
     pub const fn is_terminal(self) -> bool {
@@ -212,17 +218,22 @@ impl FromStr for Status {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Status, String> {
-        Status::ALL.into_iter().find(|s| s.as_str().eq_ignore_ascii_case(text)).ok_or_else(|| {
-            let all: Vec<_> = Status::ALL.iter().map(|s| s.as_str()).collect();
-            format!("`{}` is not a status; the statuses are {}", crate::id::clip(text), all.join(", "))
-        })
+        Status::ALL
+            .into_iter()
+            .find(|s| s.as_str().eq_ignore_ascii_case(text))
+            .ok_or_else(|| {
+                let all: Vec<_> = Status::ALL.iter().map(|s| s.as_str()).collect();
+                format!(
+                    "`{}` is not a status; the statuses are {}",
+                    crate::id::clip(text),
+                    all.join(", ")
+                )
+            })
     }
 }
 
 /// How much a task matters; higher runs first.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, utoipa::ToSchema,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Priority {
     /// 1: background work.
@@ -240,8 +251,13 @@ pub enum Priority {
 
 impl Priority {
     /// Every priority, lowest first.
-    pub const ALL: [Priority; 5] =
-        [Priority::Low, Priority::Normal, Priority::High, Priority::Urgent, Priority::Critical];
+    pub const ALL: [Priority; 5] = [
+        Priority::Low,
+        Priority::Normal,
+        Priority::High,
+        Priority::Urgent,
+        Priority::Critical,
+    ];
 
     /// The name in lower case.
     pub const fn as_str(self) -> &'static str {
@@ -303,7 +319,8 @@ impl<'de> Deserialize<'de> for Priority {
                 f.write_str("a priority: low, normal, high, urgent, critical, or 1 to 5")
             }
             fn visit_i64<E: de::Error>(self, v: i64) -> Result<Priority, E> {
-                Priority::from_level(v).ok_or_else(|| E::custom(format!("{v} is not a priority; the levels are 1 to 5")))
+                Priority::from_level(v)
+                    .ok_or_else(|| E::custom(format!("{v} is not a priority; the levels are 1 to 5")))
             }
             fn visit_u64<E: de::Error>(self, v: u64) -> Result<Priority, E> {
                 self.visit_i64(i64::try_from(v).unwrap_or(i64::MAX))

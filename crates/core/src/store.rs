@@ -47,7 +47,12 @@ pub struct Call {
 impl Call {
     /// A call in the namespace `default`.
     pub fn new(actor: impl Into<Name>, now: Time) -> Call {
-        Call { namespace: Name::from("default"), actor: actor.into(), now, idempotency: None }
+        Call {
+            namespace: Name::from("default"),
+            actor: actor.into(),
+            now,
+            idempotency: None,
+        }
     }
 }
 
@@ -213,7 +218,14 @@ pub struct Checkpoint {
 impl Checkpoint {
     /// An empty checkpoint of a lease.
     pub fn new(lease: LeaseRef) -> Checkpoint {
-        Checkpoint { lease, state: None, step: None, consumed: Vec::new(), spawn: Vec::new(), paused: false }
+        Checkpoint {
+            lease,
+            state: None,
+            step: None,
+            consumed: Vec::new(),
+            spawn: Vec::new(),
+            paused: false,
+        }
     }
 }
 
@@ -357,7 +369,10 @@ impl Default for Retention {
     /// A week for completed and cancelled tasks, thirty days for failed ones.
     fn default() -> Retention {
         let day = Duration::from_secs(86_400);
-        Retention { completed: 7 * day, failed: 30 * day }
+        Retention {
+            completed: 7 * day,
+            failed: 30 * day,
+        }
     }
 }
 
@@ -588,13 +603,7 @@ pub trait Store: Send + Sync + 'static {
     async fn events(&self, namespace: &str, task: TaskId) -> Result<Vec<TaskEvent>, StoreError>;
 
     /// Log lines of a task after `after`, oldest first, at most `limit`.
-    async fn logs(
-        &self,
-        namespace: &str,
-        task: TaskId,
-        after: u64,
-        limit: usize,
-    ) -> Result<Vec<LogEntry>, StoreError>;
+    async fn logs(&self, namespace: &str, task: TaskId, after: u64, limit: usize) -> Result<Vec<LogEntry>, StoreError>;
 
     /// Unfinished and finished tasks that depend on this one.
     async fn dependants(&self, namespace: &str, task: TaskId) -> Result<Vec<TaskId>, StoreError>;

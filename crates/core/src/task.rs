@@ -43,7 +43,10 @@ pub struct Spec {
 /// The fields of a task that most tasks leave alone. Stored as one JSON text.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-#[expect(missing_docs, reason = "the fields are those of the task in docs/tasks.md and carry its names")]
+#[expect(
+    missing_docs,
+    reason = "the fields are those of the task in docs/tasks.md and carry its names"
+)]
 pub struct Details {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
@@ -219,7 +222,10 @@ impl Spec {
 
     /// The name that people see: the given one, else the handler.
     pub fn display_name(&self) -> &str {
-        self.details.as_ref().and_then(|d| d.name.as_deref()).unwrap_or(&self.handler)
+        self.details
+            .as_ref()
+            .and_then(|d| d.name.as_deref())
+            .unwrap_or(&self.handler)
     }
 }
 
@@ -242,7 +248,12 @@ pub struct NewTask {
 impl NewTask {
     /// A task that may start at once.
     pub fn new(spec: Spec) -> NewTask {
-        NewTask { spec, run_at: None, depends_on: SmallVec::new(), unique: None }
+        NewTask {
+            spec,
+            run_at: None,
+            depends_on: SmallVec::new(),
+            unique: None,
+        }
     }
 }
 
@@ -363,7 +374,11 @@ impl Lifecycle {
 
     /// The number that a claim gives to the attempt it starts.
     pub fn next_attempt(&self) -> u32 {
-        if self.same_attempt { self.attempt.max(1) } else { self.attempt + 1 }
+        if self.same_attempt {
+            self.attempt.max(1)
+        } else {
+            self.attempt + 1
+        }
     }
 
     /// True once an attempt has started.

@@ -37,12 +37,18 @@ impl Time {
 
     /// This time plus `duration`; stops at [`Time::MAX`].
     pub fn plus(self, duration: Duration) -> Time {
-        Time(self.0.saturating_add(i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)))
+        Time(
+            self.0
+                .saturating_add(i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)),
+        )
     }
 
     /// This time minus `duration`.
     pub fn minus(self, duration: Duration) -> Time {
-        Time(self.0.saturating_sub(i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)))
+        Time(
+            self.0
+                .saturating_sub(i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)),
+        )
     }
 
     /// How long after `earlier` this is; zero when it is not after.
@@ -130,7 +136,11 @@ impl Span {
             total = total.saturating_add(Span::from_seconds(number * unit)?.0);
             rest = after[letters..].trim_start_matches([' ', ',']);
         }
-        if total > DURATION_MAX { Err(format!("`{text}` is longer than ten years")) } else { Ok(Span(total)) }
+        if total > DURATION_MAX {
+            Err(format!("`{text}` is longer than ten years"))
+        } else {
+            Ok(Span(total))
+        }
     }
 
     /// From a number of seconds, which must be finite, not negative and at most ten years.
@@ -139,7 +149,9 @@ impl Span {
     /// A sentence that names the bound.
     pub fn from_seconds(seconds: f64) -> Result<Span, String> {
         if !seconds.is_finite() || seconds < 0.0 {
-            return Err(format!("a duration must be a number of seconds that is zero or more, not {seconds}"));
+            return Err(format!(
+                "a duration must be a number of seconds that is zero or more, not {seconds}"
+            ));
         }
         if seconds > DURATION_MAX.as_secs_f64() {
             return Err(format!("{seconds} seconds is longer than ten years"));

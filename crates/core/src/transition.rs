@@ -258,7 +258,9 @@ pub fn apply(task: &Lifecycle, event: &Event, now: Time) -> Result<Transition, R
         (Completed | Failed | Cancelled, Event::Resume) => Err(Forbidden("it has ended; retry it to run it again")),
 
         (Failed | Cancelled, Event::Retry { unmet }) => Ok(revived(task, *unmet, now)),
-        (Queued, Event::Retry { .. }) if task.backing_off && task.paused_at.is_none() => Ok(due(task, EventKind::Retried, now)),
+        (Queued, Event::Retry { .. }) if task.backing_off && task.paused_at.is_none() => {
+            Ok(due(task, EventKind::Retried, now))
+        }
         (Queued | Waiting, Event::Retry { .. }) => Err(Forbidden("it has not ended; there is nothing to retry")),
         (Running, Event::Retry { .. }) => Err(Forbidden("it is running; cancel it first")),
         (Completed, Event::Retry { .. }) => Err(Forbidden("it has completed; submit it again to run it again")),
@@ -302,7 +304,11 @@ fn claimed(task: &Lifecycle, lease: Lease, now: Time) -> Transition {
     let next = Lifecycle {
         state: State::Running,
         attempt: task.next_attempt(),
-        started_at: if task.same_attempt && task.started_at.is_some() { task.started_at } else { Some(now) },
+        started_at: if task.same_attempt && task.started_at.is_some() {
+            task.started_at
+        } else {
+            Some(now)
+        },
         same_attempt: false,
         backing_off: false,
         lease: Some(lease),
@@ -319,7 +325,11 @@ fn reported(task: &Lifecycle, report: &Report, now: Time) -> Result<Transition, 
         Report::Stopped => ended(task, State::Cancelled, EventKind::Cancelled, now),
         Report::PauseStarted if task.pause_requested_at.is_none() => return Err(Refusal::Nothing),
         Report::PauseStarted => {
-            let next = Lifecycle { paused_at: Some(now), pause_requested_at: None, ..task.clone() };
+            let next = Lifecycle {
+                paused_at: Some(now),
+                pause_requested_at: None,
+                ..task.clone()
+            };
             transition(next, EventKind::Paused, Effects::default())
         }
         // Whoever asked for a cancel does not want another attempt, nor a wait.
@@ -328,7 +338,9 @@ fn reported(task: &Lifecycle, report: &Report, now: Time) -> Result<Transition, 
         {
             ended(task, State::Cancelled, EventKind::Cancelled, now)
         }
-        Report::Failed { retry_after: Some(delay) } => backed_off(task, *delay, now),
+        Report::Failed {
+            retry_after: Some(delay),
+        } => backed_off(task, *delay, now),
         Report::Failed { retry_after: None } => ended(task, State::Failed, EventKind::Failed, now),
         Report::Again(at) => requeued(task, (*at).max(now), EventKind::Again, now),
         Report::Wait { on, met } => waiting(task, on, *met, now),
@@ -356,7 +368,14 @@ fn requeued(task: &Lifecycle, run_at: Time, kind: EventKind, now: Time) -> Trans
         pause_requested_at: None,
         ..task.clone()
     };
-    transition(next, kind, Effects { requeued: true, ..Effects::default() })
+    transition(
+        next,
+        kind,
+        Effects {
+            requeued: true,
+            ..Effects::default()
+        },
+    )
 }
 
 fn waiting(task: &Lifecycle, on: &Wait, met: bool, now: Time) -> Transition {
@@ -410,14 +429,31 @@ fn interrupted(task: &Lifecycle, kind: EventKind, blame: Blame, now: Time) -> Tr
         return end;
     }
     if crashes >= CRASHES_ALONE_MAX {
-        let mut end = ended(&Lifecycle { crashes, ..task.clone() }, State::Failed, EventKind::Failed, now);
+        let mut end = ended(
+            &Lifecycle {
+                crashes,
+                ..task.clone()
+            },
+            State::Failed,
+            EventKind::Failed,
+            now,
+        );
         end.effects.attempt_ended = crashed;
         return end;
     }
     let Transition { next, mut effects, .. } = requeued(task, now, kind, now);
     effects.attempt_ended = crashed;
     let suspect = blame != Blame::None;
-    transition(Lifecycle { same_attempt: false, crashes, suspect, ..next }, kind, effects)
+    transition(
+        Lifecycle {
+            same_attempt: false,
+            crashes,
+            suspect,
+            ..next
+        },
+        kind,
+        effects,
+    )
 }
 
 fn ended(task: &Lifecycle, state: State, kind: EventKind, now: Time) -> Transition {
@@ -443,23 +479,51 @@ fn ended(task: &Lifecycle, state: State, kind: EventKind, now: Time) -> Transiti
         dead_lettered_at: failed.then_some(now),
         ..task.clone()
     };
-    transition(next, kind, Effects { attempt_ended, ended: Some(state), ..Effects::default() })
+    transition(
+        next,
+        kind,
+        Effects {
+            attempt_ended,
+            ended: Some(state),
+            ..Effects::default()
+        },
+    )
 }
 
 fn cancel_requested(task: &Lifecycle, now: Time) -> Transition {
-    let next = Lifecycle { cancel_requested_at: Some(now), pause_requested_at: None, ..task.clone() };
-    let effects = Effects { interrupt: Some(Interrupt::Cancel), ..Effects::default() };
+    let next = Lifecycle {
+        cancel_requested_at: Some(now),
+        pause_requested_at: None,
+        ..task.clone()
+    };
+    let effects = Effects {
+        interrupt: Some(Interrupt::Cancel),
+        ..Effects::default()
+    };
     transition(next, EventKind::CancelRequested, effects)
 }
 
 fn pause_requested(task: &Lifecycle, now: Time) -> Transition {
-    let next = Lifecycle { pause_requested_at: Some(now), ..task.clone() };
-    let effects = Effects { interrupt: Some(Interrupt::Pause), ..Effects::default() };
+    let next = Lifecycle {
+        pause_requested_at: Some(now),
+        ..task.clone()
+    };
+    let effects = Effects {
+        interrupt: Some(Interrupt::Pause),
+        ..Effects::default()
+    };
     transition(next, EventKind::PauseRequested, effects)
 }
 
 fn paused(task: &Lifecycle, now: Time) -> Transition {
-    transition(Lifecycle { paused_at: Some(now), ..task.clone() }, EventKind::Paused, Effects::default())
+    transition(
+        Lifecycle {
+            paused_at: Some(now),
+            ..task.clone()
+        },
+        EventKind::Paused,
+        Effects::default(),
+    )
 }
 
 fn resumed(task: &Lifecycle, now: Time) -> Transition {
@@ -469,13 +533,23 @@ fn resumed(task: &Lifecycle, now: Time) -> Transition {
         ready_at: if claimable { Some(now) } else { task.ready_at },
         ..task.clone()
     };
-    let effects = Effects { requeued: task.state == State::Queued, ..Effects::default() };
+    let effects = Effects {
+        requeued: task.state == State::Queued,
+        ..Effects::default()
+    };
     transition(next, EventKind::Resumed, effects)
 }
 
 fn resumed_running(task: &Lifecycle) -> Transition {
-    let next = Lifecycle { paused_at: None, pause_requested_at: None, ..task.clone() };
-    let effects = Effects { interrupt: Some(Interrupt::Resume), ..Effects::default() };
+    let next = Lifecycle {
+        paused_at: None,
+        pause_requested_at: None,
+        ..task.clone()
+    };
+    let effects = Effects {
+        interrupt: Some(Interrupt::Resume),
+        ..Effects::default()
+    };
     transition(next, EventKind::Resumed, effects)
 }
 
@@ -495,12 +569,31 @@ fn revived(task: &Lifecycle, unmet: u32, now: Time) -> Transition {
         dead_lettered_at: None,
         ..task.clone()
     };
-    transition(next, EventKind::Retried, Effects { requeued: true, ..Effects::default() })
+    transition(
+        next,
+        EventKind::Retried,
+        Effects {
+            requeued: true,
+            ..Effects::default()
+        },
+    )
 }
 
 fn due(task: &Lifecycle, kind: EventKind, now: Time) -> Transition {
-    let next = Lifecycle { run_at: now, ready_at: Some(now), backing_off: false, ..task.clone() };
-    transition(next, kind, Effects { requeued: true, ..Effects::default() })
+    let next = Lifecycle {
+        run_at: now,
+        ready_at: Some(now),
+        backing_off: false,
+        ..task.clone()
+    };
+    transition(
+        next,
+        kind,
+        Effects {
+            requeued: true,
+            ..Effects::default()
+        },
+    )
 }
 
 fn rescheduled(task: &Lifecycle, at: Time, now: Time) -> Transition {
@@ -511,7 +604,14 @@ fn rescheduled(task: &Lifecycle, at: Time, now: Time) -> Transition {
         backing_off: false,
         ..task.clone()
     };
-    transition(next, EventKind::Rescheduled, Effects { requeued: true, ..Effects::default() })
+    transition(
+        next,
+        EventKind::Rescheduled,
+        Effects {
+            requeued: true,
+            ..Effects::default()
+        },
+    )
 }
 
 fn dependency_ended(task: &Lifecycle, completed: bool, now: Time) -> Transition {
@@ -520,14 +620,33 @@ fn dependency_ended(task: &Lifecycle, completed: bool, now: Time) -> Transition 
     }
     let unmet = task.unmet - 1;
     if unmet > 0 {
-        return transition(Lifecycle { unmet, ..task.clone() }, EventKind::DependencyMet, Effects::default());
+        return transition(
+            Lifecycle { unmet, ..task.clone() },
+            EventKind::DependencyMet,
+            Effects::default(),
+        );
     }
     let claimable = task.run_at <= now && task.paused_at.is_none();
-    let next = Lifecycle { unmet, waiting_for: None, ready_at: claimable.then_some(now), ..task.clone() };
-    transition(next, EventKind::DependenciesMet, Effects { requeued: true, ..Effects::default() })
+    let next = Lifecycle {
+        unmet,
+        waiting_for: None,
+        ready_at: claimable.then_some(now),
+        ..task.clone()
+    };
+    transition(
+        next,
+        EventKind::DependenciesMet,
+        Effects {
+            requeued: true,
+            ..Effects::default()
+        },
+    )
 }
 
 fn dependency_revived(task: &Lifecycle) -> Transition {
-    let next = Lifecycle { unmet: task.unmet + 1, ..task.clone() };
+    let next = Lifecycle {
+        unmet: task.unmet + 1,
+        ..task.clone()
+    };
     transition(next, EventKind::DependencyRevived, Effects::default())
 }

@@ -86,7 +86,17 @@ pub struct TaskView {
 impl TaskView {
     /// The view of a record at `now`.
     pub fn of(record: TaskRecord, now: Time) -> TaskView {
-        let TaskRecord { id, created_at, spec, lifecycle, progress, result, error, depends_on, version } = record;
+        let TaskRecord {
+            id,
+            created_at,
+            spec,
+            lifecycle,
+            progress,
+            result,
+            error,
+            depends_on,
+            version,
+        } = record;
         let retry = spec.retry();
         let timeout = Span(spec.timeout().unwrap_or_default());
         let max_retries = spec.max_retries();
@@ -179,7 +189,17 @@ pub struct ExecutionView {
 
 impl From<Execution> for ExecutionView {
     fn from(execution: Execution) -> ExecutionView {
-        let Execution { task, attempt, executor_id, status, started_at, finished_at, usage, result, error } = execution;
+        let Execution {
+            task,
+            attempt,
+            executor_id,
+            status,
+            started_at,
+            finished_at,
+            usage,
+            result,
+            error,
+        } = execution;
         ExecutionView {
             id: crate::ExecutionId { task, attempt }.to_string(),
             task_id: task,

@@ -17,7 +17,15 @@ impl Model {
     ) -> Result<Vec<Result<Applied, Rejected>>, StoreError> {
         if self.remembered(call)?.is_some() {
             let state = |model: &Model, id: &TaskId| model.find(&call.namespace, *id).map(|e| e.lifecycle.state);
-            return Ok(tasks.iter().map(|id| Ok(Applied { state: state(self, id), ..Applied::default() })).collect());
+            return Ok(tasks
+                .iter()
+                .map(|id| {
+                    Ok(Applied {
+                        state: state(self, id),
+                        ..Applied::default()
+                    })
+                })
+                .collect());
         }
         let results: Vec<_> = tasks.iter().map(|id| self.command(call, *id, command)).collect();
         // A refusal changed nothing, so a repeat may well find it possible.
@@ -28,8 +36,13 @@ impl Model {
     }
 
     fn command(&mut self, call: &Call, id: TaskId, command: &Command) -> Result<Applied, Rejected> {
-        let Some(entry) = self.find(&call.namespace, id) else { return Err(Rejected::NotFound(id)) };
-        let mut facts = Facts { actor: Some(call.actor.clone()), ..Facts::default() };
+        let Some(entry) = self.find(&call.namespace, id) else {
+            return Err(Rejected::NotFound(id));
+        };
+        let mut facts = Facts {
+            actor: Some(call.actor.clone()),
+            ..Facts::default()
+        };
         let event = match command {
             Command::Cancel { reason } => {
                 let message = reason.clone().unwrap_or_else(|| format!("cancelled by {}", call.actor));
@@ -45,7 +58,16 @@ impl Model {
             }
             Command::RunNow => Event::RunNow,
             Command::Signal { name, payload } => {
-                return self.signal(call, id, Signal { seq: 0, name: name.clone(), payload: payload.clone(), at: call.now });
+                return self.signal(
+                    call,
+                    id,
+                    Signal {
+                        seq: 0,
+                        name: name.clone(),
+                        payload: payload.clone(),
+                        at: call.now,
+                    },
+                );
             }
             Command::Delete => return self.delete(id, call.now),
         };
@@ -53,7 +75,9 @@ impl Model {
         let mut applied = Applied::default();
         let effects = self.happen(id.row(), &event, facts, call.now, &mut applied)?;
         applied.interrupt = effects.interrupt;
-        let Some(entry) = self.entry(id) else { return Err(Rejected::NotFound(id)) };
+        let Some(entry) = self.entry(id) else {
+            return Err(Rejected::NotFound(id));
+        };
         applied.state = Some(entry.lifecycle.state);
         if entry.lifecycle.state == State::Running && cancel.is_some() {
             entry.cancel_reason = cancel;
@@ -64,9 +88,13 @@ impl Model {
 
     /// A task that runs again needs its unique key again.
     fn retake_unique(&mut self, call: &Call, id: TaskId) -> Result<(), Rejected> {
-        let Some(entry) = self.find(&call.namespace, id) else { return Err(Rejected::NotFound(id)) };
+        let Some(entry) = self.find(&call.namespace, id) else {
+            return Err(Rejected::NotFound(id));
+        };
         let ended = matches!(entry.lifecycle.state, State::Failed | State::Cancelled);
-        let (Some(unique), true) = (entry.unique.clone(), ended) else { return Ok(()) };
+        let (Some(unique), true) = (entry.unique.clone(), ended) else {
+            return Ok(());
+        };
         let handler = entry.spec.handler.clone();
         match self.unique_holder(&call.namespace, &handler, &unique, call.now) {
             Some(holder) if holder != id => Err(Rejected::UniqueTakenByOther { task: id, holder }),
@@ -79,7 +107,9 @@ impl Model {
 
     fn signal(&mut self, call: &Call, id: TaskId, signal: Signal) -> Result<Applied, Rejected> {
         let seq = self.seq();
-        let Some(entry) = self.entry(id) else { return Err(Rejected::NotFound(id)) };
+        let Some(entry) = self.entry(id) else {
+            return Err(Rejected::NotFound(id));
+        };
         let state = entry.lifecycle.state;
         if state.is_terminal() {
             let why = "it has ended; nobody reads its signals";
@@ -108,10 +138,16 @@ impl Model {
     }
 
     fn delete(&mut self, id: TaskId, now: Time) -> Result<Applied, Rejected> {
-        let Some(entry) = self.entry(id) else { return Err(Rejected::NotFound(id)) };
+        let Some(entry) = self.entry(id) else {
+            return Err(Rejected::NotFound(id));
+        };
         let state = entry.lifecycle.state;
         if state == State::Running {
-            return Err(Rejected::Forbidden { task: id, state, why: "it is running; cancel it first" });
+            return Err(Rejected::Forbidden {
+                task: id,
+                state,
+                why: "it is running; cancel it first",
+            });
         }
         let waits = |e: &&super::Entry| e.depends_on.contains(&id) && !e.lifecycle.state.is_terminal();
         let dependants = self.tasks.values().filter(waits).count() as u64;
@@ -135,7 +171,10 @@ impl Model {
     }
 
     fn find_parent(&self, id: TaskId) -> Option<TaskId> {
-        self.tasks.get(&id.row()).and_then(|e| e.spec.details.as_ref()).and_then(|d| d.parent_id)
+        self.tasks
+            .get(&id.row())
+            .and_then(|e| e.spec.details.as_ref())
+            .and_then(|d| d.parent_id)
     }
 
     /// Takes a task out of the store with everything that names it.
@@ -156,22 +195,48 @@ impl Model {
     ) -> Result<TaskRecord, Rejected> {
         match self.remembered(call) {
             Ok(None) => {}
-            Ok(Some(_)) => return self.find(&call.namespace, id).map(|e| e.record()).ok_or(Rejected::NotFound(id)),
+            Ok(Some(_)) => {
+                return self
+                    .find(&call.namespace, id)
+                    .map(|e| e.record())
+                    .ok_or(Rejected::NotFound(id));
+            }
             Err(mismatch) => return Err(mismatch),
         }
-        let Some(entry) = self.find(&call.namespace, id) else { return Err(Rejected::NotFound(id)) };
+        let Some(entry) = self.find(&call.namespace, id) else {
+            return Err(Rejected::NotFound(id));
+        };
         if let Some(expected) = expected_version.filter(|v| *v != entry.version) {
-            return Err(Rejected::VersionMismatch { task: id, expected, found: entry.version });
+            return Err(Rejected::VersionMismatch {
+                task: id,
+                expected,
+                found: entry.version,
+            });
         }
         if let Some(why) = patch.refusal(&entry.lifecycle) {
-            return Err(Rejected::Forbidden { task: id, state: entry.lifecycle.state, why });
+            return Err(Rejected::Forbidden {
+                task: id,
+                state: entry.lifecycle.state,
+                why,
+            });
         }
         if let Some(at) = patch.start(call.now) {
-            let facts = Facts { actor: Some(call.actor.clone()), ..Facts::default() };
-            self.happen(id.row(), &Event::Reschedule(at), facts, call.now, &mut Applied::default())?;
+            let facts = Facts {
+                actor: Some(call.actor.clone()),
+                ..Facts::default()
+            };
+            self.happen(
+                id.row(),
+                &Event::Reschedule(at),
+                facts,
+                call.now,
+                &mut Applied::default(),
+            )?;
         }
         let seq = self.seq();
-        let Some(entry) = self.entry(id) else { return Err(Rejected::NotFound(id)) };
+        let Some(entry) = self.entry(id) else {
+            return Err(Rejected::NotFound(id));
+        };
         patch.apply_to(&mut entry.spec);
         entry.version += 1;
         entry.events.push(TaskEvent {

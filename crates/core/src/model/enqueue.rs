@@ -36,7 +36,12 @@ impl Model {
                 if let Dependency::Task(id) = dependency
                     && self.find(&call.namespace, *id).is_none()
                 {
-                    return Err(Rejected::UnknownDependency { item, position, id: *id }.into());
+                    return Err(Rejected::UnknownDependency {
+                        item,
+                        position,
+                        id: *id,
+                    }
+                    .into());
                 }
             }
         }
@@ -44,15 +49,28 @@ impl Model {
         let mut ids: Vec<Enqueued> = Vec::with_capacity(places.len());
         for place in &places {
             ids.push(match place {
-                Place::New(row) => Enqueued { id: TaskId::mint(call.now, *row, bits()), created: true },
-                Place::Existing(id) => Enqueued { id: *id, created: false },
-                Place::Same(item) => Enqueued { id: ids[*item].id, created: false },
+                Place::New(row) => Enqueued {
+                    id: TaskId::mint(call.now, *row, bits()),
+                    created: true,
+                },
+                Place::Existing(id) => Enqueued {
+                    id: *id,
+                    created: false,
+                },
+                Place::Same(item) => Enqueued {
+                    id: ids[*item].id,
+                    created: false,
+                },
             });
         }
         self.next_row += places.iter().filter(|p| matches!(p, Place::New(_))).count() as i64;
         for old in replaced {
             let error = Some(ErrorInfo::new("replaced", "a newer task took its unique key"));
-            let facts = Facts { actor: Some(call.actor.clone()), error, ..Facts::default() };
+            let facts = Facts {
+                actor: Some(call.actor.clone()),
+                error,
+                ..Facts::default()
+            };
             let _ = self.happen(old, &Event::Cancel, facts, call.now, &mut Applied::default());
         }
         for (task, place) in tasks.into_iter().zip(&ids) {
@@ -86,7 +104,11 @@ impl Model {
             let scope = (task.spec.handler.clone(), unique.key.clone());
             if let Some((_, earlier)) = taken.iter().find(|(s, _)| *s == scope) {
                 if unique.on_conflict == OnConflict::Reject {
-                    return Err(Rejected::UniqueTwice { item, earlier: *earlier, key: unique.key.clone() });
+                    return Err(Rejected::UniqueTwice {
+                        item,
+                        earlier: *earlier,
+                        key: unique.key.clone(),
+                    });
                 }
                 places.push(Place::Same(*earlier));
                 continue;
@@ -96,7 +118,11 @@ impl Model {
             match (held, unique.on_conflict) {
                 (None, _) => {}
                 (Some(holder), OnConflict::Reject) => {
-                    return Err(Rejected::UniqueTaken { item, key: unique.key.clone(), holder });
+                    return Err(Rejected::UniqueTaken {
+                        item,
+                        key: unique.key.clone(),
+                        holder,
+                    });
                 }
                 (Some(holder), OnConflict::Replace) if self.is_unstarted(holder) => replaced.push(holder.row()),
                 (Some(holder), _) => {
@@ -111,11 +137,15 @@ impl Model {
     }
 
     fn is_unstarted(&self, id: TaskId) -> bool {
-        self.tasks.get(&id.row()).is_some_and(|e| !e.lifecycle.state.is_terminal() && !e.lifecycle.has_started())
+        self.tasks
+            .get(&id.row())
+            .is_some_and(|e| !e.lifecycle.state.is_terminal() && !e.lifecycle.has_started())
     }
 
     pub(super) fn unique_holder(&self, namespace: &Name, handler: &Name, unique: &Unique, now: Time) -> Option<TaskId> {
-        let hold = self.unique.get(&(namespace.clone(), handler.clone(), unique.key.clone()))?;
+        let hold = self
+            .unique
+            .get(&(namespace.clone(), handler.clone(), unique.key.clone()))?;
         if hold.expires_at.is_some_and(|at| at <= now) {
             return None;
         }
@@ -123,8 +153,12 @@ impl Model {
     }
 
     pub(super) fn take_unique(&mut self, namespace: &Name, handler: &Name, unique: &Unique, row: i64, now: Time) {
-        let hold = UniqueHold { row, expires_at: unique.ttl.map(|ttl| now.plus(ttl)) };
-        self.unique.insert((namespace.clone(), handler.clone(), unique.key.clone()), hold);
+        let hold = UniqueHold {
+            row,
+            expires_at: unique.ttl.map(|ttl| now.plus(ttl)),
+        };
+        self.unique
+            .insert((namespace.clone(), handler.clone(), unique.key.clone()), hold);
     }
 
     fn insert(&mut self, call: &Call, id: TaskId, task: NewTask, ids: &[Enqueued]) {
@@ -143,7 +177,12 @@ impl Model {
                 }
                 unique
             });
-        let policy = task.spec.details.as_ref().map(|d| d.on_dependency_failure).unwrap_or_default();
+        let policy = task
+            .spec
+            .details
+            .as_ref()
+            .map(|d| d.on_dependency_failure)
+            .unwrap_or_default();
         if let Some(unique) = &task.unique {
             self.take_unique(&call.namespace, &task.spec.handler, unique, id.row(), call.now);
         }
@@ -194,8 +233,17 @@ impl Model {
         for (id, state) in ended {
             let completed = state == State::Completed;
             let error = (!completed).then(|| dependency_failed(id, state));
-            let facts = Facts { error, ..Facts::default() };
-            let _ = self.happen(row, &Event::DependencyEnded(completed), facts, now, &mut Applied::default());
+            let facts = Facts {
+                error,
+                ..Facts::default()
+            };
+            let _ = self.happen(
+                row,
+                &Event::DependencyEnded(completed),
+                facts,
+                now,
+                &mut Applied::default(),
+            );
             self.drop_error_of_the_waiting(row);
         }
     }
@@ -213,8 +261,13 @@ impl Model {
 
     pub(super) fn remember(&mut self, call: &Call, ids: Vec<TaskId>) {
         if let Some(key) = &call.idempotency {
-            let remembered = Remembered { digest: key.digest, ids, expires_at: call.now.plus(IDEMPOTENCY_TTL) };
-            self.idempotency.insert((call.namespace.clone(), key.key.clone()), remembered);
+            let remembered = Remembered {
+                digest: key.digest,
+                ids,
+                expires_at: call.now.plus(IDEMPOTENCY_TTL),
+            };
+            self.idempotency
+                .insert((call.namespace.clone(), key.key.clone()), remembered);
         }
     }
 }

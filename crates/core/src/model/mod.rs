@@ -39,7 +39,10 @@ pub struct ModelStore {
 impl ModelStore {
     /// An empty store whose ids and leases follow from the seed.
     pub fn new(seed: u64) -> ModelStore {
-        ModelStore { model: Mutex::new(Model::default()), random: SeededRandom::new(seed) }
+        ModelStore {
+            model: Mutex::new(Model::default()),
+            random: SeededRandom::new(seed),
+        }
     }
 
     /// The node died: every task that it held goes back to the queue, blamed as its run deserves.
@@ -161,7 +164,16 @@ impl Model {
         let effects = self.step(row, event, facts, now, applied)?;
         while let Some((row, event, error)) = self.following.pop_front() {
             // Whoever does not wait any more refuses, which is fine.
-            let _ = self.step(row, &event, Facts { error, ..Facts::default() }, now, applied);
+            let _ = self.step(
+                row,
+                &event,
+                Facts {
+                    error,
+                    ..Facts::default()
+                },
+                now,
+                applied,
+            );
             self.drop_error_of_the_waiting(row);
         }
         Ok(effects)
@@ -176,9 +188,12 @@ impl Model {
         applied: &mut Applied,
     ) -> Result<Effects, Rejected> {
         let seq = self.seq();
-        let Some(entry) = self.tasks.get_mut(&row) else { return Err(Rejected::NotFound(TaskId::from_bytes([0; 16]))) };
+        let Some(entry) = self.tasks.get_mut(&row) else {
+            return Err(Rejected::NotFound(TaskId::from_bytes([0; 16])));
+        };
         let before = entry.lifecycle.state;
-        let transition = apply(&entry.lifecycle, event, now).map_err(|r| Rejected::from_refusal(entry.id, before, r))?;
+        let transition =
+            apply(&entry.lifecycle, event, now).map_err(|r| Rejected::from_refusal(entry.id, before, r))?;
         let effects = transition.effects;
         let attempt = transition.next.attempt;
         let running = entry.lifecycle.state == State::Running;
@@ -186,7 +201,11 @@ impl Model {
         entry.version += 1;
         if entry.lifecycle.state == State::Cancelled || effects.interrupt.is_some() {
             // The reason given with the request outlives the handler's own last words.
-            entry.error = entry.cancel_reason.clone().or(facts.error.clone()).or(entry.error.take());
+            entry.error = entry
+                .cancel_reason
+                .clone()
+                .or(facts.error.clone())
+                .or(entry.error.take());
         } else if facts.error.is_some() {
             entry.error.clone_from(&facts.error);
         }
@@ -212,7 +231,11 @@ impl Model {
             error: error.clone(),
         });
         if let Some(status) = effects.attempt_ended {
-            let executor = entry.holder.as_ref().map(|h| h.executor.to_string()).unwrap_or_default();
+            let executor = entry
+                .holder
+                .as_ref()
+                .map(|h| h.executor.to_string())
+                .unwrap_or_default();
             entry.executions.push(Execution {
                 task: entry.id,
                 attempt,
@@ -222,7 +245,11 @@ impl Model {
                 finished_at: Some(now),
                 usage: facts.usage,
                 result: facts.result,
-                error: if status == ExecutionStatus::Completed { None } else { facts.error.or(error) },
+                error: if status == ExecutionStatus::Completed {
+                    None
+                } else {
+                    facts.error.or(error)
+                },
             });
         }
         if running && entry.lifecycle.state != State::Running {
@@ -245,11 +272,13 @@ impl Model {
         let Some(entry) = self.tasks.get(&row) else { return };
         let (id, parent) = (entry.id, entry.spec.details.as_ref().and_then(|d| d.parent_id));
         applied.ended.push((id, state));
-        self.unique.retain(|_, hold| hold.row != row || hold.expires_at.is_some());
+        self.unique
+            .retain(|_, hold| hold.row != row || hold.expires_at.is_some());
         for dependant in self.dependants_of(id) {
             let completed = state == State::Completed;
             let error = (!completed).then(|| dependency_failed(id, state));
-            self.following.push_back((dependant, Event::DependencyEnded(completed), error));
+            self.following
+                .push_back((dependant, Event::DependencyEnded(completed), error));
         }
         if let Some(parent) = parent
             && self.unfinished_children(parent) == 0
@@ -269,16 +298,28 @@ impl Model {
     }
 
     fn dependants_of(&self, id: TaskId) -> Vec<i64> {
-        self.tasks.iter().filter(|(_, e)| e.depends_on.contains(&id)).map(|(row, _)| *row).collect()
+        self.tasks
+            .iter()
+            .filter(|(_, e)| e.depends_on.contains(&id))
+            .map(|(row, _)| *row)
+            .collect()
     }
 
     fn unfinished_children(&self, parent: TaskId) -> usize {
         let is_child = |e: &&Entry| e.spec.details.as_ref().is_some_and(|d| d.parent_id == Some(parent));
-        self.tasks.values().filter(is_child).filter(|e| !e.lifecycle.state.is_terminal()).count()
+        self.tasks
+            .values()
+            .filter(is_child)
+            .filter(|e| !e.lifecycle.state.is_terminal())
+            .count()
     }
 
     fn unfinished_dependencies(&self, entry: &Entry) -> u32 {
-        let unfinished = |id: &&TaskId| self.tasks.get(&id.row()).is_some_and(|e| !e.lifecycle.state.is_terminal());
+        let unfinished = |id: &&TaskId| {
+            self.tasks
+                .get(&id.row())
+                .is_some_and(|e| !e.lifecycle.state.is_terminal())
+        };
         u32::try_from(entry.depends_on.iter().filter(unfinished).count()).unwrap_or(u32::MAX)
     }
 
@@ -298,8 +339,14 @@ impl Model {
             .collect();
         let mut applied = Applied::default();
         for (row, blame) in held {
-            let error = Some(ErrorInfo::new("crashed_node", format!("{node} died while it ran the task")));
-            let facts = Facts { error, ..Facts::default() };
+            let error = Some(ErrorInfo::new(
+                "crashed_node",
+                format!("{node} died while it ran the task"),
+            ));
+            let facts = Facts {
+                error,
+                ..Facts::default()
+            };
             let _ = self.happen(row, &Event::NodeDied(blame), facts, now, &mut applied);
         }
         applied.ended
@@ -307,7 +354,10 @@ impl Model {
 }
 
 fn dependency_failed(id: TaskId, state: State) -> ErrorInfo {
-    ErrorInfo::new("dependency_failed", format!("task {id}, which it depends on, is {state}"))
+    ErrorInfo::new(
+        "dependency_failed",
+        format!("task {id}, which it depends on, is {state}"),
+    )
 }
 
 #[async_trait]
@@ -329,7 +379,10 @@ impl Store for ModelStore {
     async fn finish(&self, finishes: Vec<Finish>, now: Time) -> Result<Vec<Result<Applied, Rejected>>, StoreError> {
         let mut model = self.model.lock();
         let model = model.open()?;
-        Ok(finishes.into_iter().map(|finish| model.finish(finish, now, &|| self.bits())).collect())
+        Ok(finishes
+            .into_iter()
+            .map(|finish| model.finish(finish, now, &|| self.bits()))
+            .collect())
     }
 
     async fn checkpoint(&self, checkpoint: Checkpoint, now: Time) -> Result<Result<Applied, Rejected>, StoreError> {
@@ -374,7 +427,13 @@ impl Store for ModelStore {
     }
 
     async fn executions(&self, namespace: &str, task: TaskId) -> Result<Vec<Execution>, StoreError> {
-        Ok(self.model.lock().open()?.find(namespace, task).map(read::executions).unwrap_or_default())
+        Ok(self
+            .model
+            .lock()
+            .open()?
+            .find(namespace, task)
+            .map(read::executions)
+            .unwrap_or_default())
     }
 
     async fn all_executions(&self, namespace: &str, page: Page) -> Result<Paged<Execution>, StoreError> {
@@ -382,16 +441,16 @@ impl Store for ModelStore {
     }
 
     async fn events(&self, namespace: &str, task: TaskId) -> Result<Vec<TaskEvent>, StoreError> {
-        Ok(self.model.lock().open()?.find(namespace, task).map(|e| e.events.clone()).unwrap_or_default())
+        Ok(self
+            .model
+            .lock()
+            .open()?
+            .find(namespace, task)
+            .map(|e| e.events.clone())
+            .unwrap_or_default())
     }
 
-    async fn logs(
-        &self,
-        namespace: &str,
-        task: TaskId,
-        after: u64,
-        limit: usize,
-    ) -> Result<Vec<LogEntry>, StoreError> {
+    async fn logs(&self, namespace: &str, task: TaskId, after: u64, limit: usize) -> Result<Vec<LogEntry>, StoreError> {
         let mut model = self.model.lock();
         let entry = model.open()?.find(namespace, task);
         Ok(entry
@@ -407,11 +466,23 @@ impl Store for ModelStore {
     }
 
     async fn inbox(&self, task: TaskId) -> Result<Vec<Signal>, StoreError> {
-        Ok(self.model.lock().open()?.entry(task).map(|e| e.inbox.iter().cloned().collect()).unwrap_or_default())
+        Ok(self
+            .model
+            .lock()
+            .open()?
+            .entry(task)
+            .map(|e| e.inbox.iter().cloned().collect())
+            .unwrap_or_default())
     }
 
     async fn steps(&self, task: TaskId) -> Result<Vec<(Name, Json)>, StoreError> {
-        Ok(self.model.lock().open()?.entry(task).map(|e| e.steps.clone()).unwrap_or_default())
+        Ok(self
+            .model
+            .lock()
+            .open()?
+            .entry(task)
+            .map(|e| e.steps.clone())
+            .unwrap_or_default())
     }
 
     async fn key_holder(&self, namespace: &str, key: &str) -> Result<Option<TaskId>, StoreError> {
@@ -447,7 +518,9 @@ impl Store for ModelStore {
     }
 
     async fn backup(&self, _to: &Path) -> Result<(), StoreError> {
-        Err(StoreError::Unavailable("the model store lives in memory and has nothing to back up".to_owned()))
+        Err(StoreError::Unavailable(
+            "the model store lives in memory and has nothing to back up".to_owned(),
+        ))
     }
 
     async fn close(&self) -> Result<(), StoreError> {

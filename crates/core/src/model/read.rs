@@ -8,7 +8,9 @@ use crate::{State, Status, TaskId, Time, WaitingFor};
 
 impl Model {
     pub(super) fn find(&self, namespace: &str, id: TaskId) -> Option<&Entry> {
-        self.tasks.get(&id.row()).filter(|e| e.id == id && &*e.namespace == namespace)
+        self.tasks
+            .get(&id.row())
+            .filter(|e| e.id == id && &*e.namespace == namespace)
     }
 
     pub(super) fn list(&self, namespace: &str, filter: &TaskFilter, page: &Page, now: Time) -> Paged<TaskRecord> {
@@ -25,7 +27,10 @@ impl Model {
         let more = items.len() > page.limit;
         items.truncate(page.limit);
         let next = items.last().filter(|_| more).map(|(row, _)| *row);
-        Paged { items: items.into_iter().map(|(_, record)| record).collect(), next }
+        Paged {
+            items: items.into_iter().map(|(_, record)| record).collect(),
+            next,
+        }
     }
 
     pub(super) fn all_executions(&self, namespace: &str, page: &Page) -> Paged<Execution> {
@@ -57,7 +62,11 @@ impl Model {
 
     pub(super) fn prune(&mut self, retention: Retention, now: Time, limit: usize) -> u64 {
         let old = |e: &Entry| {
-            let keep = if e.lifecycle.state == State::Failed { retention.failed } else { retention.completed };
+            let keep = if e.lifecycle.state == State::Failed {
+                retention.failed
+            } else {
+                retention.completed
+            };
             e.lifecycle.state.is_terminal() && e.lifecycle.finished_at.is_some_and(|at| at.plus(keep) <= now)
         };
         let needed: Vec<TaskId> = self
@@ -82,7 +91,10 @@ impl Model {
     }
 
     pub(super) fn verify(&self) -> Verified {
-        let mut verified = Verified { tasks: self.tasks.len() as u64, violations: Vec::new() };
+        let mut verified = Verified {
+            tasks: self.tasks.len() as u64,
+            violations: Vec::new(),
+        };
         let mut say = |sentence: String| {
             if verified.violations.len() < crate::store::VIOLATIONS_MAX {
                 verified.violations.push(sentence);
@@ -94,14 +106,23 @@ impl Model {
                 say(format!("task {id} is {} with lease {:?}", task.state, task.lease));
             }
             if task.state.is_terminal() != task.finished_at.is_some() {
-                say(format!("task {id} is {} with finished_at {:?}", task.state, task.finished_at));
+                say(format!(
+                    "task {id} is {} with finished_at {:?}",
+                    task.state, task.finished_at
+                ));
             }
             let unfinished = self.unfinished_dependencies(entry);
             if task.unmet > 0 && task.unmet != unfinished {
-                say(format!("task {id} counts {} unmet dependencies, it has {unfinished}", task.unmet));
+                say(format!(
+                    "task {id} counts {} unmet dependencies, it has {unfinished}",
+                    task.unmet
+                ));
             }
             if (task.unmet > 0) != (task.waiting_for == Some(WaitingFor::Dependencies)) && !task.state.is_terminal() {
-                say(format!("task {id} waits for {:?} with {} unmet dependencies", task.waiting_for, task.unmet));
+                say(format!(
+                    "task {id} waits for {:?} with {} unmet dependencies",
+                    task.waiting_for, task.unmet
+                ));
             }
         }
         verified
@@ -112,11 +133,18 @@ impl Model {
 pub(super) fn executions(entry: &Entry) -> Vec<Execution> {
     let mut executions = entry.executions.clone();
     let task = &entry.lifecycle;
-    if let Some(started_at) = task.started_at.filter(|_| task.state == State::Running || task.same_attempt) {
+    if let Some(started_at) = task
+        .started_at
+        .filter(|_| task.state == State::Running || task.same_attempt)
+    {
         executions.push(Execution {
             task: entry.id,
             attempt: task.attempt,
-            executor_id: entry.holder.as_ref().map(|h| h.executor.to_string()).unwrap_or_default(),
+            executor_id: entry
+                .holder
+                .as_ref()
+                .map(|h| h.executor.to_string())
+                .unwrap_or_default(),
             status: ExecutionStatus::Running,
             started_at,
             finished_at: None,
@@ -138,7 +166,10 @@ fn matches(entry: &Entry, filter: &TaskFilter, now: Time) -> bool {
     (filter.status.is_empty() || filter.status.contains(&Status::of(&entry.lifecycle, now)))
         && is(filter.queue.as_ref(), Some(&spec.queue))
         && is(filter.handler.as_ref(), Some(&spec.handler))
-        && is(filter.task_type.as_deref(), Some(details.task_type.as_deref().unwrap_or("custom")))
+        && is(
+            filter.task_type.as_deref(),
+            Some(details.task_type.as_deref().unwrap_or("custom")),
+        )
         && is(filter.priority.as_ref(), Some(&spec.priority))
         && is(filter.assigned_to.as_ref(), details.assigned_to.as_ref())
         && is(filter.agent_id.as_ref(), details.agent_id.as_ref())
@@ -149,7 +180,9 @@ fn matches(entry: &Entry, filter: &TaskFilter, now: Time) -> bool {
         && is(filter.parent_id.as_ref(), details.parent_id.as_ref())
         && filter.created_after.is_none_or(|at| entry.created_at >= at)
         && filter.created_before.is_none_or(|at| entry.created_at < at)
-        && filter.dead_lettered.is_none_or(|dead| entry.lifecycle.dead_lettered_at.is_some() == dead)
+        && filter
+            .dead_lettered
+            .is_none_or(|dead| entry.lifecycle.dead_lettered_at.is_some() == dead)
         && filter.q.as_deref().is_none_or(|q| mentions(q, &spec.handler, details))
 }
 

@@ -17,9 +17,15 @@ use crate::{LeaseId, Name, State, TaskId, Time};
 
 impl Model {
     pub(super) fn claim(&mut self, request: &ClaimRequest, now: Time, bits: &dyn Fn() -> u64) -> Vec<Claimed> {
-        let holders = || self.tasks.values().filter(|e| e.lifecycle.lease.is_some_and(|l| l.node == request.node));
+        let holders = || {
+            self.tasks
+                .values()
+                .filter(|e| e.lifecycle.lease.is_some_and(|l| l.node == request.node))
+        };
         let on_probation = |e: &Entry| {
-            e.holder.as_ref().is_some_and(|h| h.alone && !h.checkpointed && now.since(h.taken_at) < PROBATION)
+            e.holder
+                .as_ref()
+                .is_some_and(|h| h.alone && !h.checkpointed && now.since(h.taken_at) < PROBATION)
         };
         if holders().any(on_probation) {
             return Vec::new();
@@ -65,7 +71,10 @@ impl Model {
         if request.slots == 0 {
             chosen.clear();
         }
-        chosen.into_iter().filter_map(|(row, alone)| self.take(row, alone, request, now, bits)).collect()
+        chosen
+            .into_iter()
+            .filter_map(|(row, alone)| self.take(row, alone, request, now, bits))
+            .collect()
     }
 
     fn take(
@@ -77,13 +86,31 @@ impl Model {
         bits: &dyn Fn() -> u64,
     ) -> Option<Claimed> {
         let id = LeaseId(u128::from(bits()) << 64 | u128::from(bits()));
-        let lease = Lease { id, node: request.node, expires_at: now.plus(request.lease) };
-        self.happen(row, &Event::Claim(lease), Facts::default(), now, &mut Applied::default()).ok()?;
+        let lease = Lease {
+            id,
+            node: request.node,
+            expires_at: now.plus(request.lease),
+        };
+        self.happen(
+            row,
+            &Event::Claim(lease),
+            Facts::default(),
+            now,
+            &mut Applied::default(),
+        )
+        .ok()?;
         let entry = self.tasks.get_mut(&row)?;
-        entry.holder =
-            Some(Holder { executor: request.executor.clone(), taken_at: now, alone, checkpointed: false });
+        entry.holder = Some(Holder {
+            executor: request.executor.clone(),
+            taken_at: now,
+            alone,
+            checkpointed: false,
+        });
         Some(Claimed {
-            lease: LeaseRef { task: entry.id, lease: id },
+            lease: LeaseRef {
+                task: entry.id,
+                lease: id,
+            },
             namespace: entry.namespace.clone(),
             spec: Arc::new(entry.spec.clone()),
             lifecycle: entry.lifecycle.clone(),
@@ -93,12 +120,15 @@ impl Model {
     }
 
     fn held(&mut self, lease: LeaseRef) -> Option<&mut Entry> {
-        self.entry(lease.task).filter(|e| e.lifecycle.lease.is_some_and(|l| l.id == lease.lease))
+        self.entry(lease.task)
+            .filter(|e| e.lifecycle.lease.is_some_and(|l| l.id == lease.lease))
     }
 
     pub(super) fn renew(&mut self, beat: Beat, lease: Duration, now: Time) -> Renewal {
         let seq = self.next_seq;
-        let Some(entry) = self.held(beat.lease) else { return Renewal::Lost };
+        let Some(entry) = self.held(beat.lease) else {
+            return Renewal::Lost;
+        };
         let expires_at = now.plus(lease);
         if let Some(held) = &mut entry.lifecycle.lease {
             held.expires_at = expires_at;
@@ -116,18 +146,26 @@ impl Model {
         renewal
     }
 
-    pub(super) fn finish(
-        &mut self,
-        finish: Finish,
-        now: Time,
-        bits: &dyn Fn() -> u64,
-    ) -> Result<Applied, Rejected> {
-        let Finish { lease, outcome, draw, usage, logs, progress, consumed, spawn } = finish;
+    pub(super) fn finish(&mut self, finish: Finish, now: Time, bits: &dyn Fn() -> u64) -> Result<Applied, Rejected> {
+        let Finish {
+            lease,
+            outcome,
+            draw,
+            usage,
+            logs,
+            progress,
+            consumed,
+            spawn,
+        } = finish;
         let seq = self.next_seq;
-        let Some(entry) = self.held(lease) else { return Err(Rejected::LeaseLost(lease.task)) };
+        let Some(entry) = self.held(lease) else {
+            return Err(Rejected::LeaseLost(lease.task));
+        };
         let namespace = entry.namespace.clone();
         self.check_spawn(&namespace, &spawn)?;
-        let Some(entry) = self.held(lease) else { return Err(Rejected::LeaseLost(lease.task)) };
+        let Some(entry) = self.held(lease) else {
+            return Err(Rejected::LeaseLost(lease.task));
+        };
         let added = append_logs(entry, logs, seq);
         entry.progress = progress.or(entry.progress.take());
         entry.inbox.retain(|s| !consumed.contains(&s.seq));
@@ -135,7 +173,10 @@ impl Model {
         let (max_retries, policy) = (entry.spec.max_retries(), entry.spec.retry());
         self.next_seq += added;
         let spawned = self.spawn(lease.task, &namespace, spawn, now, bits)?;
-        let mut facts = Facts { usage, ..Facts::default() };
+        let mut facts = Facts {
+            usage,
+            ..Facts::default()
+        };
         let mut checkpointed = None;
         let report = match outcome {
             Outcome::Done(result) => {
@@ -150,9 +191,9 @@ impl Model {
                 checkpointed = checkpoint;
                 let met = match &on {
                     Wait::Children => self.unfinished_children(lease.task) == 0,
-                    Wait::Signal { name, .. } => {
-                        self.entry(lease.task).is_some_and(|e| e.inbox.iter().any(|s| s.name == *name))
-                    }
+                    Wait::Signal { name, .. } => self
+                        .entry(lease.task)
+                        .is_some_and(|e| e.inbox.iter().any(|s| s.name == *name)),
                     Wait::Until(at) => *at <= now,
                 };
                 Report::Wait { on, met }
@@ -164,7 +205,9 @@ impl Model {
             Outcome::Retry { error, after } => {
                 facts.error = Some(error);
                 let delay = after.unwrap_or_else(|| policy.backoff(failures + 1, draw));
-                Report::Failed { retry_after: (failures < max_retries).then_some(delay) }
+                Report::Failed {
+                    retry_after: (failures < max_retries).then_some(delay),
+                }
             }
             Outcome::Fail(error) => {
                 facts.error = Some(error);
@@ -177,7 +220,13 @@ impl Model {
             facts.error = Some(ErrorInfo::new("cancelled", "its handler stopped"));
         }
         let mut applied = Applied::default();
-        self.happen(lease.task.row(), &Event::Holder(lease.lease, report), facts, now, &mut applied)?;
+        self.happen(
+            lease.task.row(),
+            &Event::Holder(lease.lease, report),
+            facts,
+            now,
+            &mut applied,
+        )?;
         if let Some(entry) = self.entry(lease.task) {
             entry.checkpoint = checkpointed.or(entry.checkpoint.take());
             applied.state = Some(entry.lifecycle.state);
@@ -193,7 +242,9 @@ impl Model {
         bits: &dyn Fn() -> u64,
     ) -> Result<Applied, Rejected> {
         let lost = Rejected::LeaseLost(checkpoint.lease.task);
-        let Some(entry) = self.held(checkpoint.lease) else { return Err(lost) };
+        let Some(entry) = self.held(checkpoint.lease) else {
+            return Err(lost);
+        };
         let (id, namespace) = (entry.id, entry.namespace.clone());
         self.check_spawn(&namespace, &checkpoint.spawn)?;
         let mut applied = Applied::default();
@@ -202,7 +253,9 @@ impl Model {
             self.happen(id.row(), &event, Facts::default(), now, &mut applied)?;
         }
         applied.spawned = self.spawn(id, &namespace, checkpoint.spawn, now, bits)?;
-        let Some(entry) = self.held(checkpoint.lease) else { return Err(lost) };
+        let Some(entry) = self.held(checkpoint.lease) else {
+            return Err(lost);
+        };
         if let Some(holder) = &mut entry.holder {
             holder.checkpointed = true;
         }
@@ -227,7 +280,11 @@ impl Model {
                 if let Dependency::Task(id) = dependency
                     && self.find(namespace, *id).is_none()
                 {
-                    return Err(Rejected::UnknownDependency { item, position, id: *id });
+                    return Err(Rejected::UnknownDependency {
+                        item,
+                        position,
+                        id: *id,
+                    });
                 }
             }
         }
@@ -276,8 +333,13 @@ impl Model {
             if done == limit {
                 break;
             }
-            let Some((_, event, error)) = self.tasks.get(&row).and_then(|e| overdue(e, now)) else { continue };
-            let facts = Facts { error, ..Facts::default() };
+            let Some((_, event, error)) = self.tasks.get(&row).and_then(|e| overdue(e, now)) else {
+                continue;
+            };
+            let facts = Facts {
+                error,
+                ..Facts::default()
+            };
             if self.happen(row, &event, facts, now, &mut applied).is_err() {
                 continue;
             }
@@ -295,11 +357,22 @@ impl Model {
 }
 
 fn is_capable(entry: &Entry, request: &ClaimRequest) -> bool {
-    if request.queues.as_ref().is_some_and(|queues| !queues.contains(&entry.spec.queue)) {
+    if request
+        .queues
+        .as_ref()
+        .is_some_and(|queues| !queues.contains(&entry.spec.queue))
+    {
         return false;
     }
-    let Some(offered) = &request.capabilities else { return true };
-    let required = entry.spec.details.as_ref().map(|d| d.requires.as_slice()).unwrap_or_default();
+    let Some(offered) = &request.capabilities else {
+        return true;
+    };
+    let required = entry
+        .spec
+        .details
+        .as_ref()
+        .map(|d| d.requires.as_slice())
+        .unwrap_or_default();
     offered.contains(&entry.spec.handler) && required.iter().all(|r| offered.contains(r))
 }
 
@@ -310,7 +383,10 @@ fn overdue(entry: &Entry, now: Time) -> Option<(Time, Event, Option<ErrorInfo>)>
         return Some((lease.expires_at, Event::LeaseExpired, None));
     }
     if task.state == State::Waiting && task.paused_at.is_none() {
-        return task.wake_at.filter(|at| *at <= now).map(|at| (at, Event::WakeDue, None));
+        return task
+            .wake_at
+            .filter(|at| *at <= now)
+            .map(|at| (at, Event::WakeDue, None));
     }
     if task.state != State::Queued {
         return None;
@@ -333,18 +409,31 @@ fn overdue(entry: &Entry, now: Time) -> Option<(Time, Event, Option<ErrorInfo>)>
 
 fn next_due(entry: &Entry) -> Option<Time> {
     let task = &entry.lifecycle;
-    let expires_at = entry.spec.expires_at().filter(|_| task.state == State::Queued && !task.has_started());
+    let expires_at = entry
+        .spec
+        .expires_at()
+        .filter(|_| task.state == State::Queued && !task.has_started());
     let overdue = (task.state == State::Queued && task.waiting_for.is_none() && task.paused_at.is_none())
-        .then(|| entry.spec.queue_timeout().map(|longest| task.ready_at.unwrap_or(task.run_at).plus(longest)))
+        .then(|| {
+            entry
+                .spec
+                .queue_timeout()
+                .map(|longest| task.ready_at.unwrap_or(task.run_at).plus(longest))
+        })
         .flatten();
     let wake_at = task.wake_at.filter(|_| task.paused_at.is_none());
-    [task.lease.map(|l| l.expires_at), wake_at, expires_at, overdue].into_iter().flatten().min()
+    [task.lease.map(|l| l.expires_at), wake_at, expires_at, overdue]
+        .into_iter()
+        .flatten()
+        .min()
 }
 
 impl Entry {
     /// Since when it could have been claimed, keys and lanes aside.
     fn ready_since(&self, now: Time) -> Option<Time> {
-        self.lifecycle.is_claimable(now).then(|| self.lifecycle.ready_at.unwrap_or(self.lifecycle.run_at))
+        self.lifecycle
+            .is_claimable(now)
+            .then(|| self.lifecycle.ready_at.unwrap_or(self.lifecycle.run_at))
     }
 }
 

@@ -13,11 +13,17 @@ const NOW: Time = Time::from_micros(1_700_000_000_000_000);
 const LEASE: LeaseId = LeaseId(7);
 
 fn lease(id: LeaseId) -> Lease {
-    Lease { id, node: NodeId(1), expires_at: NOW.plus(Duration::from_secs(30)) }
+    Lease {
+        id,
+        node: NodeId(1),
+        expires_at: NOW.plus(Duration::from_secs(30)),
+    }
 }
 
 fn after(from: &Lifecycle, event: &Event) -> Lifecycle {
-    apply(from, event, NOW).unwrap_or_else(|r| panic!("{event:?} on {from:?}: {r:?}")).next
+    apply(from, event, NOW)
+        .unwrap_or_else(|r| panic!("{event:?} on {from:?}: {r:?}"))
+        .next
 }
 
 fn holder(report: Report) -> Event {
@@ -27,15 +33,37 @@ fn holder(report: Report) -> Event {
 /// One lifecycle of every kind that the engine can reach, by name.
 fn situations() -> Vec<(&'static str, Lifecycle)> {
     let ready = Lifecycle::new(NOW, None, 0, OnDependencyFailure::Cancel);
-    let later = Lifecycle::new(NOW, Some(NOW.plus(Duration::from_secs(60))), 0, OnDependencyFailure::Cancel);
+    let later = Lifecycle::new(
+        NOW,
+        Some(NOW.plus(Duration::from_secs(60))),
+        0,
+        OnDependencyFailure::Cancel,
+    );
     let blocked = Lifecycle::new(NOW, None, 2, OnDependencyFailure::Cancel);
     let last_blocked = Lifecycle::new(NOW, None, 1, OnDependencyFailure::Ignore);
     let running = after(&ready, &Event::Claim(lease(LEASE)));
-    let retrying = after(&running, &holder(Report::Failed { retry_after: Some(Duration::from_secs(5)) }));
-    let children = after(&running, &holder(Report::Wait { on: Wait::Children, met: false }));
-    let on = Wait::Signal { name: Name::from("go"), until: None };
+    let retrying = after(
+        &running,
+        &holder(Report::Failed {
+            retry_after: Some(Duration::from_secs(5)),
+        }),
+    );
+    let children = after(
+        &running,
+        &holder(Report::Wait {
+            on: Wait::Children,
+            met: false,
+        }),
+    );
+    let on = Wait::Signal {
+        name: Name::from("go"),
+        until: None,
+    };
     let signal = after(&running, &holder(Report::Wait { on, met: false }));
-    let due = Lifecycle { wake_at: Some(NOW), ..children.clone() };
+    let due = Lifecycle {
+        wake_at: Some(NOW),
+        ..children.clone()
+    };
     let pausing = after(&running, &Event::Pause);
     vec![
         ("ready", ready.clone()),
@@ -48,7 +76,14 @@ fn situations() -> Vec<(&'static str, Lifecycle)> {
         ("running, cancel requested", after(&running, &Event::Cancel)),
         ("running, pause requested", pausing.clone()),
         ("running, stopped", after(&pausing, &holder(Report::PauseStarted))),
-        ("running alone for the third time", Lifecycle { crashes: 2, suspect: true, ..running.clone() }),
+        (
+            "running alone for the third time",
+            Lifecycle {
+                crashes: 2,
+                suspect: true,
+                ..running.clone()
+            },
+        ),
         ("waiting for children", children),
         ("waiting for a signal", signal),
         ("waiting, time is up", due),
@@ -65,11 +100,28 @@ fn events() -> Vec<(&'static str, Event)> {
         ("done", holder(Report::Done)),
         ("done, stale lease", Event::Holder(LeaseId(6), Report::Done)),
         ("again later", holder(Report::Again(NOW.plus(second)))),
-        ("wait for children", holder(Report::Wait { on: Wait::Children, met: false })),
-        ("wait, met already", holder(Report::Wait { on: Wait::Children, met: true })),
+        (
+            "wait for children",
+            holder(Report::Wait {
+                on: Wait::Children,
+                met: false,
+            }),
+        ),
+        (
+            "wait, met already",
+            holder(Report::Wait {
+                on: Wait::Children,
+                met: true,
+            }),
+        ),
         ("yielded", holder(Report::Yielded)),
         ("pause started", holder(Report::PauseStarted)),
-        ("failed, retry", holder(Report::Failed { retry_after: Some(second) })),
+        (
+            "failed, retry",
+            holder(Report::Failed {
+                retry_after: Some(second),
+            }),
+        ),
         ("failed, final", holder(Report::Failed { retry_after: None })),
         ("stopped", holder(Report::Stopped)),
         ("released", holder(Report::Released)),
@@ -135,12 +187,31 @@ fn any_event() -> impl Strategy<Value = Event> {
 }
 
 fn check_invariants(task: &Lifecycle) {
-    assert_eq!(task.state == State::Running, task.lease.is_some(), "lease ⇔ running: {task:?}");
-    assert_eq!(task.state.is_terminal(), task.finished_at.is_some(), "terminal ⇔ finished_at: {task:?}");
-    assert_eq!(task.state == State::Failed, task.dead_lettered_at.is_some(), "failed ⇔ dead letter: {task:?}");
-    assert_eq!(task.state == State::Waiting, task.waiting_for.is_some() && task.unmet == 0 && task.state != State::Queued, "{task:?}");
+    assert_eq!(
+        task.state == State::Running,
+        task.lease.is_some(),
+        "lease ⇔ running: {task:?}"
+    );
+    assert_eq!(
+        task.state.is_terminal(),
+        task.finished_at.is_some(),
+        "terminal ⇔ finished_at: {task:?}"
+    );
+    assert_eq!(
+        task.state == State::Failed,
+        task.dead_lettered_at.is_some(),
+        "failed ⇔ dead letter: {task:?}"
+    );
+    assert_eq!(
+        task.state == State::Waiting,
+        task.waiting_for.is_some() && task.unmet == 0 && task.state != State::Queued,
+        "{task:?}"
+    );
     if task.state.is_terminal() {
-        assert!(task.paused_at.is_none() && task.wake_at.is_none() && task.signal.is_none(), "{task:?}");
+        assert!(
+            task.paused_at.is_none() && task.wake_at.is_none() && task.signal.is_none(),
+            "{task:?}"
+        );
     }
     if task.unmet > 0 {
         assert_eq!(task.state, State::Queued, "{task:?}");
