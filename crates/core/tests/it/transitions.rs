@@ -156,10 +156,10 @@ fn cell(outcome: &Result<Transition, Refusal>) -> String {
             let status = Status::of(next, NOW);
             let mut text = format!("{} ({status}), {kind:?}", next.state);
             if let Some(attempt) = effects.attempt_ended {
-                write!(text, ", attempt {attempt:?}").unwrap();
+                text.push_str(&format!(", attempt {attempt:?}"));
             }
             if let Some(interrupt) = effects.interrupt {
-                write!(text, ", tell {interrupt:?}").unwrap();
+                text.push_str(&format!(", tell {interrupt:?}"));
             }
             if next.suspect {
                 text.push_str(", suspect");
