@@ -71,7 +71,7 @@ pub struct PersistenceStats {
     pub completed: u64,
     /// Failed tasks.
     pub errored: u64,
-    /// Failed tasks in the dead-letter queue.
+    /// Records that could not be read: a store refuses a damaged file as a whole, so it keeps none aside.
     pub quarantined: u64,
 }
 
@@ -115,7 +115,7 @@ pub(crate) async fn status(engine: &Engine, namespace: &str) -> Result<SystemSta
             active: total.unfinished(),
             completed: total.completed,
             errored: total.failed,
-            quarantined: counts.dead_letters,
+            quarantined: 0,
         },
     })
 }

@@ -124,7 +124,7 @@ fn describe(task: &Value, now: Time) -> String {
         None => plain(&task["status"]),
     };
     let attempt = format!(
-        "{} ({} of {} retries used)",
+        "{} ({} failed, {} retries allowed)",
         task["attempt"], task["retry_count"], task["max_retries"]
     );
     let json = |key: &str| {

@@ -146,7 +146,7 @@ async fn status_counts_what_there_is() {
     );
     assert_eq!(
         (status.persistence_stats.completed, status.persistence_stats.quarantined),
-        (1, 1)
+        (1, 0)
     );
     assert!((status.performance_metrics.success_rate - 0.5).abs() < 1e-9);
     let metrics = world.engine.metrics();
