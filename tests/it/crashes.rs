@@ -28,7 +28,7 @@ fn a_task_that_kills_its_node_is_set_aside_and_its_neighbours_complete() {
             restarts += 1;
             assert!(restarts <= RESTARTS_MAX, "the node was brought down {restarts} times");
             // It may be killed again before it has said where it listens.
-            while let None = server.try_restart().map(|url| server.http.base = url) {
+            while server.try_restart().map(|url| server.http.base = url).is_none() {
                 restarts += 1;
                 assert!(restarts <= RESTARTS_MAX, "the node was brought down {restarts} times");
             }

@@ -7,11 +7,13 @@
     clippy::disallowed_methods,
     reason = "these tests watch processes that live by the real clock"
 )]
+#![expect(clippy::print_stdout, reason = "what a run was like is shown when it fails")]
 #![expect(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
 
 mod crashes;
 mod disk;
 mod harness;
+mod hostile;
 mod order;
 mod pausing;
 mod plan;
@@ -19,6 +21,7 @@ mod policies;
 mod restart;
 mod retries;
 mod shutdown;
+mod sleepers;
 mod steering;
 mod survive;
 mod timeouts;

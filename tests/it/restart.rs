@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::harness::{SOON, Server, alive, eventually, seconds_between, shell, state, text, throughout, with};
+use crate::harness::{SOON, Server, alive, eventually, lines, seconds_between, shell, state, text, throughout, with};
 
 const WAIT_FOR_FILE: &str = r#"echo $$ > "$1.pid"; until [ -e "$1" ]; do sleep 0.05; done"#;
 
@@ -162,5 +162,41 @@ fn a_bulk_command_goes_on_after_a_kill() {
         (&json!(3000), &json!(0)),
         "{counts}"
     );
+    server.finish();
+}
+
+#[test]
+fn keys_are_free_and_the_order_stands_after_a_kill() {
+    let mut server = Server::start(&["--slots", "1"]);
+    let (gate, order) = (server.file("gate"), server.file("order"));
+    let holder = server.create(&with(
+        shell(WAIT_FOR_FILE, &gate),
+        json!({ "key": "k", "priority": "critical" }),
+    ));
+    server.pid_in(&server.file("gate.pid"));
+    let effect = |more| with(shell(r#"echo "$PENSUM_TASK_ID" >> "$1""#, &order), more);
+    let ids: Vec<String> = [
+        json!({ "priority": "low", "key": "k" }),
+        json!({ "priority": "normal" }),
+        json!({ "priority": "urgent", "key": "k" }),
+        json!({ "priority": "normal", "deadline": crate::harness::time_in(Duration::from_secs(600)) }),
+        json!({ "priority": "high", "key": "k" }),
+    ]
+    .into_iter()
+    .map(|more| server.create(&effect(more)))
+    .collect();
+    server.kill();
+    server.restart();
+    std::fs::write(&gate, "").unwrap();
+    for id in ids.iter().chain([&holder]) {
+        server.wait_both(id, "completed");
+    }
+    // A key is free only once the end of its task is on disk; until then the others are next.
+    let ran = lines(&order);
+    let among = |some: &[usize]| -> Vec<usize> {
+        let at = |id: &String| ids.iter().position(|other| other == id).unwrap();
+        ran.iter().map(at).filter(|at| some.contains(at)).collect()
+    };
+    assert_eq!((among(&[0, 2, 4]), among(&[1, 3])), (vec![2, 4, 0], vec![3, 1]));
     server.finish();
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-pub(crate) use cli::{Cli, program};
+pub(crate) use cli::{Cli, SECRET, program};
 pub(crate) use http::{Answer, Http};
 pub(crate) use process::{alive, cpu_ticks, kill_marked, marked, state};
 pub(crate) use server::Server;

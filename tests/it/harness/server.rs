@@ -278,7 +278,11 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("the node's log:\n{}", self.log());
+            let ended = self.child.as_mut().and_then(|child| child.try_wait().ok()?);
+            let ended = ended
+                .map(|status| format!("; it had ended by itself ({status})"))
+                .unwrap_or_default();
+            eprintln!("the node's log{ended}:\n{}", self.log());
         }
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
