@@ -27,7 +27,7 @@ use report::Report;
 use scratch::Scratch;
 
 /// How many tasks run at once in a bench when it is not told.
-const SLOTS: usize = 256;
+const SLOTS: usize = 1024;
 
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {

@@ -188,13 +188,16 @@ fn readable(value: f64) -> String {
     text
 }
 
+/// The longest duration that a [`Spread`] tells from longer ones, in nanoseconds: an hour.
+const LONGEST_NS: u64 = 3_600_000_000_000;
+
 /// Durations by percentile, to three significant digits.
 pub(super) struct Spread(Histogram<u64>);
 
 impl Spread {
     /// An empty one.
     pub(super) fn new() -> anyhow::Result<Spread> {
-        Ok(Spread(Histogram::new(3)?))
+        Ok(Spread(Histogram::new_with_bounds(1, LONGEST_NS, 3)?))
     }
 
     pub(super) fn add(&mut self, duration: Duration) {
@@ -233,6 +236,13 @@ mod tests {
             [12.35, 1235.0, 1_234_567.0].map(readable),
             ["12.35", "1,235", "1,234,567"]
         );
+    }
+
+    #[test]
+    fn durations_come_back_by_percentile() {
+        let mut spread = Spread::new().unwrap();
+        (1..=100).for_each(|ms| spread.add(Duration::from_millis(ms)));
+        assert!((spread.ms(0.5) - 50.0).abs() < 0.1 && (spread.ms(0.99) - 99.0).abs() < 0.1);
     }
 
     #[test]
