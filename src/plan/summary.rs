@@ -58,6 +58,7 @@ impl Summary {
 
 /// The table at the end of a run, and where to look for more about what failed.
 pub(crate) fn table(run: &Run, db: &str, now: Time) -> String {
+    let width = result_width(run);
     let rows = run.tasks.iter().map(|(reference, task)| {
         let status = Status::of(&task.lifecycle, now);
         vec![
@@ -65,7 +66,7 @@ pub(crate) fn table(run: &Run, db: &str, now: Time) -> String {
             status.to_string(),
             task.lifecycle.attempt.to_string(),
             took(task, now),
-            in_short(task),
+            in_short(task, width),
         ]
     });
     let headers = vec!["task", "status", "attempts", "time", "result"];
@@ -86,9 +87,23 @@ fn took(task: &TaskRecord, now: Time) -> String {
     }
 }
 
+/// Columns that a result gets where nobody looks at a terminal, and the fewest anywhere.
+const RESULT_WIDTH_DEFAULT: usize = 70;
+const RESULT_WIDTH_MIN: usize = 20;
+/// Columns that status, attempts, time and the gaps between them take.
+const FIXED_WIDTH: usize = 34;
+
+/// What is left of the terminal's width for results.
+fn result_width(run: &Run) -> usize {
+    let names = run.tasks.iter().map(|(reference, _)| console::measure_text_width(reference)).max().unwrap_or(0);
+    match console::Term::stdout().size_checked() {
+        Some((_, columns)) => usize::from(columns).saturating_sub(names + FIXED_WIDTH).max(RESULT_WIDTH_MIN),
+        None => RESULT_WIDTH_DEFAULT,
+    }
+}
+
 /// The result or the error of a task in a few words.
-fn in_short(task: &TaskRecord) -> String {
-    const SHORT_MAX: usize = 70;
+fn in_short(task: &TaskRecord, width: usize) -> String {
     let text = match (&task.error, &task.result) {
         (Some(error), _) if task.lifecycle.state != State::Completed => error.message.clone(),
         (_, Some(result)) => match result.value() {
@@ -106,7 +121,7 @@ fn in_short(task: &TaskRecord) -> String {
         _ => String::new(),
     };
     let line = one_line(text.trim());
-    console::truncate_str(&line, SHORT_MAX, "…").into_owned()
+    console::truncate_str(&line, width, "…").into_owned()
 }
 
 #[cfg(test)]
