@@ -4,7 +4,7 @@ use std::process::Output;
 
 use serde_json::Value;
 
-use crate::harness::cli::program;
+use crate::harness::program;
 
 /// Modes and how many figures each gives.
 const MODES: [(&str, usize); 11] = [
@@ -22,7 +22,11 @@ const MODES: [(&str, usize); 11] = [
 ];
 
 fn bench(store: &str, arguments: &[&str]) -> Output {
-    program().args(["bench", "--store", store]).args(arguments).output().unwrap()
+    program()
+        .args(["bench", "--store", store])
+        .args(arguments)
+        .output()
+        .unwrap()
 }
 
 #[test]
@@ -30,16 +34,26 @@ fn every_mode_of_a_bench_prints_figures_as_json_lines_and_leaves_no_file() {
     let dir = tempfile::tempdir().unwrap();
     let store = format!("sqlite:{}", dir.path().join("bench.db").display());
     let done = bench(&store, &["--tasks", "100", "--runs", "1", "--mode", "all"]);
-    let (out, noise) = (String::from_utf8(done.stdout).unwrap(), String::from_utf8_lossy(&done.stderr).into_owned());
+    let (out, noise) = (
+        String::from_utf8(done.stdout).unwrap(),
+        String::from_utf8_lossy(&done.stderr).into_owned(),
+    );
     assert!(done.status.success(), "{noise}");
     let figures: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     for figure in &figures {
         assert!(figure["median"].as_f64().unwrap() > 0.0, "{figure}");
         assert_eq!(figure["runs"].as_array().unwrap().len(), 1, "{figure}");
-        assert!(figure["unit"].is_string() && figure["metric"].is_string() && figure["n"].is_u64(), "{figure}");
+        assert!(
+            figure["unit"].is_string() && figure["metric"].is_string() && figure["n"].is_u64(),
+            "{figure}"
+        );
     }
     for (mode, count) in MODES {
-        assert_eq!(figures.iter().filter(|figure| figure["mode"] == mode).count(), count, "{mode}: {out}");
+        assert_eq!(
+            figures.iter().filter(|figure| figure["mode"] == mode).count(),
+            count,
+            "{mode}: {out}"
+        );
     }
     let rates = figures.iter().filter(|figure| figure["unit"] == "tasks/s");
     assert!(rates.clone().count() >= 8);

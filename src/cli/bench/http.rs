@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use serde::Deserialize;
 use tokio::task::JoinSet;
 
@@ -97,6 +97,7 @@ async fn one_run(bench: &Bench, server: &Server, singles: u64, reads: u64, runs:
     runs.batch.push(bench.tasks as f64 / seconds_since(start));
 
     let mut wire = Wire::connect(address).await?;
+    check_count(&mut wire, address, singles + bench.tasks).await?;
     let mut spread = Spread::new()?;
     for number in 0..reads {
         // A step that shares no factor with most lengths visits tasks of all ages.
@@ -118,6 +119,18 @@ async fn one_run(bench: &Bench, server: &Server, singles: u64, reads: u64, runs:
     }
     runs.list_p50.push(spread.ms(0.5));
     runs.list_p99.push(spread.ms(0.99));
+    Ok(())
+}
+
+/// The node must have every task that it acknowledged.
+async fn check_count(wire: &mut Wire, address: &str, count: u64) -> anyhow::Result<()> {
+    #[derive(Deserialize)]
+    struct Stats {
+        ready_tasks: u64,
+    }
+    wire.expect(&Wire::get(address, "/api/v1/queues/stats"), 200).await?;
+    let Stats { ready_tasks } = serde_json::from_slice(wire.body()).context("the counts of a node")?;
+    ensure!(ready_tasks == count, "the node has {ready_tasks} of {count} tasks");
     Ok(())
 }
 
