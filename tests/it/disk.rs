@@ -108,6 +108,11 @@ fn a_full_disk_refuses_new_tasks_loses_none_and_works_again_with_room() {
         .count();
     assert_eq!(ends, 1);
     assert_eq!(kept(), acknowledged.len());
+    assert!(
+        server.log_lines() < 200,
+        "a full disk fills the log too: {} lines",
+        server.log_lines()
+    );
     server.stop();
     server.verify();
     server.restart();
@@ -147,5 +152,36 @@ fn a_node_killed_on_a_full_disk_starts_again_with_room() {
     for id in &acknowledged {
         assert_eq!(server.task(id)["status"], "pending");
     }
+    server.finish();
+}
+
+#[test]
+fn a_node_on_a_full_disk_can_be_stopped() {
+    let dir = TempDir::with_prefix("pensum-it-").unwrap();
+    let at = dir.path().join("disk");
+    let Some(disk) = SmallDisk::mount(&at, "2m") else {
+        println!("skipped: mounting a file system is not permitted here");
+        return;
+    };
+    let mut server = Server::start_on(dir, at.join("x.db"), &["--grace", "1"]);
+    let gate = server.file("gate");
+    let running = server.create(&shell(r#"until [ -e "$1" ]; do sleep 0.05; done"#, &gate));
+    server.wait(&running, "running");
+    let task = json!({ "handler": "noop", "delay": "1h", "parameters": { "filling": "x".repeat(20_000) } });
+    let acknowledged = (0..1_000)
+        .take_while(|_| server.http.post("/api/v1/tasks", &task).status == 201)
+        .count();
+    std::fs::write(at.join("rest"), vec![0; 2 << 20]).unwrap_err();
+    let began = std::time::Instant::now();
+    server.signal(rustix::process::Signal::TERM);
+    let status = server.wait_end(SOON);
+    println!("{status} after {:?}", began.elapsed());
+    assert!(status.code().is_some(), "{status}");
+    disk.resize("64m");
+    std::fs::write(&gate, "").unwrap();
+    server.restart();
+    server.wait_both(&running, "completed");
+    let listed = server.http.all("/api/v1/tasks?status=pending").len();
+    assert_eq!(listed, acknowledged);
     server.finish();
 }

@@ -288,3 +288,27 @@ fn a_directory_without_leave_to_write_is_named() {
     assert!(matches!(code, Some(1 | 4 | 5)), "{output:?}");
     assert_says(&output.fails(code.unwrap()), place.to_str().unwrap());
 }
+
+#[test]
+fn of_two_nodes_that_start_on_one_store_at_the_same_time_one_gets_it() {
+    let dir = TempDir::with_prefix("pensum-it-").unwrap();
+    let db = dir.path().join("shared.db");
+    for _ in 0..3 {
+        let mut nodes: Vec<Server> = (0..4).map(|_| Server::unstarted(&db)).collect();
+        let started: Vec<bool> = std::thread::scope(|scope| {
+            let starts: Vec<_> = nodes
+                .iter_mut()
+                .map(|node| scope.spawn(|| node.try_restart().is_some()))
+                .collect();
+            starts.into_iter().map(|start| start.join().unwrap()).collect()
+        });
+        assert_eq!(started.iter().filter(|started| **started).count(), 1, "{started:?}");
+        for (node, started) in nodes.iter_mut().zip(&started) {
+            if *started {
+                node.stop();
+            } else {
+                assert_says(&node.log(), "in use");
+            }
+        }
+    }
+}

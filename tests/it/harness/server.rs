@@ -135,6 +135,10 @@ impl Server {
         log[log.ceil_char_boundary(log.len().saturating_sub(LOG_SHOWN))..].to_owned()
     }
 
+    pub(crate) fn log_lines(&self) -> usize {
+        super::lines(&self.log_file()).len()
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_raw(self.pid()).unwrap(), signal).unwrap();
     }
