@@ -211,6 +211,37 @@ fn fsync_time(directory: &std::path::Path) -> Duration {
     took
 }
 
+/// `speed open FILE`: a fresh process over an existing store, for its memory and its time to open.
+async fn look_at(path: &std::path::Path) {
+    println!("{:<44} {:>10.1} MB", "resident before", resident_mb());
+    let started = Instant::now();
+    let store = Arc::new(SqliteStore::open(SqliteOptions::new(path)).expect("open"));
+    let opened = started.elapsed();
+    store
+        .tasks("default", TaskFilter::default(), Page::default(), now())
+        .await
+        .expect("tasks");
+    let read = started.elapsed();
+    store.counts("default", now()).await.expect("counts");
+    let loaded = started.elapsed();
+    let ms = |time: Duration| time.as_secs_f64() * 1e3;
+    println!(
+        "open {:.1} ms, first list {:.1} ms, order loaded {:.1} ms",
+        ms(opened),
+        ms(read),
+        ms(loaded)
+    );
+    println!("{:<44} {:>10.1} MB", "resident after opening", resident_mb());
+    percentiles("claim of one", claim_times(&store, 2_000).await);
+    rate(
+        "drain, batches of 1,000",
+        200_000,
+        drain(&store, 200_000, 1000, Duration::ZERO).await,
+    );
+    println!("{:<44} {:>10.1} MB", "resident after draining some", resident_mb());
+    store.close().await.expect("close");
+}
+
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
     let mut arguments = std::env::args().skip(1);
@@ -223,6 +254,13 @@ async fn main() {
             let _ = std::fs::remove_file(format!("{}{suffix}", path.display()));
         }
     };
+    let look = std::env::args().nth(1).as_deref() == Some("open");
+    if look {
+        return look_at(&PathBuf::from(
+            std::env::args().nth(2).unwrap_or_else(|| "speed.db".to_owned()),
+        ))
+        .await;
+    }
     clear();
     let open = || Arc::new(SqliteStore::open(SqliteOptions::new(&path)).expect("open"));
     println!(
@@ -234,6 +272,21 @@ async fn main() {
     enqueue_bulk(&store, 20_000, 1000, 4).await;
     drain(&store, 20_000, 1000, Duration::ZERO).await;
 
+    if std::env::var_os("SINGLE").is_some() {
+        for _ in 0..3 {
+            rate(
+                "enqueue single, 50 in flight",
+                count,
+                enqueue_single(&store, count, 50).await,
+            );
+            rate(
+                "drain, batches of 1,000",
+                count,
+                drain(&store, count, 1000, Duration::ZERO).await,
+            );
+        }
+        return store.close().await.expect("close");
+    }
     rate(
         "enqueue bulk, batches of 1,000",
         count,
@@ -338,5 +391,7 @@ async fn main() {
         drain(&store, count, 1000, Duration::ZERO).await,
     );
     store.close().await.expect("close");
-    clear();
+    if std::env::var_os("KEEP").is_none() {
+        clear();
+    }
 }

@@ -72,7 +72,12 @@ impl Writer {
 
     /// Serves the claims that wait, first come first served; those that do not want to wait get nothing.
     pub(super) fn serve_parked(&mut self) {
-        if self.parked.is_empty() {
+        if !self.memory.order.has_work() && self.parked.iter().all(|claim| !claim.request.wait.is_zero()) {
+            // Nothing for anyone. Those who stopped waiting are swept out once they may be the half of all.
+            if self.parked.len() > self.parked_max {
+                self.parked.retain(|claim| !claim.reply.is_closed());
+                self.parked_max = (2 * self.parked.len()).max(64);
+            }
             return;
         }
         let mut waiting = std::mem::take(&mut self.parked).into_iter();

@@ -314,10 +314,10 @@ impl Writer {
                 .execute((row, class, now.as_micros(), priority))?;
             self.memory.order.push_plain(class, spec.priority, row, now);
             self.group.count(class, Cell::Ready, 1);
-        } else {
-            self.write_special(origin, class, id, &task, ids, ended)?;
         }
-        if self.memory.fresh.has_room() {
+        let ready = plain || self.write_special(origin, class, id, &task, ids, ended)? == Cell::Ready;
+        // What waits would keep the place of what is claimed soon.
+        if ready && self.memory.fresh.has_room() {
             self.memory.fresh.put(id, task.spec, now);
         }
         Ok(())
@@ -391,7 +391,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes the scheduling row of a task that asks for more than to run.
+    /// Writes the scheduling row of a task that asks for more than to run; answers where it counts.
     fn write_special(
         &mut self,
         origin: &Origin<'_>,
@@ -400,7 +400,7 @@ impl Writer {
         task: &NewTask,
         ids: &[Enqueued],
         ended: &mut Vec<(i64, TaskId, State)>,
-    ) -> Result<(), Fault> {
+    ) -> Result<Cell, Fault> {
         let (row, now, spec) = (id.row(), origin.now, &task.spec);
         let mut live = LiveRow {
             deadline: spec.deadline,
@@ -431,7 +431,7 @@ impl Writer {
             self.memory.place(&self.shared, &mut view, &live)
         };
         self.group.count(class, cell, 1);
-        Ok(())
+        Ok(cell)
     }
 
     /// Writes what a task depends on; answers how many. Those that have ended are noted, to be counted later.

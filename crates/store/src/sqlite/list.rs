@@ -112,14 +112,12 @@ fn sources(filter: &TaskFilter, overlay: &Overlay) -> Vec<Source> {
     sources
 }
 
+/// A row, and its class where the source knows it.
+type Candidate = (i64, Option<u32>);
+
 /// The next candidates of all sources before a row, descending; and whether there are more.
-fn candidates(
-    db: &Connection,
-    sources: &[Source],
-    before: i64,
-    chunk: usize,
-) -> Result<(Vec<(i64, Option<u32>)>, bool), Fault> {
-    let mut found: Vec<(i64, Option<u32>)> = Vec::new();
+fn candidates(db: &Connection, sources: &[Source], before: i64, chunk: usize) -> Result<(Vec<Candidate>, bool), Fault> {
+    let mut found: Vec<Candidate> = Vec::new();
     // Below the last row of a source that has more, others may be missing.
     let mut floor = i64::MIN;
     for source in sources {

@@ -221,7 +221,10 @@ impl SqliteStore {
                 .await
                 .map_err(|_| StoreError::Closed)?;
         }
-        Ok(())
+        match &*self.shared.broken.lock() {
+            Some(error) => Err(error.clone()),
+            None => Ok(()),
+        }
     }
 
     /// Waits for a parked claim: until it is answered, its time is up, or a task comes due by the clock.

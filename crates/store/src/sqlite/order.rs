@@ -155,6 +155,7 @@ pub(super) struct Order {
 
 impl Order {
     /// How many tasks are ready, whether their key is free or not.
+    #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.len
     }
@@ -284,11 +285,6 @@ impl Order {
                 self.groups.remove(key);
             }
         }
-    }
-
-    /// Which row holds a key.
-    pub(super) fn holder(&self, key: &Key) -> Option<i64> {
-        self.groups.get(key).and_then(|g| g.holder)
     }
 
     fn lane(&mut self, class: u32) -> &mut Lane {

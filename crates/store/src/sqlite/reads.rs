@@ -11,6 +11,7 @@ use rusqlite::{Connection, Row};
 use super::error::Fault;
 use super::names::Catalog;
 use super::row::{LiveRow, OutcomeRow, damaged, mark, read_error};
+use super::step::Run;
 use super::view::Seen;
 
 /// A task as it was enqueued.
@@ -74,7 +75,7 @@ fn read_task(found: &Row<'_>, catalog: &Catalog, row: i64) -> Result<StoredTask,
 
 /// Where a task is.
 pub(super) enum Whereabouts {
-    Unfinished(Box<LiveRow>, Option<Seen>),
+    Unfinished(Box<LiveRow>, Option<Run>),
     Finished(Box<OutcomeRow>),
 }
 
@@ -85,7 +86,11 @@ pub(super) fn whereabouts(db: &Connection, row: i64, seen: Option<Seen>) -> Resu
     };
     Ok(Some(match seen {
         Some(seen) if seen.live.version >= live.version => {
-            Whereabouts::Unfinished(Box::new(seen.live.clone()), Some(seen))
+            let run = Run {
+                executor: seen.executor,
+                taken_at: seen.taken_at,
+            };
+            Whereabouts::Unfinished(Box::new(seen.live), Some(run))
         }
         _ => Whereabouts::Unfinished(Box::new(live), None),
     }))
@@ -232,7 +237,7 @@ pub(super) fn executions(
     let mut executions = earlier_executions(db, id)?;
     match place {
         Whereabouts::Finished(outcome) => executions.extend(last_execution(catalog, outcome, id)),
-        Whereabouts::Unfinished(live, seen) => {
+        Whereabouts::Unfinished(live, run) => {
             let life = &live.life;
             if let Some(started_at) = life
                 .started_at
@@ -241,7 +246,7 @@ pub(super) fn executions(
                 executions.push(Execution {
                     task: id,
                     attempt: life.attempt,
-                    executor_id: seen.as_ref().map(|s| s.executor.to_string()).unwrap_or_default(),
+                    executor_id: run.as_ref().map(|run| run.executor.to_string()).unwrap_or_default(),
                     status: ExecutionStatus::Running,
                     started_at,
                     finished_at: None,
@@ -320,8 +325,8 @@ pub(super) fn events(
                 error: outcome.error.clone(),
             });
         }
-        Whereabouts::Unfinished(live, Some(seen)) if live.marks & mark::START == 0 => {
-            events.push(derived(seen.taken_at, EventKind::Started, live.life.attempt));
+        Whereabouts::Unfinished(live, Some(run)) if live.marks & mark::START == 0 => {
+            events.push(derived(run.taken_at, EventKind::Started, live.life.attempt));
         }
         Whereabouts::Unfinished(..) => {}
     }

@@ -33,7 +33,8 @@ const READY_IS_RUN: u32 = 8 << mark::BITS;
 /// The flags of a plain row that is no longer read as one.
 pub(super) const PLAIN_FLAGS: u32 = READY_IS_RUN;
 const POLICY_SHIFT: u32 = mark::BITS + 4;
-const STATUS_SHIFT: u32 = POLICY_SHIFT + 2;
+/// Where the flags of an outcome keep the status of its execution.
+pub(super) const STATUS_SHIFT: u32 = POLICY_SHIFT + 2;
 
 /// Why an unfinished row is not simply ready: what lists by status look for first. Never renumbered.
 pub(super) mod gate {

@@ -124,7 +124,9 @@ pub(super) fn configure_writer(db: &Connection, memory: bool) -> Result<(), Faul
     )?;
     if !memory {
         db.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
-        db.execute_batch("PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 0;")?;
+        db.execute_batch(
+            "PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 0; PRAGMA journal_size_limit = 67108864;",
+        )?;
     }
     db.set_prepared_statement_cache_capacity(200);
     db.busy_timeout(std::time::Duration::from_secs(5))?;

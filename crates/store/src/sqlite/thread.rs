@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 use std::thread::JoinHandle;
 
@@ -43,7 +44,7 @@ impl WriterThread {
         let mut writer = Writer::new(db, shown.clone(), shared, false).map_err(fault)?;
         let (fold, folds) = sync_channel(1);
         writer.fold = Some(fold);
-        let folding = start_folding(folder, folds)?;
+        let folding = start_folding(folder, folds, writer.folded.clone())?;
         Self::spawn(writer, Some(Arc::new(lock)), Some(folding))
     }
 
@@ -130,6 +131,7 @@ fn run(mut writer: Writer, verbs: &Receiver<Verb>) {
     if let Err(fault) = writer.load() {
         let error = fault.describe(&writer.path);
         tracing::error!(%error, "the store cannot be loaded");
+        *writer.shared.broken.lock() = Some(error.clone());
         writer.shared.loaded.send_replace(true);
         while let Ok(verb) = verbs.recv() {
             let ends = matches!(verb, Verb::Stop | Verb::Close(_));
@@ -169,13 +171,16 @@ fn run(mut writer: Writer, verbs: &Receiver<Verb>) {
 }
 
 /// Folds the log into the database whenever the writer says so, without holding it up.
-fn start_folding(db: Connection, folds: Receiver<()>) -> Result<JoinHandle<()>, StoreError> {
+fn start_folding(db: Connection, folds: Receiver<()>, folded: Arc<AtomicI32>) -> Result<JoinHandle<()>, StoreError> {
     let fold = move || {
         // The settings that matter: who folds must not start to fold by itself on close.
         let _ = db.execute_batch("PRAGMA wal_autocheckpoint = 0; PRAGMA synchronous = NORMAL;");
         while folds.recv().is_ok() {
-            if let Err(error) = db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())) {
-                tracing::warn!(%error, "the log could not be folded into the database; it is tried again later");
+            match db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| row.get(2)) {
+                Ok(pages) => folded.store(pages, Ordering::Relaxed),
+                Err(error) => {
+                    tracing::warn!(%error, "the log could not be folded into the database; it is tried again later");
+                }
             }
         }
     };

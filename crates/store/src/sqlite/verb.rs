@@ -70,7 +70,14 @@ pub(super) struct Claim {
     pub(super) home: Sender<Verb>,
 }
 
+/// A read on the writer's connection.
+pub(super) type Read = Box<dyn FnOnce(Result<&Connection, StoreError>) + Send>;
+
 /// Everything that the writer can be asked.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one message a call; boxing the claim would cost more than moving it"
+)]
 pub(super) enum Verb {
     Enqueue {
         call: Call,
@@ -124,7 +131,7 @@ pub(super) enum Verb {
         reply: Reply<u64>,
     },
     /// A read on the writer's connection, where there is no other.
-    Read(Box<dyn FnOnce(Result<&Connection, StoreError>) + Send>),
+    Read(Read),
     /// What the memory says that the disk does not.
     Audit(Reply<Vec<String>>),
     Close(Reply<()>),

@@ -1,5 +1,6 @@
 //! Every invariant of the store, checked: each violation one sentence.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use pensum_core::store::{VIOLATIONS_MAX, Verified};
@@ -108,25 +109,57 @@ pub(super) fn verify(db: &Connection) -> Result<Verified, Fault> {
             say(format!("task {id} stands in row {number} and names another"));
         }
     }
-    let sql =
-        "SELECT c.id, ifnull(n.completed, 0), ifnull(n.failed, 0), ifnull(n.cancelled, 0), ifnull(n.executions, 0),
-        (SELECT count(*) FROM outcome o JOIN task t USING (row) WHERE t.class = c.id AND o.state = 3),
-        (SELECT count(*) FROM outcome o JOIN task t USING (row) WHERE t.class = c.id AND o.state = 4),
-        (SELECT count(*) FROM outcome o JOIN task t USING (row) WHERE t.class = c.id AND o.state = 5)
-        FROM class c LEFT JOIN counter n ON n.class = c.id";
-    let mut statement = db.prepare(sql)?;
-    let mut rows = statement.query([])?;
-    while let Some(row) = rows.next()? {
-        for (column, what) in [(1, "completed"), (2, "failed"), (3, "cancelled")] {
-            let (counted, found): (i64, i64) = (row.get(column)?, row.get(column + 4)?);
-            if counted != found {
-                let class: i64 = row.get(0)?;
-                say(format!("class {class} counts {counted} {what} tasks and has {found}"));
-            }
-        }
-    }
+    count_again(db, &mut say)?;
     verified.tasks = tasks;
     Ok(verified)
+}
+
+/// Compares the counters with a count of the rows.
+fn count_again(db: &Connection, say: &mut dyn FnMut(String)) -> Result<(), Fault> {
+    let mut found: BTreeMap<i64, [i64; 3]> = BTreeMap::new();
+    let mut executions: i64 = db.query_row("SELECT count(*) FROM execution", [], |row| row.get(0))?;
+    let sql = format!(
+        "SELECT t.class, o.state, count(*), sum(o.flags >> {} <> 0)
+         FROM outcome o JOIN task t USING (row) GROUP BY 1, 2",
+        super::row::STATUS_SHIFT
+    );
+    let mut statement = db.prepare(&sql)?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let cell = match row.get::<_, i64>(1)? {
+            3 => 0,
+            4 => 1,
+            _ => 2,
+        };
+        found.entry(row.get(0)?).or_default()[cell] += row.get::<_, i64>(2)?;
+        executions += row.get::<_, i64>(3)?;
+    }
+    let mut counted_executions = 0;
+    let mut statement = db.prepare("SELECT class, completed, failed, cancelled, executions FROM counter")?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let class: i64 = row.get(0)?;
+        let has = found.remove(&class).unwrap_or_default();
+        for (cell, what) in ["completed", "failed", "cancelled"].into_iter().enumerate() {
+            let counted: i64 = row.get(cell + 1)?;
+            if counted != has[cell] {
+                say(format!(
+                    "class {class} counts {counted} {what} tasks and has {}",
+                    has[cell]
+                ));
+            }
+        }
+        counted_executions += row.get::<_, i64>(4)?;
+    }
+    for class in found.keys() {
+        say(format!("class {class} has finished tasks that it does not count"));
+    }
+    if counted_executions != executions {
+        say(format!(
+            "{counted_executions} ended attempts are counted, and there are {executions}"
+        ));
+    }
+    Ok(())
 }
 
 impl Writer {

@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 use pensum_core::query::StatusCounts;
-use pensum_core::{Counts, LeaseId, Lifecycle, Name, NodeId, State, TaskId, Time};
+use pensum_core::{Counts, LeaseId, Lifecycle, Name, NodeId, State, StoreError, TaskId, Time};
 use tokio::sync::watch;
 
 use super::names::Catalog;
@@ -188,8 +188,8 @@ pub(super) struct Shared {
     pub(super) next_ready: watch::Sender<i64>,
     /// True once the writer's memory stands; until then counts and overlays are incomplete.
     pub(super) loaded: watch::Sender<bool>,
-    /// The latest time that any verb named, in microseconds.
-    pub(super) clock: AtomicI64,
+    /// Why the memory could not be loaded, if so.
+    pub(super) broken: Mutex<Option<StoreError>>,
     pub(super) closed: AtomicBool,
 }
 
@@ -200,7 +200,7 @@ impl Shared {
             catalog: Catalog::default(),
             next_ready: watch::Sender::new(i64::MAX),
             loaded: watch::Sender::new(false),
-            clock: AtomicI64::new(i64::MIN),
+            broken: Mutex::default(),
             closed: AtomicBool::new(false),
         })
     }

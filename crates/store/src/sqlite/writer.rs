@@ -97,6 +97,9 @@ pub(super) struct Writer {
     memory_only: bool,
     checkpointed_pages: i32,
     pages: Arc<std::sync::atomic::AtomicI32>,
+    /// How many pages of the log the folder has carried into the database.
+    pub(super) folded: Arc<std::sync::atomic::AtomicI32>,
+    pub(super) parked_max: usize,
     /// Asks the checkpointer to fold the log into the database.
     pub(super) fold: Option<std::sync::mpsc::SyncSender<()>>,
 }
@@ -146,6 +149,8 @@ impl Writer {
             full_sync: true,
             memory_only,
             checkpointed_pages: 0,
+            folded: Arc::default(),
+            parked_max: 0,
             pages,
             fold: None,
         })
@@ -257,7 +262,6 @@ impl Writer {
     /// Moves the clock, and carries out the recovery that waited for one.
     fn move_on(&mut self, now: Time) -> Result<(), Fault> {
         self.memory.clock = self.memory.clock.max(now);
-        self.shared.clock.fetch_max(now.as_micros(), Ordering::AcqRel);
         if self.careful {
             self.careful = false;
             self.careful_until = Some(now.plus(super::claim::PROBATION));
@@ -529,8 +533,10 @@ impl Writer {
         if pages < self.checkpointed_pages {
             self.checkpointed_pages = 0;
         }
-        if pages > WAL_PAGES_MAX && pages - self.checkpointed_pages > FOLD_PAGES {
-            // Readers in the way make this fail; the next round tries again.
+        // Most of a long log is folded beforehand, so that the writer waits for a few milliseconds and not for all of it.
+        let is_folded = pages - self.folded.load(Ordering::Relaxed) < FOLD_PAGES || pages > 4 * WAL_PAGES_MAX;
+        if pages > WAL_PAGES_MAX && is_folded && pages - self.checkpointed_pages > FOLD_PAGES / 4 {
+            // Readers in the way make this fail; a later round tries again.
             let _ = self.db.busy_timeout(std::time::Duration::ZERO);
             let _ = self.db.query_row("PRAGMA wal_checkpoint(RESTART)", [], |_| Ok(()));
             let _ = self.db.busy_timeout(std::time::Duration::from_secs(5));

@@ -1,5 +1,7 @@
 //! The tests of the stores, in one binary.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
 mod conformance;
 mod random;
 mod sqlite_files;
