@@ -5,5 +5,6 @@
 mod conformance;
 mod random;
 mod sqlite_files;
+mod sqlite_stress;
 mod sqlite_suite;
 mod stores;
