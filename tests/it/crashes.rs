@@ -27,6 +27,8 @@ fn a_task_that_kills_its_node_is_set_aside_and_its_neighbours_complete() {
         if server.ended().is_some() {
             restarts += 1;
             assert!(restarts <= RESTARTS_MAX, "the node was brought down {restarts} times");
+            // Whoever looks at the store meanwhile wipes no trace away.
+            server.verify();
             // It may be killed again before it has said where it listens.
             while server.try_restart().map(|url| server.http.base = url).is_none() {
                 restarts += 1;

@@ -11,6 +11,7 @@
 #![expect(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
 
 mod bench;
+mod beside;
 mod chaos;
 mod crashes;
 mod disk;

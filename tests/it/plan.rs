@@ -220,7 +220,10 @@ fn a_killed_run_repeats_only_what_was_under_way() {
         (lines(&file) == ["first", "middle"]).then_some(())
     });
     // Somebody else cannot have the store meanwhile.
-    assert_says(&shop.cli().run(&["db", "verify", "--db", &db]).fails(6), "in use");
+    assert_says(
+        &shop.cli().run(&["db", "prune", "--yes", "--db", &db]).fails(6),
+        "in use",
+    );
     running.kill();
     shop.verify();
     std::fs::write(shop.file("effects.gate"), "").unwrap();

@@ -91,7 +91,7 @@ fn a_store_that_is_in_use_says_by_whom_and_can_be_worked_on_through_its_node() {
         .fails(6);
     assert_says(&second, &server.http.base);
     assert_says(
-        &Cli::default().run(&["db", "verify", "--db", &db]).fails(6),
+        &Cli::default().run(&["db", "prune", "--yes", "--db", &db]).fails(6),
         &server.http.base,
     );
     let taken = server.http.base.trim_start_matches("http://").to_owned();
