@@ -36,7 +36,10 @@ async fn main() -> Result<(), pensum::Error> {
     let task = Task::new("order", 25u32).retries(3, RetryPolicy::fixed(Duration::from_millis(100)));
     let id = pensum.enqueue(task).await?;
     let outcome: String = pensum.result(id).await?;
-    println!("{outcome}; the card was charged {} time", CHARGES.load(Ordering::SeqCst));
+    println!(
+        "{outcome}; the card was charged {} time",
+        CHARGES.load(Ordering::SeqCst)
+    );
 
     pensum.shutdown().await;
     Ok(())

@@ -6,7 +6,11 @@ use pensum::{Batch, Context, OnDependencyFailure, Pensum, Priority, Task, TaskEr
 
 async fn fetch(ctx: Context, page: u32) -> Result<usize, TaskError> {
     ctx.log(format!("page {page}"));
-    if page == 13 { Err(TaskError::fatal("there is no page 13")) } else { Ok(page as usize * 100) }
+    if page == 13 {
+        Err(TaskError::fatal("there is no page 13"))
+    } else {
+        Ok(page as usize * 100)
+    }
 }
 
 async fn merge(_: Context, what: String) -> Result<String, TaskError> {
@@ -30,9 +34,15 @@ async fn main() -> Result<(), pensum::Error> {
     for pages in [[1, 2, 3], [12, 13, 14]] {
         let mut batch = Batch::new();
         let fetched: Vec<_> = pages.iter().map(|page| batch.add(Task::new("fetch", page))).collect();
-        let merge = fetched.iter().fold(Task::new("merge", format!("{pages:?}")), |task, item| task.after_item(*item));
+        let merge = fetched
+            .iter()
+            .fold(Task::new("merge", format!("{pages:?}")), |task, item| {
+                task.after_item(*item)
+            });
         let merged = batch.add(merge.priority(Priority::High));
-        let clean = Task::new("clean-up", ()).after_item(merged).on_dependency_failure(OnDependencyFailure::Run);
+        let clean = Task::new("clean-up", ())
+            .after_item(merged)
+            .on_dependency_failure(OnDependencyFailure::Run);
         let cleaned = batch.add(clean);
 
         let ids = pensum.enqueue_all(batch).await?;

@@ -68,7 +68,9 @@ impl TestKit {
             random: Arc::new(SeededRandom::new(1)),
             spawn: Arc::new(TokioSpawn),
         };
-        let engine = builder.configure(Engine::builder(Arc::new(ModelStore::new(1))).seams(seams)).build();
+        let engine = builder
+            .configure(Engine::builder(Arc::new(ModelStore::new(1))).seams(seams))
+            .build();
         TestKit { engine, clock, inline }
     }
 
@@ -122,7 +124,11 @@ impl TestKit {
     /// # Errors
     /// [`Error::NotFound`] when there is none.
     pub async fn task(&self, task: TaskId) -> Result<TaskRecord, Error> {
-        self.engine.store().task("default", task).await?.ok_or(Error::NotFound(task))
+        self.engine
+            .store()
+            .task("default", task)
+            .await?
+            .ok_or(Error::NotFound(task))
     }
 
     /// The status of a task.
@@ -139,7 +145,11 @@ impl TestKit {
     /// [`Error::Ended`] when it failed or was cancelled, [`Error::WaitTimeout`] when it has not ended.
     pub async fn result<T: DeserializeOwned>(&self, task: TaskId) -> Result<T, Error> {
         let record = self.task(task).await?;
-        if record.lifecycle.state.is_terminal() { result_of(&record) } else { Err(Error::WaitTimeout(task)) }
+        if record.lifecycle.state.is_terminal() {
+            result_of(&record)
+        } else {
+            Err(Error::WaitTimeout(task))
+        }
     }
 
     /// Cancels a task.
@@ -155,9 +165,18 @@ impl TestKit {
     /// # Errors
     /// When the task has ended.
     pub async fn signal(&self, task: TaskId, name: &str, payload: impl Serialize) -> Result<(), Error> {
-        let payload = crate::Json::of(&payload)
-            .map_err(|source| Error::Json { what: format!("the payload of signal `{name}`"), source })?;
-        self.command(task, Command::Signal { name: name.into(), payload }).await
+        let payload = crate::Json::of(&payload).map_err(|source| Error::Json {
+            what: format!("the payload of signal `{name}`"),
+            source,
+        })?;
+        self.command(
+            task,
+            Command::Signal {
+                name: name.into(),
+                payload,
+            },
+        )
+        .await
     }
 
     async fn command(&self, task: TaskId, command: Command) -> Result<(), Error> {

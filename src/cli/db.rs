@@ -4,9 +4,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Subcommand;
-use pensum_core::Store;
 use pensum_core::store::Retention;
 use pensum_core::time::Span;
+use pensum_core::{Store, StoreError};
+use pensum_store::sqlite::{SqliteOptions, SqliteStore};
 use serde_json::json;
 
 use super::client::{DB_DEFAULT, check_url, must_exist, open_store, store_path};
@@ -40,15 +41,35 @@ pub(crate) enum Command {
     },
 }
 
+impl Command {
+    const fn only_reads(&self) -> bool {
+        matches!(self, Command::Verify | Command::Stats | Command::Backup { .. })
+    }
+}
+
+async fn open_to_read(url: &str) -> Result<Arc<dyn Store>, StoreError> {
+    let options = SqliteOptions {
+        read_only: true,
+        ..SqliteOptions::new(store_path(url).unwrap_or_default())
+    };
+    match tokio::task::spawn_blocking(move || SqliteStore::open(options)).await {
+        Ok(opened) => Ok(Arc::new(opened?)),
+        Err(_) => Err(StoreError::Unavailable("opening the store was interrupted".to_owned())),
+    }
+}
+
 pub(crate) async fn db(global: &Global, command: Command) -> anyhow::Result<Exit> {
     let url = global.store().unwrap_or_else(|| DB_DEFAULT.to_owned());
     check_url(&url)?;
     if !matches!(command, Command::Migrate) {
         must_exist(&url)?;
     }
-    let store = open_store(&url, &format!("process {}", std::process::id()))
-        .await
-        .map_err(Failure::from)?;
+    let store = match open_store(&url, &format!("process {}", std::process::id())).await {
+        // What only reads works beside whoever owns the file.
+        Err(StoreError::Locked { .. }) if command.only_reads() => open_to_read(&url).await,
+        opened => opened,
+    };
+    let store = store.map_err(Failure::from)?;
     let result = dispatch(global, &store, command).await;
     let closed = store.close().await;
     let exit = result?;

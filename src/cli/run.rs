@@ -342,21 +342,21 @@ async fn watch(
     mut events: broadcast::Receiver<EngineEvent>,
 ) -> anyhow::Result<()> {
     let mut frames = tokio::time::interval(FRAME);
-    let mut next_look = Time::EPOCH;
+    let mut next_look = engine.now().plus(LOOK);
     while !board.is_over() {
         tokio::select! {
             event = events.recv() => match event {
-                Ok(event) => {
-                    if let Some(change) = board.apply(&event) {
-                        screen.tell(&change, engine.now());
-                    }
-                }
+                Ok(event) => take_in(&event, engine, board, screen),
                 Err(RecvError::Lagged(_)) => next_look = Time::EPOCH,
                 Err(RecvError::Closed) => return Ok(()),
             },
             _ = frames.tick() => {
                 let now = engine.now();
                 if now >= next_look {
+                    // Events say more than the store does, so they go first.
+                    while let Ok(event) = events.try_recv() {
+                        take_in(&event, engine, board, screen);
+                    }
                     let unfinished = board.unfinished();
                     next_look = now.plus(if unfinished.len() > MANY { LOOK_MANY } else { LOOK });
                     for task in records(engine, &unfinished).await? {
@@ -370,6 +370,12 @@ async fn watch(
         }
     }
     Ok(())
+}
+
+fn take_in(event: &EngineEvent, engine: &Engine, board: &mut Board, screen: &mut Screen) {
+    if let Some(change) = board.apply(event) {
+        screen.tell(&change, engine.now());
+    }
 }
 
 /// Shows the end of a run; the exit code that it deserves, whether anyone still reads or not.

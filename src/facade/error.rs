@@ -27,17 +27,26 @@ enum Next {
 impl TaskError {
     /// Another attempt may mend it: retried after the delay of the task's policy, while retries are left.
     pub fn retry(message: impl Into<String>) -> TaskError {
-        TaskError { info: ErrorInfo::new("error", message), next: Next::Policy }
+        TaskError {
+            info: ErrorInfo::new("error", message),
+            next: Next::Policy,
+        }
     }
 
     /// Retried after this delay instead of the policy's.
     pub fn retry_after(message: impl Into<String>, delay: Duration) -> TaskError {
-        TaskError { info: ErrorInfo::new("error", message), next: Next::After(delay) }
+        TaskError {
+            info: ErrorInfo::new("error", message),
+            next: Next::After(delay),
+        }
     }
 
     /// No further attempt can mend it: the task fails now.
     pub fn fatal(message: impl Into<String>) -> TaskError {
-        TaskError { info: ErrorInfo::new("error", message), next: Next::Never }
+        TaskError {
+            info: ErrorInfo::new("error", message),
+            next: Next::Never,
+        }
     }
 
     /// Gives the error a machine-readable kind, shown as `error.type`.
@@ -48,8 +57,14 @@ impl TaskError {
 
     pub(crate) fn outcome(self) -> Outcome {
         match self.next {
-            Next::Policy => Outcome::Retry { error: self.info, after: None },
-            Next::After(delay) => Outcome::Retry { error: self.info, after: Some(delay) },
+            Next::Policy => Outcome::Retry {
+                error: self.info,
+                after: None,
+            },
+            Next::After(delay) => Outcome::Retry {
+                error: self.info,
+                after: Some(delay),
+            },
             Next::Never => Outcome::Fail(self.info),
         }
     }
@@ -59,7 +74,10 @@ impl<E: std::error::Error + 'static> From<E> for TaskError {
     fn from(error: E) -> TaskError {
         // The engine's own errors keep their kind.
         if let Some(info) = (&error as &dyn Any).downcast_ref::<ErrorInfo>() {
-            return TaskError { info: info.clone(), next: Next::Policy };
+            return TaskError {
+                info: info.clone(),
+                next: Next::Policy,
+            };
         }
         let mut message = error.to_string();
         let mut source = error.source();

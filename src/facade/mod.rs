@@ -6,7 +6,7 @@ mod task;
 mod typed;
 
 pub use error::{Error, TaskError};
+pub(crate) use pensum::result_of;
 pub use pensum::{Builder, Pensum};
 pub use task::{Batch, ItemRef, Task};
-pub(crate) use pensum::result_of;
 pub(crate) use typed::Typed;

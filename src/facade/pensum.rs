@@ -24,7 +24,11 @@ pub struct Pensum {
 impl Pensum {
     /// An engine to configure.
     pub fn builder() -> Builder {
-        Builder { url: "sqlite:pensum.db".to_owned(), steps: Vec::new(), builtin: false }
+        Builder {
+            url: "sqlite:pensum.db".to_owned(),
+            steps: Vec::new(),
+            builtin: false,
+        }
     }
 
     /// Adds a task. `Ok` means that it is on disk.
@@ -46,7 +50,13 @@ impl Pensum {
     }
 
     async fn enqueue_new(&self, tasks: Vec<NewTask>) -> Result<Vec<TaskId>, Error> {
-        Ok(self.engine.enqueue(&self.call(), tasks).await?.into_iter().map(|e| e.id).collect())
+        Ok(self
+            .engine
+            .enqueue(&self.call(), tasks)
+            .await?
+            .into_iter()
+            .map(|e| e.id)
+            .collect())
     }
 
     /// Waits until the task has ended, and reads its result.
@@ -62,7 +72,10 @@ impl Pensum {
     /// # Errors
     /// [`Error::NotFound`] when there is no such task, or it was deleted meanwhile.
     pub async fn wait(&self, task: TaskId) -> Result<TaskRecord, Error> {
-        self.engine.wait("default", task, None).await.map_err(|e| Error::of(e, task))
+        self.engine
+            .wait("default", task, None)
+            .await
+            .map_err(|e| Error::of(e, task))
     }
 
     /// Waits until the task has ended, at most this long.
@@ -70,7 +83,10 @@ impl Pensum {
     /// # Errors
     /// [`Error::WaitTimeout`] when it has not.
     pub async fn wait_for(&self, task: TaskId, longest: Duration) -> Result<TaskRecord, Error> {
-        self.engine.wait("default", task, Some(longest)).await.map_err(|e| Error::of(e, task))
+        self.engine
+            .wait("default", task, Some(longest))
+            .await
+            .map_err(|e| Error::of(e, task))
     }
 
     /// The task as it is now; `None` when there is no such task.
@@ -118,9 +134,18 @@ impl Pensum {
     /// # Errors
     /// When the task has ended, or its inbox is full.
     pub async fn signal(&self, task: TaskId, name: &str, payload: impl Serialize) -> Result<bool, Error> {
-        let payload = pensum_core::Json::of(&payload)
-            .map_err(|source| Error::Json { what: format!("the payload of signal `{name}`"), source })?;
-        self.command(task, Command::Signal { name: Name::from(name), payload }).await
+        let payload = pensum_core::Json::of(&payload).map_err(|source| Error::Json {
+            what: format!("the payload of signal `{name}`"),
+            source,
+        })?;
+        self.command(
+            task,
+            Command::Signal {
+                name: Name::from(name),
+                payload,
+            },
+        )
+        .await
     }
 
     async fn command(&self, task: TaskId, command: Command) -> Result<bool, Error> {
@@ -163,11 +188,21 @@ impl Pensum {
 pub(crate) fn result_of<T: DeserializeOwned>(record: &TaskRecord) -> Result<T, Error> {
     let task = record.id;
     if record.lifecycle.state != State::Completed {
-        let error = record.error.clone().unwrap_or_else(|| pensum_core::ErrorInfo::new("unknown", "no error was kept"));
-        return Err(Error::Ended { task, state: record.lifecycle.state, error });
+        let error = record
+            .error
+            .clone()
+            .unwrap_or_else(|| pensum_core::ErrorInfo::new("unknown", "no error was kept"));
+        return Err(Error::Ended {
+            task,
+            state: record.lifecycle.state,
+            error,
+        });
     }
     let json = record.result.clone().unwrap_or_default();
-    json.to().map_err(|source| Error::Json { what: format!("the result of task {task}"), source })
+    json.to().map_err(|source| Error::Json {
+        what: format!("the result of task {task}"),
+        source,
+    })
 }
 
 type Step = Box<dyn FnOnce(EngineBuilder) -> EngineBuilder + Send>;
@@ -255,7 +290,10 @@ impl Builder {
         let store = pensum_store::open(&self.url, &owner)?;
         let engine = self.configure(Engine::builder(store)).build();
         engine.start();
-        Ok(Pensum { engine, actor: Name::from("library") })
+        Ok(Pensum {
+            engine,
+            actor: Name::from("library"),
+        })
     }
 }
 

@@ -35,7 +35,11 @@ impl Task {
             Ok(json) => (json, None),
             Err(error) => (Json::null(), Some(error)),
         };
-        Task { new: NewTask::new(Spec::new(handler, parameters)), delay: None, problem }
+        Task {
+            new: NewTask::new(Spec::new(handler, parameters)),
+            delay: None,
+            problem,
+        }
     }
 
     /// A name for people.
@@ -136,19 +140,30 @@ impl Task {
 
     /// At most one unfinished task of this handler has the key; `on_conflict` says what a second one gets.
     pub fn unique(mut self, key: impl Into<Name>, on_conflict: OnConflict) -> Task {
-        self.new.unique = Some(Box::new(Unique { key: key.into(), ttl: None, on_conflict }));
+        self.new.unique = Some(Box::new(Unique {
+            key: key.into(),
+            ttl: None,
+            on_conflict,
+        }));
         self
     }
 
     /// Like [`Task::unique`], with the key held for a time, whenever the task ends.
     pub fn unique_for(mut self, key: impl Into<Name>, ttl: Duration, on_conflict: OnConflict) -> Task {
-        self.new.unique = Some(Box::new(Unique { key: key.into(), ttl: Some(ttl), on_conflict }));
+        self.new.unique = Some(Box::new(Unique {
+            key: key.into(),
+            ttl: Some(ttl),
+            on_conflict,
+        }));
         self
     }
 
     pub(super) fn resolve(mut self, now: Time) -> Result<NewTask, Error> {
         if let Some(source) = self.problem {
-            return Err(Error::Json { what: format!("the input of `{}`", self.new.spec.handler), source });
+            return Err(Error::Json {
+                what: format!("the input of `{}`", self.new.spec.handler),
+                source,
+            });
         }
         if let Some(delay) = self.delay {
             self.new.run_at = Some(now.plus(delay));

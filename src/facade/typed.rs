@@ -19,7 +19,10 @@ pub(crate) struct Typed<F, P> {
 
 impl<F, P> Typed<F, P> {
     pub(crate) fn new(function: F) -> Typed<F, P> {
-        Typed { function, parameters: PhantomData }
+        Typed {
+            function,
+            parameters: PhantomData,
+        }
     }
 }
 

@@ -95,9 +95,16 @@ const FIXED_WIDTH: usize = 34;
 
 /// What is left of the terminal's width for results.
 fn result_width(run: &Run) -> usize {
-    let names = run.tasks.iter().map(|(reference, _)| console::measure_text_width(reference)).max().unwrap_or(0);
+    let names = run
+        .tasks
+        .iter()
+        .map(|(reference, _)| console::measure_text_width(reference))
+        .max()
+        .unwrap_or(0);
     match console::Term::stdout().size_checked() {
-        Some((_, columns)) => usize::from(columns).saturating_sub(names + FIXED_WIDTH).max(RESULT_WIDTH_MIN),
+        Some((_, columns)) => usize::from(columns)
+            .saturating_sub(names + FIXED_WIDTH)
+            .max(RESULT_WIDTH_MIN),
         None => RESULT_WIDTH_DEFAULT,
     }
 }

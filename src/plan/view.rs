@@ -107,18 +107,15 @@ impl Board {
     pub(crate) fn apply(&mut self, event: &EngineEvent) -> Option<Change> {
         let row = self.rows.get_mut(*self.index.get(&event.task())?)?;
         match event {
+            // A look at the store was faster, and saw the end of this attempt already.
+            EngineEvent::Started { attempt, .. } if row.status.is_terminal() && *attempt <= row.attempt => None,
             EngineEvent::Started { attempt, at, .. } => {
                 row.attempt = *attempt;
                 row.started_at = Some(*at);
                 row.finished_at = None;
                 row.percent = None;
                 row.line.clear();
-                let detail = if *attempt > 1 {
-                    format!("attempt {attempt}")
-                } else {
-                    String::new()
-                };
-                row.become_status(Status::Running, detail)
+                row.become_status(Status::Running, attempt_detail(*attempt))
             }
             EngineEvent::Progress { progress, .. } => {
                 row.percent = Some(progress.percent);
@@ -159,8 +156,15 @@ impl Board {
         let row = self.rows.get_mut(*self.index.get(&task.id)?)?;
         let before = row.status;
         row.refresh(task, now);
-        let told = row.status.is_terminal() && row.status != before;
-        told.then(|| {
+        let is_news = row.status == Status::Running || row.status.is_terminal();
+        (is_news && row.status != before).then(|| {
+            if row.status == Status::Running {
+                return Change {
+                    reference: row.reference.clone(),
+                    status: row.status,
+                    detail: attempt_detail(row.attempt),
+                };
+            }
             let error = task
                 .error
                 .as_ref()
@@ -346,6 +350,14 @@ fn bar(share: f64, width: usize) -> String {
     format!("[{}{}]", "█".repeat(full), "░".repeat(width - full))
 }
 
+/// Which attempt starts, where it is not the first.
+fn attempt_detail(attempt: u32) -> String {
+    match attempt {
+        0 | 1 => String::new(),
+        more => format!("attempt {more}"),
+    }
+}
+
 fn failure_line(error: &ErrorInfo) -> String {
     one_line(error.message.lines().next().unwrap_or_default())
 }
@@ -392,6 +404,21 @@ mod tests {
             attempt: 1,
             at: at(1),
         }
+    }
+
+    #[test]
+    fn a_look_at_the_store_and_the_events_that_follow_it_tell_each_change_once() {
+        let mut board = board();
+        let mut task = record(1, &[]);
+        task.lifecycle.state = State::Running;
+        task.lifecycle.attempt = 1;
+        let change = board.refresh(&task, at(1)).unwrap();
+        assert_eq!((change.status, &*change.detail), (Status::Running, ""));
+        assert_eq!(board.apply(&started(&board, 0)), None);
+        task.lifecycle.state = State::Completed;
+        assert_eq!(board.refresh(&task, at(2)).unwrap().status, Status::Completed);
+        assert_eq!(board.apply(&started(&board, 0)), None);
+        assert_eq!(board.rows[0].status, Status::Completed);
     }
 
     #[test]

@@ -143,10 +143,13 @@ fn describe(task: &Value, now: Time) -> String {
         ("error", error),
         (
             "progress",
-            [progress(task), plain(&task["progress"]["message"])]
-                .join(" ")
-                .trim()
-                .to_owned(),
+            match has_ended(task) {
+                true => String::new(),
+                false => [progress(task), plain(&task["progress"]["message"])]
+                    .join(" ")
+                    .trim()
+                    .to_owned(),
+            },
         ),
         ("result", json("result")),
         ("parameters", json("parameters")),
@@ -197,7 +200,15 @@ pub(crate) async fn explain(global: &Global, client: &Client, id: TaskId) -> any
     output::item(global.output, &text, |explanation| {
         let mut lines = vec![plain(&explanation["summary"])];
         for gate in explanation["gates"].as_array().into_iter().flatten() {
-            lines.push(format!("- {}: {}", plain(&gate["gate"]), plain(&gate["message"])));
+            let expected = match gate["opens_at"].as_str().and_then(|at| Time::parse(at).ok()) {
+                Some(at) => format!("; expected at {at} (in {})", spoken(at.since(now()))),
+                None => String::new(),
+            };
+            lines.push(format!(
+                "- {}: {}{expected}",
+                plain(&gate["gate"]),
+                plain(&gate["message"])
+            ));
         }
         lines
             .iter()

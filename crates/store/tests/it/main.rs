@@ -5,6 +5,7 @@
 mod conformance;
 mod random;
 mod sqlite_files;
+mod sqlite_hard_cases;
 mod sqlite_stress;
 mod sqlite_suite;
 mod stores;

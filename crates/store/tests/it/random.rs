@@ -50,13 +50,28 @@ fn plan() -> impl Strategy<Value = Plan> {
     let depends_on = prop::collection::vec(0u8..12, 0..3);
     let rare = |most: u8| prop::option::weighted(0.2, 0..most);
     (
-        (1i64..=5, prop::option::weighted(0.3, 0u8..3), prop::option::weighted(0.2, (0u8..2, 0u8..3, any::<bool>()))),
+        (
+            1i64..=5,
+            prop::option::weighted(0.3, 0u8..3),
+            prop::option::weighted(0.2, (0u8..2, 0u8..3, any::<bool>())),
+        ),
         (rare(60), rare(60), rare(40), prop::bool::weighted(0.1)),
         (0u32..3, 0u8..3, prop_oneof![3 => Just(Vec::new()), 1 => depends_on]),
     )
-        .prop_map(|((priority, key, unique), (delay, deadline, expires, impatient), (retries, policy, depends_on))| {
-            Plan { priority, key, unique, delay, deadline, expires, impatient, retries, policy, depends_on }
-        })
+        .prop_map(
+            |((priority, key, unique), (delay, deadline, expires, impatient), (retries, policy, depends_on))| Plan {
+                priority,
+                key,
+                unique,
+                delay,
+                deadline,
+                expires,
+                impatient,
+                retries,
+                policy,
+                depends_on,
+            },
+        )
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -102,7 +117,12 @@ impl Side {
     /// What a per-item result says, without the ids that differ between the stores.
     fn told(&self, result: Result<Applied, Rejected>) -> String {
         match result {
-            Ok(applied) => format!("{:?} {:?} {:?}", applied.state, self.ended(&applied.ended), applied.interrupt),
+            Ok(applied) => format!(
+                "{:?} {:?} {:?}",
+                applied.state,
+                self.ended(&applied.ended),
+                applied.interrupt
+            ),
             Err(rejected) => self.rejection(&rejected),
         }
     }
@@ -124,22 +144,55 @@ impl Side {
             Op::Enqueue(plans) => self.enqueue(&call, plans).await,
             Op::Claim { node, slots } => self.claim(*node, *slots, now).await,
             Op::Finish { lease, how } => {
-                let Some(lease) = self.lease(*lease) else { return String::new() };
-                let finish = Finish { draw: 0.25, ..Finish::new(lease, outcome(*how, now)) };
-                let spawned = if *how == 11 { vec![NewTask::new(Spec::new("noop", Json::null()))] } else { Vec::new() };
-                let result = self.store.finish(vec![Finish { spawn: spawned, ..finish }], now).await.unwrap().remove(0);
+                let Some(lease) = self.lease(*lease) else {
+                    return String::new();
+                };
+                let finish = Finish {
+                    draw: 0.25,
+                    ..Finish::new(lease, outcome(*how, now))
+                };
+                let spawned = if *how == 11 {
+                    vec![NewTask::new(Spec::new("noop", Json::null()))]
+                } else {
+                    Vec::new()
+                };
+                let result = self
+                    .store
+                    .finish(
+                        vec![Finish {
+                            spawn: spawned,
+                            ..finish
+                        }],
+                        now,
+                    )
+                    .await
+                    .unwrap()
+                    .remove(0);
                 if let Ok(applied) = &result {
                     self.tasks.extend(&applied.spawned);
                 }
                 self.told(result)
             }
             Op::Renew => {
-                let beats = self.leases.iter().map(|l| Beat { lease: *l, progress: None, logs: vec![] }).collect();
+                let beats = self
+                    .leases
+                    .iter()
+                    .map(|l| Beat {
+                        lease: *l,
+                        progress: None,
+                        logs: vec![],
+                    })
+                    .collect();
                 let renewed = self.store.renew(beats, Duration::from_secs(30), now).await.unwrap();
-                format!("{renewed:?} {}", renewed.iter().filter(|r| **r == Renewal::Lost).count())
+                format!(
+                    "{renewed:?} {}",
+                    renewed.iter().filter(|r| **r == Renewal::Lost).count()
+                )
             }
             Op::Checkpoint { lease, step } => {
-                let Some(lease) = self.lease(*lease) else { return String::new() };
+                let Some(lease) = self.lease(*lease) else {
+                    return String::new();
+                };
                 let json = Json::from(serde_json::json!({ "step": step }));
                 let checkpoint = Checkpoint {
                     state: Some(json.clone()),
@@ -150,29 +203,52 @@ impl Side {
                 self.told(result)
             }
             Op::Command { task, what } => {
-                let Some(id) = self.task(*task) else { return String::new() };
-                let result = self.store.command(&call, vec![id], command(*what)).await.unwrap().remove(0);
+                let Some(id) = self.task(*task) else {
+                    return String::new();
+                };
+                let result = self
+                    .store
+                    .command(&call, vec![id], command(*what))
+                    .await
+                    .unwrap()
+                    .remove(0);
                 self.told(result)
             }
             Op::Pass(_) => String::new(),
             Op::Reap => {
                 let reaped = self.store.reap(now, 1000).await.unwrap();
-                format!("{} {} {} {:?}", reaped.leases_expired, reaped.overdue, reaped.woken, self.ended(&reaped.ended))
+                format!(
+                    "{} {} {} {:?}",
+                    reaped.leases_expired,
+                    reaped.overdue,
+                    reaped.woken,
+                    self.ended(&reaped.ended)
+                )
             }
             Op::Prune => {
                 let minute = Duration::from_secs(60);
-                let retention = Retention { completed: minute, failed: 2 * minute };
+                let retention = Retention {
+                    completed: minute,
+                    failed: 2 * minute,
+                };
                 self.store.prune(retention, now, 1000).await.unwrap().to_string()
             }
         }
     }
 
     async fn enqueue(&mut self, call: &Call, plans: &[Plan]) -> String {
-        let tasks = plans.iter().enumerate().map(|(item, plan)| self.new_task(plan, item, call.now)).collect();
+        let tasks = plans
+            .iter()
+            .enumerate()
+            .map(|(item, plan)| self.new_task(plan, item, call.now))
+            .collect();
         match self.store.enqueue(call, tasks).await {
             Ok(made) => {
                 self.tasks.extend(made.iter().filter(|m| m.created).map(|m| m.id));
-                format!("{:?}", made.iter().map(|m| (self.index(m.id), m.created)).collect::<Vec<_>>())
+                format!(
+                    "{:?}",
+                    made.iter().map(|m| (self.index(m.id), m.created)).collect::<Vec<_>>()
+                )
             }
             Err(StoreError::Rejected(rejected)) => self.rejection(&rejected),
             Err(other) => panic!("{other}"),
@@ -194,7 +270,11 @@ impl Side {
         task.unique = plan.unique.map(|(key, on_conflict, ttl)| {
             let on_conflict = [OnConflict::Keep, OnConflict::Replace, OnConflict::Reject][usize::from(on_conflict)];
             let ttl = ttl.then(|| Duration::from_secs(50));
-            Box::new(Unique { key: Name::from(format!("unique {key}")), ttl, on_conflict })
+            Box::new(Unique {
+                key: Name::from(format!("unique {key}")),
+                ttl,
+                on_conflict,
+            })
         });
         for back in &plan.depends_on {
             let back = usize::from(*back);
@@ -225,7 +305,9 @@ impl Side {
         };
         let claimed = self.store.claim(request, now).await.unwrap();
         self.leases.extend(claimed.iter().map(|c| c.lease));
-        let told = claimed.iter().map(|c| (self.index(c.lease.task), c.lifecycle.attempt, c.checkpoint.clone()));
+        let told = claimed
+            .iter()
+            .map(|c| (self.index(c.lease.task), c.lifecycle.attempt, c.checkpoint.clone()));
         format!("{:?}", told.collect::<Vec<_>>())
     }
 
@@ -243,22 +325,46 @@ impl Side {
             let error = record.error.as_ref().map(|e| &e.kind);
             picture.insert(
                 format!("task {index:03}"),
-                self.mask(format!("{lifecycle:?} {lease:?} {:?} {error:?} {:?} {depends_on:?}", record.result, record.spec)),
+                self.mask(format!(
+                    "{lifecycle:?} {lease:?} {:?} {error:?} {:?} {depends_on:?}",
+                    record.result, record.spec
+                )),
             );
             let executions = self.store.executions("default", *id).await.unwrap();
-            let told: Vec<_> = executions.iter().map(|e| (e.attempt, e.status, e.started_at, e.finished_at)).collect();
+            let told: Vec<_> = executions
+                .iter()
+                .map(|e| (e.attempt, e.status, e.started_at, e.finished_at))
+                .collect();
             picture.insert(format!("task {index:03} executions"), format!("{told:?}"));
             let events = self.store.events("default", *id).await.unwrap();
             let told: Vec<_> = events.iter().map(|e| (e.kind, e.at)).collect();
             picture.insert(format!("task {index:03} events"), format!("{told:?}"));
         }
         for status in Status::ALL {
-            let filter = TaskFilter { status: vec![status], ..TaskFilter::default() };
-            let page = self.store.tasks("default", filter, Page { limit: 200, before_row: None }, now).await.unwrap();
+            let filter = TaskFilter {
+                status: vec![status],
+                ..TaskFilter::default()
+            };
+            let page = self
+                .store
+                .tasks(
+                    "default",
+                    filter,
+                    Page {
+                        limit: 200,
+                        before_row: None,
+                    },
+                    now,
+                )
+                .await
+                .unwrap();
             let listed: Vec<_> = page.items.iter().map(|t| self.index(t.id)).collect();
             picture.insert(format!("list {status}"), format!("{listed:?}"));
         }
-        picture.insert("counts".to_owned(), format!("{:?}", self.store.counts("default", now).await.unwrap()));
+        picture.insert(
+            "counts".to_owned(),
+            format!("{:?}", self.store.counts("default", now).await.unwrap()),
+        );
         picture
     }
 }
@@ -269,13 +375,31 @@ fn outcome(how: u8, now: Time) -> Outcome {
     match how {
         0..=2 => Outcome::Done(Json::from(serde_json::json!(how))),
         3 | 4 => Outcome::Retry { error, after: None },
-        5 => Outcome::Retry { error, after: Some(Duration::from_secs(3)) },
+        5 => Outcome::Retry {
+            error,
+            after: Some(Duration::from_secs(3)),
+        },
         6 => Outcome::Fail(error),
-        7 => Outcome::Again { after: Duration::from_secs(2), checkpoint: Some(Json::from(serde_json::json!("again"))) },
-        8 => Outcome::Wait { on: Wait::Until(later), checkpoint: None },
-        9 => Outcome::Wait { on: Wait::Signal { name: Name::from("go"), until: Some(later) }, checkpoint: None },
+        7 => Outcome::Again {
+            after: Duration::from_secs(2),
+            checkpoint: Some(Json::from(serde_json::json!("again"))),
+        },
+        8 => Outcome::Wait {
+            on: Wait::Until(later),
+            checkpoint: None,
+        },
+        9 => Outcome::Wait {
+            on: Wait::Signal {
+                name: Name::from("go"),
+                until: Some(later),
+            },
+            checkpoint: None,
+        },
         10 => Outcome::Released,
-        _ => Outcome::Wait { on: Wait::Children, checkpoint: None },
+        _ => Outcome::Wait {
+            on: Wait::Children,
+            checkpoint: None,
+        },
     }
 }
 
@@ -286,7 +410,10 @@ fn command(what: u8) -> Command {
         2 | 3 => Command::Resume,
         4 | 5 => Command::Retry,
         6 => Command::RunNow,
-        7 => Command::Signal { name: Name::from("go"), payload: Json::null() },
+        7 => Command::Signal {
+            name: Name::from("go"),
+            payload: Json::null(),
+        },
         _ => Command::Delete,
     }
 }
@@ -296,8 +423,17 @@ pub(crate) fn compare<F>(cases: u32, make: impl Fn() -> F)
 where
     F: Future<Output = Arc<dyn Store>>,
 {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let config = Config { cases, max_shrink_iters: 2_000, failure_persistence: None, ..Config::default() };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let config = Config {
+        cases,
+        max_shrink_iters: 2_000,
+        failure_persistence: None,
+        ..Config::default()
+    };
     TestRunner::new(config)
         .run(&prop::collection::vec(op(), 1..60), |ops| {
             runtime.block_on(history(&ops, make()))
@@ -306,8 +442,16 @@ where
 }
 
 async fn history(ops: &[Op], other: impl Future<Output = Arc<dyn Store>>) -> Result<(), TestCaseError> {
-    let mut model = Side { store: Arc::new(ModelStore::new(1)), tasks: Vec::new(), leases: Vec::new() };
-    let mut other = Side { store: other.await, tasks: Vec::new(), leases: Vec::new() };
+    let mut model = Side {
+        store: Arc::new(ModelStore::new(1)),
+        tasks: Vec::new(),
+        leases: Vec::new(),
+    };
+    let mut other = Side {
+        store: other.await,
+        tasks: Vec::new(),
+        leases: Vec::new(),
+    };
     let mut now = Time::parse("2026-03-01T12:00:00Z").unwrap();
     for (number, op) in ops.iter().enumerate() {
         if let Op::Pass(seconds) = op {
@@ -317,7 +461,14 @@ async fn history(ops: &[Op], other: impl Future<Output = Arc<dyn Store>>) -> Res
         prop_assert_eq!(expected, found, "operation {}: {:?}", number, op);
         let (expected, found) = (model.picture(now).await, other.picture(now).await);
         for (what, expected) in &expected {
-            prop_assert_eq!(Some(expected), found.get(what), "{} after operation {}: {:?}", what, number, op);
+            prop_assert_eq!(
+                Some(expected),
+                found.get(what),
+                "{} after operation {}: {:?}",
+                what,
+                number,
+                op
+            );
         }
     }
     for side in [&model, &other] {

@@ -13,10 +13,24 @@ use super::world::{ids, json, retry, task, task_with};
 
 pub(crate) async fn cancel_of_a_queued_task_ends_it(w: &World) {
     let id = w.add(task()).await;
-    let applied = w.command(id, Command::Cancel { reason: Some("not needed".into()) }).await.unwrap();
-    assert_eq!((applied.state, applied.ended), (Some(State::Cancelled), vec![(id, State::Cancelled)]));
+    let applied = w
+        .command(
+            id,
+            Command::Cancel {
+                reason: Some("not needed".into()),
+            },
+        )
+        .await
+        .unwrap();
+    assert_eq!(
+        (applied.state, applied.ended),
+        (Some(State::Cancelled), vec![(id, State::Cancelled)])
+    );
     let error = w.get(id).await.error.unwrap();
-    assert_eq!((error.kind.as_str(), error.message.as_str()), ("cancelled", "not needed"));
+    assert_eq!(
+        (error.kind.as_str(), error.message.as_str()),
+        ("cancelled", "not needed")
+    );
     assert_eq!(w.cancel(id).await, Err(Rejected::Nothing(id)));
     w.claim_nothing().await;
 }
@@ -24,8 +38,19 @@ pub(crate) async fn cancel_of_a_queued_task_ends_it(w: &World) {
 pub(crate) async fn cancel_of_a_running_task_asks_its_holder(w: &World) {
     let id = w.add(task()).await;
     let claimed = w.claim_one().await;
-    let applied = w.command(id, Command::Cancel { reason: Some("enough".into()) }).await.unwrap();
-    assert_eq!((applied.state, applied.interrupt), (Some(State::Running), Some(Interrupt::Cancel)));
+    let applied = w
+        .command(
+            id,
+            Command::Cancel {
+                reason: Some("enough".into()),
+            },
+        )
+        .await
+        .unwrap();
+    assert_eq!(
+        (applied.state, applied.interrupt),
+        (Some(State::Running), Some(Interrupt::Cancel))
+    );
     assert_eq!(w.cancel(id).await, Err(Rejected::Nothing(id)));
     assert!(w.get(id).await.lifecycle.cancel_requested_at.is_some());
     w.finish(claimed.lease, Outcome::Cancelled).await.unwrap();
@@ -62,15 +87,40 @@ pub(crate) async fn ended_tasks_refuse_what_makes_no_sense(w: &World) {
     let id = w.add(task()).await;
     let claimed = w.claim_one().await;
     w.done(&claimed).await;
-    let signal = Command::Signal { name: Name::from("x"), payload: json("1") };
+    let signal = Command::Signal {
+        name: Name::from("x"),
+        payload: json("1"),
+    };
     let cancel = Command::Cancel { reason: None };
-    for command in [cancel, Command::Pause, Command::Resume, Command::Retry, Command::RunNow, signal] {
+    for command in [
+        cancel,
+        Command::Pause,
+        Command::Resume,
+        Command::Retry,
+        Command::RunNow,
+        signal,
+    ] {
         let refused = w.command(id, command.clone()).await;
-        assert!(matches!(refused, Err(Rejected::Forbidden { state: State::Completed, .. })), "{command:?}: {refused:?}");
+        assert!(
+            matches!(
+                refused,
+                Err(Rejected::Forbidden {
+                    state: State::Completed,
+                    ..
+                })
+            ),
+            "{command:?}: {refused:?}"
+        );
     }
     let queued = w.add(task()).await;
-    assert!(matches!(w.command(queued, Command::Resume).await, Err(Rejected::Forbidden { .. })));
-    assert!(matches!(w.command(queued, Command::Retry).await, Err(Rejected::Forbidden { .. })));
+    assert!(matches!(
+        w.command(queued, Command::Resume).await,
+        Err(Rejected::Forbidden { .. })
+    ));
+    assert!(matches!(
+        w.command(queued, Command::Retry).await,
+        Err(Rejected::Forbidden { .. })
+    ));
     assert_eq!(w.command(queued, Command::RunNow).await, Err(Rejected::Nothing(queued)));
 }
 
@@ -82,12 +132,22 @@ pub(crate) async fn retry_revives_a_failed_task_with_all_its_retries(w: &World) 
     let applied = w.command(id, Command::Retry).await.unwrap();
     assert_eq!(applied.state, Some(State::Queued));
     let record = w.get(id).await;
-    assert_eq!((record.lifecycle.failures, record.lifecycle.dead_lettered_at), (0, None));
+    assert_eq!(
+        (record.lifecycle.failures, record.lifecycle.dead_lettered_at),
+        (0, None)
+    );
     let again = w.claim_one().await;
     assert_eq!(again.lifecycle.attempt, 2);
     w.done(&again).await;
     assert_eq!(w.state(id).await, State::Completed);
-    let attempts: Vec<_> = w.store.executions("default", id).await.unwrap().iter().map(|e| e.attempt).collect();
+    let attempts: Vec<_> = w
+        .store
+        .executions("default", id)
+        .await
+        .unwrap()
+        .iter()
+        .map(|e| e.attempt)
+        .collect();
     assert_eq!(attempts, [1, 2]);
 }
 
@@ -102,7 +162,12 @@ pub(crate) async fn retry_of_a_backing_off_task_makes_it_due(w: &World) {
 
 pub(crate) async fn unknown_tasks_are_not_found_by_any_command(w: &World) {
     let id = pensum_core::TaskId::mint(w.now(), 12345, 6789);
-    for command in [Command::Cancel { reason: None }, Command::Pause, Command::Retry, Command::Delete] {
+    for command in [
+        Command::Cancel { reason: None },
+        Command::Pause,
+        Command::Retry,
+        Command::Delete,
+    ] {
         assert_eq!(w.command(id, command).await, Err(Rejected::NotFound(id)));
     }
     let updated = w.store.update(&w.call(), id, Patch::default(), None).await.unwrap();
@@ -113,7 +178,10 @@ pub(crate) async fn unknown_tasks_are_not_found_by_any_command(w: &World) {
 pub(crate) async fn delete_removes_everything_but_refuses_the_running(w: &World) {
     let id = w.add(task()).await;
     let claimed = w.claim_one().await;
-    assert!(matches!(w.command(id, Command::Delete).await, Err(Rejected::Forbidden { .. })));
+    assert!(matches!(
+        w.command(id, Command::Delete).await,
+        Err(Rejected::Forbidden { .. })
+    ));
     w.done(&claimed).await;
     w.command(id, Command::Delete).await.unwrap();
     assert_eq!(w.store.task("default", id).await.unwrap(), None);
@@ -125,16 +193,27 @@ pub(crate) async fn delete_removes_everything_but_refuses_the_running(w: &World)
 
 fn unique(on_conflict: OnConflict, ttl: Option<u64>) -> NewTask {
     task_with(|t| {
-        let unique = Unique { key: Name::from("daily"), ttl: ttl.map(Duration::from_secs), on_conflict };
+        let unique = Unique {
+            key: Name::from("daily"),
+            ttl: ttl.map(Duration::from_secs),
+            on_conflict,
+        };
         t.unique = Some(Box::new(unique));
     })
 }
 
 pub(crate) async fn unique_keys_keep_replace_and_reject(w: &World) {
     let first = w.add(unique(OnConflict::Keep, None)).await;
-    let again = w.store.enqueue(&w.call(), vec![unique(OnConflict::Keep, None)]).await.unwrap();
+    let again = w
+        .store
+        .enqueue(&w.call(), vec![unique(OnConflict::Keep, None)])
+        .await
+        .unwrap();
     assert_eq!((again[0].id, again[0].created), (first, false));
-    let refused = w.try_add(vec![task(), unique(OnConflict::Reject, None)]).await.unwrap_err();
+    let refused = w
+        .try_add(vec![task(), unique(OnConflict::Reject, None)])
+        .await
+        .unwrap_err();
     assert!(matches!(
         refused,
         StoreError::Rejected(Rejected::UniqueTaken { item: 1, holder, .. }) if holder == first
@@ -173,7 +252,13 @@ pub(crate) async fn a_retry_takes_its_unique_key_again_or_is_refused(w: &World) 
     let second = w.add(unique(OnConflict::Keep, None)).await;
     assert_ne!(first, second);
     let refused = w.command(first, Command::Retry).await;
-    assert_eq!(refused, Err(Rejected::UniqueTakenByOther { task: first, holder: second }));
+    assert_eq!(
+        refused,
+        Err(Rejected::UniqueTakenByOther {
+            task: first,
+            holder: second
+        })
+    );
     w.cancel(second).await.unwrap();
     w.command(first, Command::Retry).await.unwrap();
     assert_eq!(w.add(unique(OnConflict::Keep, None)).await, first);
@@ -182,24 +267,54 @@ pub(crate) async fn a_retry_takes_its_unique_key_again_or_is_refused(w: &World) 
 pub(crate) async fn unique_duplicates_within_a_batch_stand_for_one_task(w: &World) {
     let both = vec![unique(OnConflict::Keep, None), unique(OnConflict::Keep, None)];
     let made = w.store.enqueue(&w.call(), both).await.unwrap();
-    assert_eq!((made[0].id, made[0].created, made[1].created), (made[1].id, true, false));
+    assert_eq!(
+        (made[0].id, made[0].created, made[1].created),
+        (made[1].id, true, false)
+    );
     assert_eq!(w.claim(10).await.len(), 1);
     let mut rejecting = vec![unique(OnConflict::Reject, None), unique(OnConflict::Reject, None)];
     for task in &mut rejecting {
         task.spec.handler = Name::from("log");
     }
     let refused = w.try_add(rejecting).await.unwrap_err();
-    assert!(matches!(refused, StoreError::Rejected(Rejected::UniqueTwice { item: 1, earlier: 0, .. })), "{refused}");
+    assert!(
+        matches!(
+            refused,
+            StoreError::Rejected(Rejected::UniqueTwice {
+                item: 1,
+                earlier: 0,
+                ..
+            })
+        ),
+        "{refused}"
+    );
 }
 
 fn with_key(w: &World, key: &str, digest: u8) -> Call {
-    Call { idempotency: Some(IdempotencyKey { key: key.to_owned(), digest: [digest; 32] }), ..w.call() }
+    Call {
+        idempotency: Some(IdempotencyKey {
+            key: key.to_owned(),
+            digest: [digest; 32],
+        }),
+        ..w.call()
+    }
 }
 
 pub(crate) async fn an_idempotency_key_answers_the_same_and_refuses_another_request(w: &World) {
-    let first = w.store.enqueue(&with_key(w, "k", 1), vec![task(), task()]).await.unwrap();
-    let again = w.store.enqueue(&with_key(w, "k", 1), vec![task(), task()]).await.unwrap();
-    assert_eq!(first.iter().map(|e| e.id).collect::<Vec<_>>(), again.iter().map(|e| e.id).collect::<Vec<_>>());
+    let first = w
+        .store
+        .enqueue(&with_key(w, "k", 1), vec![task(), task()])
+        .await
+        .unwrap();
+    let again = w
+        .store
+        .enqueue(&with_key(w, "k", 1), vec![task(), task()])
+        .await
+        .unwrap();
+    assert_eq!(
+        first.iter().map(|e| e.id).collect::<Vec<_>>(),
+        again.iter().map(|e| e.id).collect::<Vec<_>>()
+    );
     assert!(first[0].created && !again[0].created);
     let other = w.store.enqueue(&with_key(w, "k", 2), vec![task()]).await.unwrap_err();
     assert_eq!(other, StoreError::Rejected(Rejected::IdempotencyMismatch));
@@ -214,12 +329,27 @@ pub(crate) async fn an_idempotent_command_happens_once(w: &World) {
     let claimed = w.claim_one().await;
     w.finish(claimed.lease, retry()).await.unwrap();
     let call = with_key(w, "retry-it", 1);
-    w.store.command(&call, vec![id], Command::Retry).await.unwrap().remove(0).unwrap();
+    w.store
+        .command(&call, vec![id], Command::Retry)
+        .await
+        .unwrap()
+        .remove(0)
+        .unwrap();
     let claimed = w.claim_one().await;
     w.finish(claimed.lease, retry()).await.unwrap();
-    let replay = w.store.command(&call, vec![id], Command::Retry).await.unwrap().remove(0).unwrap();
+    let replay = w
+        .store
+        .command(&call, vec![id], Command::Retry)
+        .await
+        .unwrap()
+        .remove(0)
+        .unwrap();
     assert_eq!((replay.state, w.state(id).await), (Some(State::Failed), State::Failed));
-    let other = w.store.command(&with_key(w, "retry-it", 2), vec![id], Command::Retry).await.unwrap_err();
+    let other = w
+        .store
+        .command(&with_key(w, "retry-it", 2), vec![id], Command::Retry)
+        .await
+        .unwrap_err();
     assert_eq!(other, StoreError::Rejected(Rejected::IdempotencyMismatch));
 }
 
@@ -238,29 +368,76 @@ pub(crate) async fn an_update_changes_what_it_may_and_refuses_the_rest(w: &World
     };
     let record = update(patch).await.unwrap();
     assert_eq!(record.spec.display_name(), "Renamed");
-    assert_eq!((&*record.spec.queue, record.spec.max_retries(), record.lifecycle.run_at), ("other", 9, at));
+    assert_eq!(
+        (&*record.spec.queue, record.spec.max_retries(), record.lifecycle.run_at),
+        ("other", 9, at)
+    );
     assert_eq!(w.get(id).await, record);
     w.claim_nothing().await;
     w.pass(101.0);
     let claimed = w.claim_one().await;
-    assert_eq!((claimed.spec.parameters.get(), &*claimed.spec.queue), (r#"{"new":true}"#, "other"));
-    let running = update(Patch { parameters: Some(json("1")), ..Patch::default() }).await;
-    assert!(matches!(running, Err(Rejected::Forbidden { state: State::Running, .. })));
-    update(Patch { priority: Some(Priority::High), ..Patch::default() }).await.unwrap();
+    assert_eq!(
+        (claimed.spec.parameters.get(), &*claimed.spec.queue),
+        (r#"{"new":true}"#, "other")
+    );
+    let running = update(Patch {
+        parameters: Some(json("1")),
+        ..Patch::default()
+    })
+    .await;
+    assert!(matches!(
+        running,
+        Err(Rejected::Forbidden {
+            state: State::Running,
+            ..
+        })
+    ));
+    update(Patch {
+        priority: Some(Priority::High),
+        ..Patch::default()
+    })
+    .await
+    .unwrap();
     w.done(&claimed).await;
-    let ended = update(Patch { priority: Some(Priority::Low), ..Patch::default() }).await;
-    assert!(matches!(ended, Err(Rejected::Forbidden { state: State::Completed, .. })));
-    let record = update(Patch { description: Some(Some("kept".into())), ..Patch::default() }).await.unwrap();
+    let ended = update(Patch {
+        priority: Some(Priority::Low),
+        ..Patch::default()
+    })
+    .await;
+    assert!(matches!(
+        ended,
+        Err(Rejected::Forbidden {
+            state: State::Completed,
+            ..
+        })
+    ));
+    let record = update(Patch {
+        description: Some(Some("kept".into())),
+        ..Patch::default()
+    })
+    .await
+    .unwrap();
     assert_eq!(record.spec.priority, Priority::High);
-    let tagged = pensum_core::TaskFilter { tag: Some("red".into()), ..Default::default() };
+    let tagged = pensum_core::TaskFilter {
+        tag: Some("red".into()),
+        ..Default::default()
+    };
     assert_eq!(w.list(tagged).await, [id]);
 }
 
 pub(crate) async fn an_update_of_a_stale_version_is_refused(w: &World) {
     let id = w.add(task()).await;
     let version = w.get(id).await.version;
-    let patch = || Patch { priority: Some(Priority::High), ..Patch::default() };
-    let record = w.store.update(&w.call(), id, patch(), Some(version)).await.unwrap().unwrap();
+    let patch = || Patch {
+        priority: Some(Priority::High),
+        ..Patch::default()
+    };
+    let record = w
+        .store
+        .update(&w.call(), id, patch(), Some(version))
+        .await
+        .unwrap()
+        .unwrap();
     assert!(record.version > version);
     let stale = w.store.update(&w.call(), id, patch(), Some(version)).await.unwrap();
     assert!(matches!(stale, Err(Rejected::VersionMismatch { expected, .. }) if expected == version));
@@ -268,7 +445,10 @@ pub(crate) async fn an_update_of_a_stale_version_is_refused(w: &World) {
 
 pub(crate) async fn a_full_inbox_refuses_signals(w: &World) {
     let id = w.add(task()).await;
-    let signal = || Command::Signal { name: Name::from("x"), payload: json("1") };
+    let signal = || Command::Signal {
+        name: Name::from("x"),
+        payload: json("1"),
+    };
     for _ in 0..pensum_core::store::INBOX_MAX {
         w.command(id, signal()).await.unwrap();
     }

@@ -50,8 +50,15 @@ pub(crate) async fn a_failed_dependency_cancels_ignores_or_runs_by_policy(w: &Wo
 }
 
 pub(crate) async fn a_cancel_cascades_down_a_long_chain(w: &World) {
-    let chain: Vec<NewTask> =
-        (0..1000).map(|n| if n == 0 { task() } else { after(&[Dependency::Item(n - 1)]) }).collect();
+    let chain: Vec<NewTask> = (0..1000)
+        .map(|n| {
+            if n == 0 {
+                task()
+            } else {
+                after(&[Dependency::Item(n - 1)])
+            }
+        })
+        .collect();
     let all = w.add_all(chain).await;
     let applied = w.cancel(all[0]).await.unwrap();
     assert_eq!(applied.ended.len(), 1000);
@@ -77,7 +84,11 @@ pub(crate) async fn a_batch_may_name_items_forwards_and_refuses_cycles(w: &World
     assert_eq!(first.lease.task, made[1]);
     w.done(&first).await;
     assert_eq!(ids(&w.claim(10).await), [made[0]]);
-    let cycle = vec![task(), after(&[Dependency::Item(2)]), after(&[Dependency::Item(1), Dependency::Item(0)])];
+    let cycle = vec![
+        task(),
+        after(&[Dependency::Item(2)]),
+        after(&[Dependency::Item(1), Dependency::Item(0)]),
+    ];
     let refused = w.try_add(cycle).await.unwrap_err();
     assert_eq!(refused, StoreError::Rejected(Rejected::Cycle(vec![1, 2, 1])));
     w.claim_nothing().await;
@@ -85,8 +96,18 @@ pub(crate) async fn a_batch_may_name_items_forwards_and_refuses_cycles(w: &World
 
 pub(crate) async fn an_unknown_dependency_refuses_the_whole_batch(w: &World) {
     let nobody = TaskId::mint(w.now(), 4711, 1);
-    let refused = w.try_add(vec![task(), after(&[Dependency::Item(0), Dependency::Task(nobody)])]).await.unwrap_err();
-    assert_eq!(refused, StoreError::Rejected(Rejected::UnknownDependency { item: 1, position: 1, id: nobody }));
+    let refused = w
+        .try_add(vec![task(), after(&[Dependency::Item(0), Dependency::Task(nobody)])])
+        .await
+        .unwrap_err();
+    assert_eq!(
+        refused,
+        StoreError::Rejected(Rejected::UnknownDependency {
+            item: 1,
+            position: 1,
+            id: nobody
+        })
+    );
     w.claim_nothing().await;
 }
 
@@ -124,11 +145,17 @@ pub(crate) async fn whoever_still_waits_waits_again_for_a_retried_dependency(w: 
 }
 
 pub(crate) async fn a_dependency_with_unfinished_dependants_is_neither_deleted_nor_pruned(w: &World) {
-    let (a, gate) = (w.add(task()).await, w.add(task_with(|t| t.spec.priority = pensum_core::Priority::Low)).await);
+    let (a, gate) = (
+        w.add(task()).await,
+        w.add(task_with(|t| t.spec.priority = pensum_core::Priority::Low)).await,
+    );
     let b = w.add(after(&[Dependency::Task(a), Dependency::Task(gate)])).await;
     let claimed = w.claim_one().await;
     w.done(&claimed).await;
-    assert_eq!(w.command(a, Command::Delete).await, Err(Rejected::HasDependants { task: a, dependants: 1 }));
+    assert_eq!(
+        w.command(a, Command::Delete).await,
+        Err(Rejected::HasDependants { task: a, dependants: 1 })
+    );
     w.pass(1e7);
     assert_eq!(w.store.prune(Retention::default(), w.now(), 100).await.unwrap(), 0);
     w.cancel(b).await.unwrap();
@@ -139,7 +166,8 @@ pub(crate) async fn a_dependency_with_unfinished_dependants_is_neither_deleted_n
 
 pub(crate) async fn a_thousand_dependants_are_released_together(w: &World) {
     let root = w.add(task()).await;
-    w.add_all((0..1000).map(|_| after(&[Dependency::Task(root)])).collect()).await;
+    w.add_all((0..1000).map(|_| after(&[Dependency::Task(root)])).collect())
+        .await;
     let claimed = w.claim_one().await;
     w.claim_nothing().await;
     w.done(&claimed).await;

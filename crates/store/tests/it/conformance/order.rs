@@ -19,13 +19,17 @@ pub(crate) async fn a_claim_takes_priority_then_deadline_then_age(w: &World) {
     let critical = w.add(task_with(|t| t.spec.priority = Priority::Critical)).await;
     let normal_soon = w.add(task_with(|t| t.spec.deadline = Some(soon))).await;
     let normal_younger = w.add(task()).await;
-    let high = w.add(task_with(|t| {
-        t.spec.priority = Priority::High;
-        t.spec.queue = Name::from("other");
-    }))
-    .await;
+    let high = w
+        .add(task_with(|t| {
+            t.spec.priority = Priority::High;
+            t.spec.queue = Name::from("other");
+        }))
+        .await;
     let order = ids(&w.claim(10).await);
-    assert_eq!(order, [critical, high, normal_soon, normal_later, normal, normal_younger, low]);
+    assert_eq!(
+        order,
+        [critical, high, normal_soon, normal_later, normal, normal_younger, low]
+    );
 }
 
 pub(crate) async fn a_claim_takes_no_more_than_its_slots(w: &World) {
@@ -48,7 +52,9 @@ pub(crate) async fn future_tasks_wait_for_their_time(w: &World) {
 
 pub(crate) async fn a_claim_needs_every_required_capability_and_the_handler(w: &World) {
     let plain = w.add(task()).await;
-    let gpu = w.add(task_with(|t| t.spec.details_mut().requires = vec![Name::from("gpu")])).await;
+    let gpu = w
+        .add(task_with(|t| t.spec.details_mut().requires = vec![Name::from("gpu")]))
+        .await;
     let with = |offered: &[&str]| ClaimRequest {
         capabilities: Some(offered.iter().map(|c| Name::from(*c)).collect::<Arc<[Name]>>()),
         ..w.request(10)
@@ -56,7 +62,10 @@ pub(crate) async fn a_claim_needs_every_required_capability_and_the_handler(w: &
     assert!(w.store.claim(with(&["other"]), w.now()).await.unwrap().is_empty());
     assert!(w.store.claim(with(&["gpu"]), w.now()).await.unwrap().is_empty());
     assert_eq!(ids(&w.store.claim(with(&["noop"]), w.now()).await.unwrap()), [plain]);
-    assert_eq!(ids(&w.store.claim(with(&["noop", "gpu", "more"]), w.now()).await.unwrap()), [gpu]);
+    assert_eq!(
+        ids(&w.store.claim(with(&["noop", "gpu", "more"]), w.now()).await.unwrap()),
+        [gpu]
+    );
 }
 
 pub(crate) async fn a_claim_may_name_the_queues_that_it_takes_from(w: &World) {
@@ -67,7 +76,10 @@ pub(crate) async fn a_claim_may_name_the_queues_that_it_takes_from(w: &World) {
         ..w.request(10)
     };
     assert!(w.store.claim(from(&["other"]), w.now()).await.unwrap().is_empty());
-    assert_eq!(ids(&w.store.claim(from(&["own", "other"]), w.now()).await.unwrap()), [own]);
+    assert_eq!(
+        ids(&w.store.claim(from(&["own", "other"]), w.now()).await.unwrap()),
+        [own]
+    );
     assert_eq!(ids(&w.claim(10).await), [plain]);
 }
 
@@ -118,7 +130,10 @@ pub(crate) async fn run_now_makes_a_future_task_ready(w: &World) {
 pub(crate) async fn a_changed_priority_changes_the_order(w: &World) {
     let first = w.add(task()).await;
     let second = w.add(task()).await;
-    let patch = Patch { priority: Some(Priority::High), ..Patch::default() };
+    let patch = Patch {
+        priority: Some(Priority::High),
+        ..Patch::default()
+    };
     w.store.update(&w.call(), second, patch, None).await.unwrap().unwrap();
     assert_eq!(ids(&w.claim(10).await), [second, first]);
 }

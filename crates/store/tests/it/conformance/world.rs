@@ -19,7 +19,10 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(store: Arc<dyn Store>) -> World {
-        World { store, now: Mutex::new(Time::parse("2026-03-01T12:00:00Z").unwrap()) }
+        World {
+            store,
+            now: Mutex::new(Time::parse("2026-03-01T12:00:00Z").unwrap()),
+        }
     }
 
     pub(crate) fn now(&self) -> Time {
@@ -36,7 +39,10 @@ impl World {
     }
 
     pub(crate) fn call_in(&self, namespace: &str) -> Call {
-        Call { namespace: Name::from(namespace), ..self.call() }
+        Call {
+            namespace: Name::from(namespace),
+            ..self.call()
+        }
     }
 
     pub(crate) async fn add(&self, task: NewTask) -> TaskId {
@@ -48,7 +54,13 @@ impl World {
     }
 
     pub(crate) async fn try_add(&self, tasks: Vec<NewTask>) -> Result<Vec<TaskId>, StoreError> {
-        Ok(self.store.enqueue(&self.call(), tasks).await?.into_iter().map(|e| e.id).collect())
+        Ok(self
+            .store
+            .enqueue(&self.call(), tasks)
+            .await?
+            .into_iter()
+            .map(|e| e.id)
+            .collect())
     }
 
     pub(crate) fn request(&self, slots: usize) -> ClaimRequest {
@@ -97,7 +109,11 @@ impl World {
     }
 
     pub(crate) async fn command(&self, id: TaskId, command: Command) -> Result<Applied, Rejected> {
-        self.store.command(&self.call(), vec![id], command).await.unwrap().remove(0)
+        self.store
+            .command(&self.call(), vec![id], command)
+            .await
+            .unwrap()
+            .remove(0)
     }
 
     pub(crate) async fn cancel(&self, id: TaskId) -> Result<Applied, Rejected> {
@@ -109,7 +125,11 @@ impl World {
     }
 
     pub(crate) async fn get(&self, id: TaskId) -> TaskRecord {
-        self.store.task("default", id).await.unwrap().expect("the task should exist")
+        self.store
+            .task("default", id)
+            .await
+            .unwrap()
+            .expect("the task should exist")
     }
 
     pub(crate) async fn status(&self, id: TaskId) -> Status {
@@ -127,9 +147,16 @@ impl World {
     /// All ids that a filter selects, through all pages.
     pub(crate) async fn list(&self, filter: TaskFilter) -> Vec<TaskId> {
         let mut ids = Vec::new();
-        let mut page = pensum_core::Page { limit: 7, before_row: None };
+        let mut page = pensum_core::Page {
+            limit: 7,
+            before_row: None,
+        };
         loop {
-            let found = self.store.tasks("default", filter.clone(), page.clone(), self.now()).await.unwrap();
+            let found = self
+                .store
+                .tasks("default", filter.clone(), page.clone(), self.now())
+                .await
+                .unwrap();
             assert!(found.items.len() <= 7);
             ids.extend(found.items.iter().map(|t| t.id));
             match found.next {
@@ -174,5 +201,8 @@ pub(crate) fn ids(claimed: &[Claimed]) -> Vec<TaskId> {
 }
 
 pub(crate) fn retry() -> Outcome {
-    Outcome::Retry { error: ErrorInfo::new("boom", "it broke"), after: None }
+    Outcome::Retry {
+        error: ErrorInfo::new("boom", "it broke"),
+        after: None,
+    }
 }
