@@ -130,8 +130,10 @@ impl View {
         let mut tallies = self.tallies.clone();
         // What came due since the writer last looked.
         for (class, retrying) in self.later.range(..=(now, i64::MAX)).map(|(_, what)| *what) {
-            if let Some(tally) = tallies.get_mut(class as usize) {
-                tally[if retrying { Cell::Retrying } else { Cell::Later } as usize] -= 1;
+            let from = if retrying { Cell::Retrying } else { Cell::Later } as usize;
+            // One that waits only in a transaction under way is still counted as what it was before.
+            if let Some(tally) = tallies.get_mut(class as usize).filter(|tally| tally[from] > 0) {
+                tally[from] -= 1;
                 tally[Cell::Ready as usize] += 1;
             }
         }
