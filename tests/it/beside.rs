@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::json;
 
-use crate::harness::{Cli, Http, Server, items};
+use crate::harness::{Cli, Http, Server, items, text};
 
 /// Most copies that are made.
 const ROUNDS: usize = 6;
@@ -76,5 +76,44 @@ fn a_copy_is_a_store_that_a_node_can_go_on_with() {
     other.wait_both(&waiting, "completed");
     assert_eq!(other.task(&failed)["status"], "failed");
     other.finish();
+    server.finish();
+}
+
+#[test]
+fn no_task_is_counted_twice_while_it_moves_from_status_to_status() {
+    let server = Server::start(&["--slots", "8"]);
+    let restless = json!({ "handler": "fail", "max_retries": 40,
+        "retry": { "strategy": "fixed", "delay": 0.005, "jitter": false } });
+    let ids = server.create_all(&vec![restless; 20]);
+    let mut looks = 0;
+    loop {
+        let status = server.http.get("/api/v1/system/status").expect(200);
+        let counts = status["task_counts"].as_object().unwrap();
+        let sum: u64 = counts.values().filter_map(serde_json::Value::as_u64).sum();
+        assert_eq!(
+            (sum, &status["total_tasks"]),
+            (20, &json!(20)),
+            "after {looks} looks: {status}"
+        );
+        let listed = server.http.all("/api/v1/tasks?handler=fail");
+        assert!(
+            listed
+                .iter()
+                .map(|task| text(&task["id"]))
+                .eq(ids.iter().rev().cloned()),
+            "{listed:#?}"
+        );
+        let attempts = server.http.all(&format!("/api/v1/tasks/{}/executions", ids[7]));
+        let numbers = attempts.iter().map(|attempt| attempt["attempt"].as_u64().unwrap());
+        assert!(numbers.eq(1..=attempts.len() as u64), "{attempts:#?}");
+        looks += 1;
+        if counts["failed"] == 20 {
+            break;
+        }
+    }
+    assert!(looks > 20, "{looks} looks show nothing");
+    for id in &ids {
+        assert_eq!(server.task(id)["attempt"], 41);
+    }
     server.finish();
 }

@@ -44,15 +44,19 @@ impl Drop for SmallDisk {
     }
 }
 
+fn directory() -> TempDir {
+    TempDir::with_prefix("pensum-it-").unwrap()
+}
+
 #[test]
 fn a_full_disk_refuses_new_tasks_loses_none_and_works_again_with_room() {
-    let dir = TempDir::with_prefix("pensum-it-").unwrap();
-    let at = dir.path().join("disk");
+    let place = directory();
+    let at = place.path().join("disk");
     let Some(disk) = SmallDisk::mount(&at, "2m") else {
         println!("skipped: mounting a file system is not permitted here");
         return;
     };
-    let mut server = Server::start_on(dir, at.join("x.db"), &[]);
+    let mut server = Server::start_on(directory(), at.join("x.db"), &[]);
     let gate = server.file("gate");
     let running = server.create(&shell(r#"until [ -e "$1" ]; do sleep 0.05; done"#, &gate));
     server.wait(&running, "running");
@@ -124,13 +128,13 @@ fn a_full_disk_refuses_new_tasks_loses_none_and_works_again_with_room() {
 
 #[test]
 fn a_node_killed_on_a_full_disk_starts_again_with_room() {
-    let dir = TempDir::with_prefix("pensum-it-").unwrap();
-    let at = dir.path().join("disk");
+    let place = directory();
+    let at = place.path().join("disk");
     let Some(disk) = SmallDisk::mount(&at, "2m") else {
         println!("skipped: mounting a file system is not permitted here");
         return;
     };
-    let mut server = Server::start_on(dir, at.join("x.db"), &[]);
+    let mut server = Server::start_on(directory(), at.join("x.db"), &[]);
     let task = json!({ "handler": "noop", "delay": "1h", "parameters": { "filling": "x".repeat(20_000) } });
     let mut acknowledged = Vec::new();
     loop {
@@ -157,13 +161,13 @@ fn a_node_killed_on_a_full_disk_starts_again_with_room() {
 
 #[test]
 fn a_node_on_a_full_disk_can_be_stopped() {
-    let dir = TempDir::with_prefix("pensum-it-").unwrap();
-    let at = dir.path().join("disk");
+    let place = directory();
+    let at = place.path().join("disk");
     let Some(disk) = SmallDisk::mount(&at, "2m") else {
         println!("skipped: mounting a file system is not permitted here");
         return;
     };
-    let mut server = Server::start_on(dir, at.join("x.db"), &["--grace", "1"]);
+    let mut server = Server::start_on(directory(), at.join("x.db"), &["--grace", "1"]);
     let gate = server.file("gate");
     let running = server.create(&shell(r#"until [ -e "$1" ]; do sleep 0.05; done"#, &gate));
     server.wait(&running, "running");
