@@ -31,7 +31,7 @@ const LOOK: Duration = Duration::from_millis(1);
 pub(super) fn payload(number: u64, bytes: usize) -> String {
     let mut text = format!("{{\"i\":{number},\"d\":\"");
     let end = bytes.saturating_sub(2).max(text.len());
-    text.extend(std::iter::repeat_n('x', end - text.len()));
+    text.push_str(&"x".repeat(end - text.len()));
     text.push_str("\"}");
     text
 }
