@@ -36,10 +36,14 @@
 //! - [`testkit`] runs handlers in your tests, inline or step by step, on a clock that you move.
 
 mod facade;
+/// The examples of the page on the library, compiled and run by `cargo test --doc`.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/library.md")]
+mod library_page {}
 pub mod testkit;
 
 pub use facade::{Batch, Builder, Error, ItemRef, Pensum, Task, TaskError};
 pub use pensum_core::outcome::{Progress, Wait};
-pub use pensum_core::task::{OnConflict, OnDependencyFailure, TaskRecord};
+pub use pensum_core::task::{NewTask, OnConflict, OnDependencyFailure, Spec, TaskRecord};
 pub use pensum_core::{ErrorInfo, Json, Outcome, Priority, RetryPolicy, State, Status, TaskId, Time};
 pub use pensum_engine::{Context, Engine, EngineEvent, Handler, StopReason};

@@ -346,7 +346,7 @@ async fn watch(
     while !board.is_over() {
         tokio::select! {
             event = events.recv() => match event {
-                Ok(event) => take_in(&event, engine, board, screen),
+                Ok(event) => take_in(&event, engine, board, screen).await?,
                 Err(RecvError::Lagged(_)) => next_look = Time::EPOCH,
                 Err(RecvError::Closed) => return Ok(()),
             },
@@ -355,7 +355,7 @@ async fn watch(
                 if now >= next_look {
                     // Events say more than the store does, so they go first.
                     while let Ok(event) = events.try_recv() {
-                        take_in(&event, engine, board, screen);
+                        take_in(&event, engine, board, screen).await?;
                     }
                     let unfinished = board.unfinished();
                     next_look = now.plus(if unfinished.len() > MANY { LOOK_MANY } else { LOOK });
@@ -372,10 +372,19 @@ async fn watch(
     Ok(())
 }
 
-fn take_in(event: &EngineEvent, engine: &Engine, board: &mut Board, screen: &mut Screen) {
-    if let Some(change) = board.apply(event) {
-        screen.tell(&change, engine.now());
+/// Tells what happened, after what must have happened before it.
+async fn take_in(event: &EngineEvent, engine: &Engine, board: &mut Board, screen: &mut Screen) -> anyhow::Result<()> {
+    let overtaken = board.overtaken_by(event);
+    let before = records(engine, &overtaken).await?;
+    let now = engine.now();
+    let changes = before
+        .iter()
+        .filter_map(|task| board.refresh(task, now))
+        .collect::<Vec<_>>();
+    for change in changes.into_iter().chain(board.apply(event)) {
+        screen.tell(&change, now);
     }
+    Ok(())
 }
 
 /// Shows the end of a run; the exit code that it deserves, whether anyone still reads or not.

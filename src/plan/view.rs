@@ -36,6 +36,8 @@ pub(crate) struct Row {
     pub(crate) reference: String,
     /// How deep it stands in the graph.
     pub(crate) level: usize,
+    /// What had to end before it could start.
+    depends_on: Vec<TaskId>,
     /// Its status.
     pub(crate) status: Status,
     attempt: u32,
@@ -68,6 +70,7 @@ impl Board {
                     id: task.id,
                     reference: reference.clone(),
                     level,
+                    depends_on: task.depends_on.clone(),
                     status: Status::Pending,
                     attempt: 0,
                     started_at: None,
@@ -101,6 +104,20 @@ impl Board {
             .filter(|row| !row.status.is_terminal())
             .map(|row| row.id)
             .collect()
+    }
+
+    /// Tasks that have ended, since one that depends on them started, and whose own event has not come yet.
+    pub(crate) fn overtaken_by(&self, event: &EngineEvent) -> Vec<TaskId> {
+        let EngineEvent::Started { task, .. } = event else {
+            return Vec::new();
+        };
+        let is_late = |id: &&TaskId| {
+            self.index
+                .get(id)
+                .is_some_and(|at| !self.rows[*at].status.is_terminal())
+        };
+        let depends_on = self.index.get(task).map(|at| &self.rows[*at].depends_on);
+        depends_on.into_iter().flatten().filter(is_late).copied().collect()
     }
 
     /// Takes in what happened; the change, when it is one that the plain view tells.
@@ -419,6 +436,16 @@ mod tests {
         assert_eq!(board.refresh(&task, at(2)).unwrap().status, Status::Completed);
         assert_eq!(board.apply(&started(&board, 0)), None);
         assert_eq!(board.rows[0].status, Status::Completed);
+    }
+
+    #[test]
+    fn a_task_that_started_shows_that_what_it_waited_for_has_ended() {
+        let mut board = board();
+        let count = started(&board, 2);
+        assert_eq!(board.overtaken_by(&count), [board.rows[0].id]);
+        board.rows[0].status = Status::Completed;
+        assert!(board.overtaken_by(&count).is_empty());
+        assert!(board.overtaken_by(&started(&board, 1)).is_empty());
     }
 
     #[test]

@@ -93,7 +93,11 @@ fn commands_with_a_store_find_the_node_that_holds_it() {
         .concat(),
     );
     assert_eq!(created.json()["status"], "completed", "the node ran it");
-    let refused = place.ends(6, &[&["db", "verify"], &db[..]].concat());
+    // What only reads works beside the node; what changes the store does not.
+    place.ends(0, &[&["db", "verify"], &db[..]].concat());
+    place.ends(0, &[&["db", "backup", "copy.db"], &db[..]].concat());
+    place.ends(0, &["db", "verify", "--db", "sqlite:copy.db"]);
+    let refused = place.ends(6, &[&["db", "prune"], &db[..]].concat());
     assert!(refused.err.contains(&url), "{refused:?}");
     place.write("p.yaml", "plan: P\ntasks:\n  a: { handler: noop }\n");
     let refused = place.ends(6, &[&["run", "p.yaml"], &db[..]].concat());
