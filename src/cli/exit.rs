@@ -146,7 +146,7 @@ impl From<EngineError> for Failure {
 const fn of_rejected(rejected: &Rejected) -> Exit {
     match rejected {
         Rejected::NotFound(_) => Exit::NotFound,
-        Rejected::UnknownDependency { .. } | Rejected::Cycle(_) => Exit::Usage,
+        Rejected::UnknownDependency { .. } | Rejected::UnknownItem { .. } | Rejected::Cycle(_) => Exit::Usage,
         _ => Exit::Conflict,
     }
 }

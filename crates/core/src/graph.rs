@@ -13,6 +13,19 @@ pub fn find_cycle(tasks: &[NewTask]) -> Option<Vec<usize>> {
     })
 }
 
+/// The first dependency on an item that a batch of `len` tasks does not have: whose, in which position, and the index
+/// that it names.
+pub fn find_unknown_item<'a>(len: usize, tasks: impl Iterator<Item = &'a NewTask>) -> Option<(usize, usize, usize)> {
+    let unknown = |dependency: &Dependency| match dependency {
+        Dependency::Item(index) if *index >= len => Some(*index),
+        _ => None,
+    };
+    tasks.enumerate().find_map(|(item, task)| {
+        let mut dependencies = task.depends_on.iter().enumerate();
+        dependencies.find_map(|(position, dependency)| Some((item, position, unknown(dependency)?)))
+    })
+}
+
 /// A cycle in a graph of `len` nodes whose edges `edges` lists.
 pub fn find_cycle_in<I: Iterator<Item = usize>>(len: usize, edges: impl Fn(usize) -> I) -> Option<Vec<usize>> {
     #[derive(Clone, Copy, PartialEq)]

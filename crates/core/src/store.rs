@@ -437,6 +437,18 @@ pub enum Rejected {
         /// The id that was named.
         id: TaskId,
     },
+    /// A dependency on an item that the batch does not have.
+    #[error("tasks[{item}].depends_on[{position}]: there is no tasks[{index}] in this batch of {items}")]
+    UnknownItem {
+        /// Which item of the batch.
+        item: usize,
+        /// Which of its dependencies.
+        position: usize,
+        /// The index that was named.
+        index: usize,
+        /// How many items there are.
+        items: usize,
+    },
     /// Items of the batch wait for each other.
     #[error("the dependencies form a cycle: {}", .0.iter().map(|i| format!("tasks[{i}]")).collect::<Vec<_>>().join(" → "))]
     Cycle(Vec<usize>),

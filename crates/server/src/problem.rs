@@ -219,7 +219,7 @@ impl From<Rejected> for Problem {
                 format!("tasks[{item}].depends_on[{position}]"),
                 format!("there is no task {id}"),
             ),
-            Rejected::Cycle(_) => Problem::at(Kind::Invalid, "tasks", detail),
+            Rejected::Cycle(_) | Rejected::UnknownItem { .. } => Problem::at(Kind::Invalid, "tasks", detail),
             Rejected::UniqueTaken { item, key, holder } => Problem::at(
                 Kind::Conflict,
                 format!("tasks[{item}].unique"),

@@ -3,7 +3,7 @@
 use smallvec::SmallVec;
 
 use super::{Entry, Facts, Model, Remembered, UniqueHold, dependency_failed};
-use crate::graph::find_cycle;
+use crate::graph::{find_cycle, find_cycle_in, find_unknown_item};
 use crate::outcome::ErrorInfo;
 use crate::store::{Applied, Call, Enqueued, IDEMPOTENCY_TTL, Rejected, StoreError, TaskEvent};
 use crate::task::{Dependency, Lifecycle, NewTask, OnConflict, Unique};
@@ -18,6 +18,23 @@ enum Place {
     Same(usize),
 }
 
+/// Refuses dependencies on items that are not there, or that wait for each other.
+pub(super) fn check_items(tasks: &[NewTask]) -> Result<(), Rejected> {
+    if let Some((item, position, index)) = find_unknown_item(tasks.len(), tasks.iter()) {
+        let items = tasks.len();
+        return Err(Rejected::UnknownItem {
+            item,
+            position,
+            index,
+            items,
+        });
+    }
+    match find_cycle(tasks) {
+        None => Ok(()),
+        Some(cycle) => Err(Rejected::Cycle(cycle)),
+    }
+}
+
 impl Model {
     pub(super) fn enqueue(
         &mut self,
@@ -28,9 +45,7 @@ impl Model {
         if let Some(ids) = self.remembered(call)? {
             return Ok(ids.into_iter().map(|id| Enqueued { id, created: false }).collect());
         }
-        if let Some(cycle) = find_cycle(&tasks) {
-            return Err(Rejected::Cycle(cycle).into());
-        }
+        check_items(&tasks)?;
         for (item, task) in tasks.iter().enumerate() {
             for (position, dependency) in task.depends_on.iter().enumerate() {
                 if let Dependency::Task(id) = dependency
@@ -46,6 +61,19 @@ impl Model {
             }
         }
         let (places, replaced) = self.places(call, &tasks)?;
+        // Items that stand for one task may wait for each other through it.
+        let edges = |item: usize| {
+            tasks[item].depends_on.iter().filter_map(|d| match d {
+                Dependency::Item(index) => match places[*index] {
+                    Place::Same(earlier) => Some(earlier),
+                    _ => Some(*index),
+                },
+                Dependency::Task(_) => None,
+            })
+        };
+        if let Some(cycle) = find_cycle_in(tasks.len(), edges) {
+            return Err(Rejected::Cycle(cycle).into());
+        }
         let mut ids: Vec<Enqueued> = Vec::with_capacity(places.len());
         for place in &places {
             ids.push(match place {

@@ -41,6 +41,8 @@ impl Model {
             .tasks
             .iter()
             .filter(|(_, e)| e.lifecycle.is_claimable(now) && is_capable(e, request))
+            // What is overdue must not start any more; the reaper ends it.
+            .filter(|(_, e)| overdue(e, now).is_none())
             .map(|(row, _)| *row)
             .collect();
         order.sort_by_key(|row| {
@@ -272,9 +274,7 @@ impl Model {
     /// Finds out whether children can be enqueued before anything of the finish is written.
     fn check_spawn(&self, namespace: &Name, spawn: &[NewTask]) -> Result<(), Rejected> {
         use crate::task::Dependency;
-        if let Some(cycle) = crate::graph::find_cycle(spawn) {
-            return Err(Rejected::Cycle(cycle));
-        }
+        super::enqueue::check_items(spawn)?;
         for (item, task) in spawn.iter().enumerate() {
             for (position, dependency) in task.depends_on.iter().enumerate() {
                 if let Dependency::Task(id) = dependency

@@ -28,6 +28,16 @@ pub(super) struct Coverage {
     fits: Vec<bool>,
 }
 
+/// True when its `expires_at` or its `queue_timeout` has passed. A claim may come before the reaper, as after a time in
+/// which nobody ran.
+fn is_overdue(live: &LiveRow, now: Time) -> bool {
+    let expired = live.expires_at.is_some_and(|at| at <= now && !live.life.has_started());
+    expired
+        || live
+            .queue_timeout
+            .is_some_and(|longest| live.ready_from().plus(longest) <= now)
+}
+
 impl Writer {
     fn cover(&mut self, request: &ClaimRequest) {
         fn same(known: Option<&Arc<[Name]>>, asked: Option<&Arc<[Name]>>) -> bool {
@@ -65,6 +75,8 @@ impl Writer {
                 self.grant(reply, Grants { items, home });
             }
             Err(fault) => {
+                // What could not be read has left the order already.
+                self.stale |= matches!(fault, Fault::Sql(_));
                 let _ = claim.reply.send(Err(fault.describe(&self.path)));
             }
         }
@@ -132,20 +144,35 @@ impl Writer {
         if on_probation {
             return Ok(Vec::new());
         }
-        if idle && let Some(pick) = self.memory.order.take_suspect(covers) {
-            return Ok(self.take(pick, request, now, true)?.into_iter().collect());
+        while idle && let Some(pick) = self.memory.order.take_suspect(covers) {
+            if let Some(grant) = self.take(pick, request, now, true, &mut false)? {
+                return Ok(vec![grant]);
+            }
         }
         let mut merge = self.memory.order.merge(covers);
         let mut granted = Vec::with_capacity(request.slots.min(1024));
         while granted.len() < request.slots
             && let Some(pick) = self.memory.order.take(&mut merge)
         {
-            granted.extend(self.take(pick, request, now, false)?);
+            let mut freed = false;
+            granted.extend(self.take(pick, request, now, false, &mut freed)?);
+            if freed {
+                merge = self.memory.order.merge(covers);
+            }
         }
         Ok(granted)
     }
 
-    fn take(&mut self, pick: Pick, request: &ClaimRequest, now: Time, alone: bool) -> Result<Option<Grant>, Fault> {
+    /// Leases a task that has left the order, unless it may not start any more; says then whether its key is `freed` for
+    /// another one, which enters the order.
+    fn take(
+        &mut self,
+        pick: Pick,
+        request: &ClaimRequest,
+        now: Time,
+        alone: bool,
+        freed: &mut bool,
+    ) -> Result<Option<Grant>, Fault> {
         let row = pick.row;
         let live = match pick.plain {
             Some((priority, run_at)) => Some(LiveRow::plain(row, pick.class, priority, run_at)),
@@ -153,6 +180,15 @@ impl Writer {
         };
         // A row that is gone, or cannot be claimed, has no place in the order; `verify` would have said so.
         let Some(mut live) = live else { return Ok(None) };
+        if is_overdue(&live, now) {
+            // The reaper is about to end it.
+            if let Some(key) = key_of(&self.shared, &live) {
+                self.memory.order.hold(&key, row);
+                self.memory.order.release(&key, row);
+                *freed = true;
+            }
+            return Ok(None);
+        }
         let lease = Lease {
             id: LeaseId(self.bits.wide()),
             node: request.node,

@@ -252,6 +252,14 @@ impl Writer {
         subject.live.version += 1;
         subject.live.marks |= mark::INBOX;
         let wakes = subject.live.life.signal.as_ref() == Some(name);
+        if matches!(subject.origin, Origin::Queue) {
+            // As a plain task it would be claimed without a look at its row, which says more now.
+            let mut view = self.shared.view.lock();
+            let cell = self.memory.unplace(&self.shared, &mut view, &subject.live);
+            self.group.count(subject.live.class, cell, -1);
+            let cell = self.memory.place(&self.shared, &mut view, &subject.live);
+            self.group.count(subject.live.class, cell, 1);
+        }
         self.rewrite(&subject, call.now)?;
         if wakes {
             return self.carry_out(call, subject, &Event::Signalled, Facts::default());

@@ -74,14 +74,19 @@ impl Writer {
     ) -> Result<Result<Plan, Rejected>, Fault> {
         let mut places = Vec::new();
         let mut replaced = Vec::new();
-        if tasks.iter().any(|t| !t.task.depends_on.is_empty()) {
-            let edges = |item: usize| {
-                tasks[item].task.depends_on.iter().filter_map(|d| match d {
-                    Dependency::Item(index) => Some(*index),
-                    Dependency::Task(_) => None,
-                })
-            };
-            if let Some(cycle) = pensum_core::graph::find_cycle_in(tasks.len(), edges) {
+        let depends = tasks.iter().any(|t| !t.task.depends_on.is_empty());
+        if depends {
+            let items = tasks.len();
+            let unknown = pensum_core::graph::find_unknown_item(items, tasks.iter().map(|t| &t.task));
+            if let Some((item, position, index)) = unknown {
+                return Ok(Err(Rejected::UnknownItem {
+                    item,
+                    position,
+                    index,
+                    items,
+                }));
+            }
+            if let Some(cycle) = find_cycle(tasks, &places) {
                 return Ok(Err(Rejected::Cycle(cycle)));
             }
             for (item, task) in tasks.iter().enumerate() {
@@ -105,6 +110,10 @@ impl Writer {
                     Ok(place) => places.push(place),
                     Err(rejected) => return Ok(Err(rejected)),
                 }
+            }
+            // Items that stand for one task may wait for each other through it.
+            if depends && let Some(cycle) = find_cycle(tasks, &places) {
+                return Ok(Err(Rejected::Cycle(cycle)));
             }
         }
         Ok(Ok(Plan { places, replaced }))
@@ -511,6 +520,20 @@ impl Writer {
             ])?;
         Ok(())
     }
+}
+
+/// A cycle among the items of a batch, as far as their places are known.
+fn find_cycle(tasks: &[Prepared], places: &[Place]) -> Option<Vec<usize>> {
+    let edges = |item: usize| {
+        tasks[item].task.depends_on.iter().filter_map(|d| match d {
+            Dependency::Item(index) => match places.get(*index) {
+                Some(Place::Same(earlier)) => Some(*earlier),
+                _ => Some(*index),
+            },
+            Dependency::Task(_) => None,
+        })
+    };
+    pensum_core::graph::find_cycle_in(tasks.len(), edges)
 }
 
 fn policy(spec: &Spec) -> OnDependencyFailure {

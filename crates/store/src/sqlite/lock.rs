@@ -62,8 +62,10 @@ impl FileLock {
     }
 }
 
+/// The lock file of a store: beside the file itself, whatever links lead to it.
 fn lock_path(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let mut name = path.into_os_string();
     name.push(".lock");
     PathBuf::from(name)
 }

@@ -166,7 +166,9 @@ impl Writer {
     /// Notes that the process is alive, now and then.
     pub(super) fn put_alive(&mut self) -> Result<(), Fault> {
         let now = self.memory.clock;
-        if now > self.alive.plus(ALIVE_EVERY) {
+        // A time from before the clock was set back would make every run look as if it had lasted.
+        let was_set_back = now < self.alive && now > Time::EPOCH;
+        if now > self.alive.plus(ALIVE_EVERY) || was_set_back {
             self.db
                 .prepare_cached("REPLACE INTO meta(key, value) VALUES ('alive', ?)")?
                 .execute([now.as_micros()])?;

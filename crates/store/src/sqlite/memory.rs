@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
-use pensum_core::{Lifecycle, Spec, State, TaskId, Time, WaitingFor};
+use pensum_core::{Json, Lifecycle, Spec, State, TaskId, Time, WaitingFor};
 use rusqlite::Connection;
 
 use super::error::Fault;
@@ -39,7 +39,14 @@ pub(super) struct Fresh {
 const FRESH_MAX: usize = 16 << 20;
 
 fn weight(spec: &Spec) -> usize {
-    spec.parameters.get().len() + 250
+    let json = |json: Option<&Json>| json.map_or(0, |json| json.get().len());
+    let details = spec.details.as_ref().map_or(0, |details| {
+        let texts = details.description.iter().chain(&details.tags).map(String::len);
+        let webhooks = details.webhooks.iter().map(|webhook| webhook.get().len());
+        let free = json(details.metadata.as_ref()) + json(details.execution_context.as_ref());
+        500 + free + texts.chain(webhooks).sum::<usize>()
+    });
+    spec.parameters.get().len() + details + 250
 }
 
 impl Fresh {
@@ -81,9 +88,14 @@ pub(super) struct Memory {
     /// Rows that unfinished tasks may depend on.
     pub(super) awaited: HashSet<i64, RandomState>,
     pub(super) fresh: Fresh,
-    /// The latest time seen.
+    /// The latest time seen; [`CLOCK_UNKNOWN`] before the first.
     pub(super) clock: Time,
+    /// Plain tasks were taken for due up to this time, without knowing the present.
+    pub(super) taken_for_due: Time,
 }
+
+/// What the clock shows before a verb has named the time.
+pub(super) const CLOCK_UNKNOWN: Time = Time::from_micros(i64::MIN);
 
 /// The key of a task with the namespace that it holds in.
 pub(super) fn key_of(shared: &Shared, live: &LiveRow) -> Option<Key> {
@@ -241,6 +253,8 @@ impl Memory {
         }
         for leased in view.leases.values_mut() {
             leased.closing = false;
+            // A transaction that was undone may have counted lines, and marked the row, in vain.
+            leased.log_lines = None;
         }
         let held: Vec<(u32, Cell)> = view
             .leases
@@ -268,8 +282,9 @@ impl Memory {
             if life.state == State::Running || life.cancel_requested_at.or(life.pause_requested_at).is_some() {
                 orphans.push(live.row);
                 view.count(live.class, Cell::Running, 1);
-            } else if plain {
-                // A plain task was due when it was written.
+            } else if plain && (life.run_at <= self.clock || self.clock == CLOCK_UNKNOWN) {
+                // A plain task was due when it was written. It is not any more where the clock was set back since.
+                self.taken_for_due = self.taken_for_due.max(life.run_at);
                 self.order.push_plain(live.class, live.priority, live.row, life.run_at);
                 view.count(live.class, Cell::Ready, 1);
             } else {

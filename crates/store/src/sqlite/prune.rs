@@ -2,6 +2,7 @@
 
 use pensum_core::store::Retention;
 use pensum_core::{State, Time};
+use rusqlite::OptionalExtension;
 
 use super::error::Fault;
 use super::row::{OutcomeRow, damaged};
@@ -24,6 +25,14 @@ impl Writer {
         let started_at = self.prune_after;
         let mut old = Vec::new();
         let mut looked = self.look(started_at, i64::MAX, retention, now, limit, &mut old)?;
+        if let Some(last) = looked
+            && old.len() < limit
+            && self.is_young(last, retention, now)?
+        {
+            // Rows stand in the order of their enqueue: nothing behind this one is old enough. Walking on through all of
+            // them, a pass an hour, might never come round.
+            looked = None;
+        }
         if looked.is_none() && started_at > 0 {
             looked = self.look(0, started_at, retention, now, limit, &mut old)?;
         }
@@ -78,6 +87,17 @@ impl Writer {
             }
         }
         Ok((looked == most).then_some(last))
+    }
+
+    /// True when a task was enqueued too lately to be past any retention.
+    fn is_young(&self, row: i64, retention: Retention, now: Time) -> Result<bool, Fault> {
+        let created_at: Option<i64> = self
+            .db
+            .prepare_cached("SELECT created_at FROM task WHERE row = ?")?
+            .query_row([row], |r| r.get(0))
+            .optional()?;
+        let shortest = retention.completed.min(retention.failed);
+        Ok(created_at.is_some_and(|at| Time::from_micros(at).plus(shortest) > now))
     }
 
     /// True when an unfinished task depends on it.

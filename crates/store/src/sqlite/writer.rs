@@ -100,6 +100,8 @@ pub(super) struct Writer {
     /// How many pages of the log the folder has carried into the database.
     pub(super) folded: Arc<std::sync::atomic::AtomicI32>,
     pub(super) parked_max: usize,
+    /// The memory does not follow the disk, and has to be built anew before anything else happens.
+    pub(super) stale: bool,
     /// Asks the checkpointer to fold the log into the database.
     pub(super) fold: Option<std::sync::mpsc::SyncSender<()>>,
 }
@@ -151,6 +153,7 @@ impl Writer {
             checkpointed_pages: 0,
             folded: Arc::default(),
             parked_max: 0,
+            stale: false,
             pages,
             fold: None,
         })
@@ -175,7 +178,7 @@ impl Writer {
         self.alive = Time::from_micros(meta("alive")?);
         self.seq_reserved = meta("seq")? as u64;
         self.next_seq = self.seq_reserved.max(1);
-        self.memory.clock = Time::from_micros(i64::MIN);
+        self.memory.clock = super::memory::CLOCK_UNKNOWN;
         let orphans = self.memory.rebuild(&self.shared, &self.db)?;
         self.careful = !clean;
         self.recovery = Recovery::read(&self.db, orphans, !clean)?;
@@ -214,12 +217,12 @@ impl Writer {
         let mut writes = Vec::with_capacity(verbs.len());
         let mut after = Vec::new();
         let now = verbs.iter().filter_map(Verb::now).max();
-        if let Some(now) = now
-            && let Err(fault) = self.move_on(now)
-        {
+        let is_ready = self
+            .restore()
+            .and_then(|()| now.map_or(Ok(()), |now| self.move_on(now)));
+        if let Err(fault) = is_ready {
             let error = fault.describe(&self.path);
-            verbs.into_iter().for_each(|verb| verb.fail(&error));
-            return true;
+            return verbs.into_iter().all(|verb| self.refuse(verb, &error));
         }
         for verb in verbs {
             match verb {
@@ -241,6 +244,15 @@ impl Writer {
         after.into_iter().all(|verb| self.run_after(verb))
     }
 
+    /// Answers a verb with an error; the end of the store is carried out all the same.
+    fn refuse(&mut self, verb: Verb, error: &StoreError) -> bool {
+        if matches!(verb, Verb::Close(_) | Verb::Stop) {
+            return self.run_after(verb);
+        }
+        verb.fail(error);
+        true
+    }
+
     fn run_after(&mut self, verb: Verb) -> bool {
         match verb {
             Verb::Read(read) => read(Ok(&self.db)),
@@ -259,9 +271,24 @@ impl Writer {
         true
     }
 
+    /// Builds the memory anew where an earlier try failed half-way: it must not be believed meanwhile.
+    fn restore(&mut self) -> Result<(), Fault> {
+        if self.stale {
+            self.shared.catalog.load(&self.db)?;
+            self.names.load(&self.shared.catalog);
+            self.memory.rebuild(&self.shared, &self.db)?;
+            self.stale = false;
+        }
+        Ok(())
+    }
+
     /// Moves the clock, and carries out the recovery that waited for one.
     fn move_on(&mut self, now: Time) -> Result<(), Fault> {
         self.memory.clock = self.memory.clock.max(now);
+        if self.memory.taken_for_due > self.memory.clock {
+            self.stale = true;
+            self.restore()?;
+        }
         if self.careful {
             self.careful = false;
             self.careful_until = Some(now.plus(super::claim::PROBATION));
@@ -318,7 +345,8 @@ impl Writer {
     }
 
     fn commit_group(&mut self, writes: Vec<Verb>) {
-        let acknowledged = writes.iter().any(Verb::is_acknowledged);
+        // Claims that wait for their manifest go out with this commit, too.
+        let acknowledged = !self.held_back.is_empty() || writes.iter().any(Verb::is_acknowledged);
         let mut dones: Vec<Done> = Vec::with_capacity(writes.len());
         let mut rest = writes.into_iter();
         let result = self.set_sync(acknowledged).and_then(|()| {
@@ -470,11 +498,8 @@ impl Writer {
                 view.leases.insert(row, leased);
             }
         }
-        let reloaded = self.shared.catalog.load(&self.db).and_then(|()| {
-            self.names.load(&self.shared.catalog);
-            self.memory.rebuild(&self.shared, &self.db).map(|_| ())
-        });
-        if let Err(fault) = reloaded {
+        self.stale = true;
+        if let Err(fault) = self.restore() {
             tracing::error!(?fault, "the store cannot be read; it stays unavailable until it can");
         }
         use rusqlite::OptionalExtension;

@@ -1,8 +1,8 @@
 //! Tasks that wait for tasks.
 
 use pensum_core::store::{Command, Rejected, Retention, StoreError};
-use pensum_core::task::{Dependency, OnDependencyFailure};
-use pensum_core::{NewTask, State, Status, TaskId, WaitingFor};
+use pensum_core::task::{Dependency, OnConflict, OnDependencyFailure, Unique};
+use pensum_core::{Name, NewTask, State, Status, TaskId, WaitingFor};
 
 use super::World;
 use super::world::{after, ids, task, task_with};
@@ -91,6 +91,41 @@ pub(crate) async fn a_batch_may_name_items_forwards_and_refuses_cycles(w: &World
     ];
     let refused = w.try_add(cycle).await.unwrap_err();
     assert_eq!(refused, StoreError::Rejected(Rejected::Cycle(vec![1, 2, 1])));
+    w.claim_nothing().await;
+}
+
+pub(crate) async fn items_that_wait_for_each_other_through_a_shared_unique_key_are_refused(w: &World) {
+    let unique = |dependencies: &[Dependency]| {
+        let mut task = after(dependencies);
+        task.unique = Some(Box::new(Unique {
+            key: Name::from("k"),
+            ttl: None,
+            on_conflict: OnConflict::Keep,
+        }));
+        task
+    };
+    let itself = vec![unique(&[Dependency::Item(1)]), unique(&[])];
+    let refused = w.try_add(itself).await.unwrap_err();
+    assert_eq!(refused, StoreError::Rejected(Rejected::Cycle(vec![0, 0])));
+    let others = vec![
+        unique(&[Dependency::Item(1)]),
+        after(&[Dependency::Item(2)]),
+        unique(&[]),
+    ];
+    let refused = w.try_add(others).await.unwrap_err();
+    assert_eq!(refused, StoreError::Rejected(Rejected::Cycle(vec![0, 1, 0])));
+    w.claim_nothing().await;
+}
+
+pub(crate) async fn a_dependency_on_an_item_that_is_not_there_is_refused(w: &World) {
+    let refused = w.try_add(vec![task(), after(&[Dependency::Item(0), Dependency::Item(7)])]);
+    let expected = Rejected::UnknownItem {
+        item: 1,
+        position: 1,
+        index: 7,
+        items: 2,
+    };
+    assert_eq!(refused.await.unwrap_err(), StoreError::Rejected(expected));
     w.claim_nothing().await;
 }
 

@@ -394,6 +394,24 @@ pub(crate) async fn an_expired_task_is_cancelled_and_a_started_one_is_not(w: &Wo
     w.done(&claimed).await;
 }
 
+pub(crate) async fn what_is_overdue_is_not_started_even_before_the_reaper_comes(w: &World) {
+    let at = w.now().plus(Duration::from_secs(10));
+    let expiring = || {
+        task_with(|t| {
+            t.spec.details_mut().expires_at = Some(at);
+            t.spec.key = Some(Name::from("k"));
+        })
+    };
+    let impatient = || task_with(|t| t.spec.details_mut().queue_timeout = Some(Duration::from_secs(10).into()));
+    let keyed = || task_with(|t| t.spec.key = Some(Name::from("k")));
+    let made = w.add_all(vec![expiring(), impatient(), keyed(), task()]).await;
+    w.pass(10.0);
+    assert_eq!(ids(&w.claim(10).await), made[2..]);
+    assert_eq!(w.reap().await.overdue, 2);
+    assert_eq!(w.state(made[0]).await, State::Cancelled);
+    assert_eq!(w.error_kind(made[1]).await.as_deref(), Some("queue_timeout"));
+}
+
 pub(crate) async fn a_queue_timeout_fails_the_task(w: &World) {
     let impatient = |t: &mut pensum_core::NewTask| {
         t.spec.details_mut().queue_timeout = Some(Duration::from_secs(5).into());

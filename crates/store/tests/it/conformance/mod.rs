@@ -45,6 +45,7 @@ macro_rules! store_suite {
                     consumed_signals_go_with_the_checkpoint,
                     an_expired_task_is_cancelled_and_a_started_one_is_not,
                     a_queue_timeout_fails_the_task,
+                    what_is_overdue_is_not_started_even_before_the_reaper_comes,
                     progress_and_logs_are_kept_in_order,
                     yielding_on_a_pause_request_keeps_the_checkpoint,
                     a_stopped_process_keeps_its_lease_while_paused;
@@ -71,6 +72,8 @@ macro_rules! store_suite {
                     a_cancel_cascades_down_a_long_chain,
                     dependencies_on_ended_tasks_count_at_once,
                     a_batch_may_name_items_forwards_and_refuses_cycles,
+                    items_that_wait_for_each_other_through_a_shared_unique_key_are_refused,
+                    a_dependency_on_an_item_that_is_not_there_is_refused,
                     an_unknown_dependency_refuses_the_whole_batch,
                     a_retried_dependant_waits_again_for_a_retried_dependency,
                     whoever_still_waits_waits_again_for_a_retried_dependency,
