@@ -180,9 +180,9 @@ impl TestKit {
     }
 
     async fn command(&self, task: TaskId, command: Command) -> Result<(), Error> {
-        match self.engine.command(&self.call(), vec![task], command).await?.pop() {
-            Some(Err(rejected)) => return Err(Error::Rejected(rejected)),
-            Some(Ok(_)) | None => {}
+        let answer = self.engine.command(&self.call(), vec![task], command).await?.pop();
+        if let Some(Err(rejected)) = answer {
+            return Err(Error::Rejected(rejected));
         }
         if self.inline {
             self.run_due().await?;
