@@ -2,6 +2,8 @@
 //!
 //! `cargo run --example 01-hello`
 
+#![expect(clippy::print_stdout, reason = "an example talks to whoever runs it")]
+
 use pensum::{Context, Pensum, Task, TaskError};
 use serde::{Deserialize, Serialize};
 

@@ -2,6 +2,8 @@
 //!
 //! `cargo run --example 02-steps`
 
+#![expect(clippy::print_stdout, reason = "an example talks to whoever runs it")]
+
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 

@@ -2,6 +2,8 @@
 //!
 //! `cargo run --example 03-pipeline`
 
+#![expect(clippy::print_stdout, reason = "an example talks to whoever runs it")]
+
 use pensum::{Batch, Context, OnDependencyFailure, Pensum, Priority, Task, TaskError};
 
 async fn fetch(ctx: Context, page: u32) -> Result<usize, TaskError> {
