@@ -95,8 +95,8 @@ fn commands_with_a_store_find_the_node_that_holds_it() {
     assert_eq!(created.json()["status"], "completed", "the node ran it");
     // What only reads works beside the node; what changes the store does not.
     place.ends(0, &[&["db", "verify"], &db[..]].concat());
-    place.ends(0, &[&["db", "backup", "copy.db"], &db[..]].concat());
-    place.ends(0, &["db", "verify", "--db", "sqlite:copy.db"]);
+    place.ends(0, &[&["db", "backup", "beside.db"], &db[..]].concat());
+    place.ends(0, &["db", "verify", "--db", "sqlite:beside.db"]);
     let refused = place.ends(6, &[&["db", "prune"], &db[..]].concat());
     assert!(refused.err.contains(&url), "{refused:?}");
     place.write("p.yaml", "plan: P\ntasks:\n  a: { handler: noop }\n");
