@@ -19,7 +19,8 @@ pub trait Clock: Send + Sync + 'static {
     /// The present.
     fn now(&self) -> Time;
 
-    /// Returns once [`Clock::now`] is at or after `time`; at once when it is already.
+    /// Returns once [`Clock::now`] is at or after `time`; at once when it is already. Where the clock is set back
+    /// meanwhile, returns once the time that was left has passed.
     fn sleep_until(&self, time: Time) -> BoxFuture<'_, ()>;
 }
 

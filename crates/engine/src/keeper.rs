@@ -151,6 +151,10 @@ impl Keeper {
     fn next_call(&mut self) -> Option<Call> {
         let engine = &self.engine;
         let now = engine.now();
+        // After the clock was set back, nothing may stand still until it has caught up.
+        self.renewed_at = self.renewed_at.min(now);
+        self.flushed_at = self.flushed_at.min(now);
+        self.not_before = self.not_before.min(now.plus(engine.lease() / FAILURE_PAUSE_DIVISOR));
         if now < self.not_before {
             return None;
         }

@@ -22,15 +22,25 @@ impl Clock for SystemClock {
     }
 
     fn sleep_until(&self, time: Time) -> BoxFuture<'_, ()> {
-        Box::pin(async move {
-            loop {
-                let left = time.since(self.now());
-                if left.is_zero() {
-                    return;
-                }
-                tokio::time::sleep(left.min(LOOK_MAX)).await;
-            }
-        })
+        Box::pin(sleep_until(|| self.now(), time))
+    }
+}
+
+/// Sleeps in short naps, with a look at the clock after each. A clock that was set back makes nobody oversleep: no loop
+/// of a node may stand still until the clock has caught up.
+async fn sleep_until(now: impl Fn() -> Time, time: Time) {
+    let (mut end, mut seen) = (time, now());
+    loop {
+        let nap = end.since(seen).min(LOOK_MAX);
+        if nap.is_zero() {
+            return;
+        }
+        tokio::time::sleep(nap).await;
+        let present = now();
+        if present < seen {
+            end = end.minus(seen.since(present) + nap);
+        }
+        seen = present;
     }
 }
 
@@ -61,5 +71,37 @@ pub fn system_seams() -> Seams {
         clock: Arc::new(SystemClock),
         random: Arc::new(SystemRandom),
         spawn: Arc::new(TokioSpawn),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    /// Sleeps ten seconds, by a clock that shows `shift` seconds less from the third look on; answers how long that took.
+    async fn sleep_ten_seconds(shift: u64) -> Duration {
+        let looks = AtomicU64::new(0);
+        let start = tokio::time::Instant::now();
+        let noon = Time::from_micros(1_800_000_000_000_000);
+        let now = || {
+            let shift = if looks.fetch_add(1, Ordering::Relaxed) < 2 {
+                0
+            } else {
+                shift
+            };
+            noon.plus(start.elapsed()).minus(Duration::from_secs(shift))
+        };
+        sleep_until(now, noon.plus(Duration::from_secs(10))).await;
+        start.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_is_set_back_makes_nobody_oversleep() {
+        let nap = Duration::from_secs(1);
+        for shift in [0, 60, 86_400] {
+            let took = sleep_ten_seconds(shift).await;
+            assert!(took >= 10 * nap && took <= 11 * nap, "{shift}: {took:?}");
+        }
     }
 }
