@@ -10,6 +10,11 @@
 //! A block marked `yaml file=NAME` (or another language) is written to the file NAME first. The commands of a page run
 //! in one shell, in an empty directory, with this build as `pensum` and a free port for 7400. Blocks marked `sh` are
 //! not run.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "these tests watch processes that live by the real clock"
+)]
+#![expect(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
 
 mod facts;
 mod page;
