@@ -156,7 +156,7 @@ impl SqliteStore {
             // Whoever asked may have gone.
             let _ = reply.send(db.and_then(set));
         })))?;
-        answer.await.map_err(|_| StoreError::Closed)?
+        answer.await.map_err(|_| self.unanswered())?
     }
 
     fn writer(&self) -> Result<&WriterThread, StoreError> {
@@ -171,10 +171,21 @@ impl SqliteStore {
         })
     }
 
+    /// Why a request got no answer.
+    fn unanswered(&self) -> StoreError {
+        if self.shared.is_closed() {
+            return StoreError::Closed;
+        }
+        StoreError::Unavailable(format!(
+            "a mistake in this program cut a request to {} short; nothing of it was kept, and the log says more",
+            self.path
+        ))
+    }
+
     async fn ask<T>(&self, verb: impl FnOnce(Reply<T>) -> Verb) -> Result<T, StoreError> {
         let (reply, answer) = oneshot::channel();
         self.writer()?.send(verb(reply))?;
-        answer.await.map_err(|_| StoreError::Closed)?
+        answer.await.map_err(|_| self.unanswered())?
     }
 
     async fn read<T: Send + 'static>(
@@ -209,7 +220,7 @@ impl SqliteStore {
             // Whoever asked may have gone.
             let _ = reply.send(result);
         })))?;
-        answer.await.map_err(|_| StoreError::Closed)?
+        answer.await.map_err(|_| self.unanswered())?
     }
 
     /// Waits until the writer's memory stands.
@@ -244,7 +255,7 @@ impl SqliteStore {
             let has_timer = due != Time::MAX && !wait.is_zero();
             tokio::select! {
                 biased;
-                found = &mut answer => return found.map_err(|_| StoreError::Closed)?.map(Some),
+                found = &mut answer => return found.map_err(|_| self.unanswered())?.map(Some),
                 () = &mut end, if !wait.is_zero() => {
                     // An answer that was sent a moment ago still counts.
                     answer.close();
@@ -258,7 +269,7 @@ impl SqliteStore {
                     // The tick moves the clock on; then `next_ready` changes, or the answer comes.
                     tokio::select! {
                         biased;
-                        found = &mut answer => return found.map_err(|_| StoreError::Closed)?.map(Some),
+                        found = &mut answer => return found.map_err(|_| self.unanswered())?.map(Some),
                         changed = next_ready.changed() => changed.map_err(|_| StoreError::Closed)?,
                         () = &mut end => return Ok(None),
                     }
@@ -630,5 +641,23 @@ impl Store for SqliteStore {
             writer.join();
         }
         closed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_mistake_in_the_writer_costs_one_request_and_not_the_store() {
+        let store = SqliteStore::open(SqliteOptions::new(":memory:")).unwrap();
+        let call = Call::new("tester", Time::EPOCH.plus(Duration::from_secs(1)));
+        let task = || vec![NewTask::new(pensum_core::Spec::new("noop", Json::null()))];
+        store.enqueue(&call, task()).await.unwrap();
+        let broken: Result<(), StoreError> = store.read(|_, _| panic!("as a test")).await;
+        assert!(matches!(broken, Err(StoreError::Unavailable(_))), "{broken:?}");
+        store.enqueue(&call, task()).await.unwrap();
+        assert_eq!(store.counts("default", call.now).await.unwrap().total().ready, 2);
+        assert_eq!(store.verify().await.unwrap().violations, Vec::<String>::new());
     }
 }

@@ -15,13 +15,7 @@ const LOOK_MAX: usize = 20_000;
 
 impl Writer {
     pub(super) fn prune(&mut self, retention: Retention, now: Time, limit: usize) -> Result<u64, Fault> {
-        let micros = now.as_micros();
-        self.db
-            .prepare_cached("DELETE FROM unique_key WHERE expires_at IS NOT NULL AND expires_at <= ?")?
-            .execute([micros])?;
-        self.db
-            .prepare_cached("DELETE FROM idempotency WHERE expires_at <= ?")?
-            .execute([micros])?;
+        self.forget_keys(now, LOOK_MAX.max(limit))?;
         let started_at = self.prune_after;
         let mut old = Vec::new();
         let mut looked = self.look(started_at, i64::MAX, retention, now, limit, &mut old)?;
@@ -51,6 +45,25 @@ impl Writer {
             self.erase(*row, class, outcome.marks)?;
         }
         Ok(old.len() as u64)
+    }
+
+    /// Removes keys that nobody remembers any more, at most `limit` of each kind: those of a whole day come due in a day,
+    /// and all at once would hold everything else up.
+    pub(super) fn forget_keys(&mut self, now: Time, limit: usize) -> Result<(), Fault> {
+        let bounds = (now.as_micros(), i64::try_from(limit).unwrap_or(i64::MAX));
+        self.db
+            .prepare_cached(
+                "DELETE FROM unique_key WHERE (namespace, handler, key) IN
+                 (SELECT namespace, handler, key FROM unique_key WHERE expires_at <= ? LIMIT ?)",
+            )?
+            .execute(bounds)?;
+        self.db
+            .prepare_cached(
+                "DELETE FROM idempotency WHERE (namespace, key) IN
+                 (SELECT namespace, key FROM idempotency WHERE expires_at <= ? LIMIT ?)",
+            )?
+            .execute(bounds)?;
+        Ok(())
     }
 
     /// Collects what may go among the rows in `(after, until]`; answers where it stopped, `None` at the end.

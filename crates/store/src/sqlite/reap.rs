@@ -9,6 +9,9 @@ use super::memory::Timer;
 use super::step::Facts;
 use super::writer::Writer;
 
+/// How many expired keys a pass removes for each task that it may end.
+const KEYS_PER_TASK: usize = 10;
+
 impl Writer {
     pub(super) fn reap(&mut self, now: Time, limit: usize) -> Result<Reaped, Fault> {
         let mut reaped = Reaped::default();
@@ -59,6 +62,7 @@ impl Writer {
                 }
             }
         }
+        self.forget_keys(now, limit.saturating_mul(KEYS_PER_TASK))?;
         reaped.ended = applied.ended;
         let lease = self.first_lease_end();
         reaped.next_due = self

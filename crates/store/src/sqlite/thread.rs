@@ -1,5 +1,6 @@
 //! The threads behind a store: the writer's, and the one that folds the log into the database.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -164,8 +165,12 @@ fn run(mut writer: Writer, verbs: &Receiver<Verb>) {
             rows += verb.weight();
             group.push(verb);
         }
-        if !writer.run_group(std::mem::take(&mut group)) {
-            return;
+        let group = std::mem::take(&mut group);
+        match catch_unwind(AssertUnwindSafe(|| writer.run_group(group))) {
+            Ok(true) => {}
+            Ok(false) => return,
+            // A mistake of ours costs its group, not the store: nothing of it is on disk, and the memory is built anew.
+            Err(_) => writer.undo(),
         }
     }
 }

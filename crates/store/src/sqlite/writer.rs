@@ -262,6 +262,8 @@ impl Writer {
             }
             Verb::Close(reply) => {
                 let closed = self.shut().map_err(|fault| fault.describe(&self.path));
+                // Whoever is still in the queue is told so.
+                self.shared.closed.store(true, Ordering::Release);
                 let _ = reply.send(closed);
                 return false;
             }
@@ -484,7 +486,7 @@ impl Writer {
     }
 
     /// The transaction failed: the memory follows the disk again.
-    fn undo(&mut self) {
+    pub(super) fn undo(&mut self) {
         if !self.db.is_autocommit()
             && let Err(error) = self.db.execute_batch("ROLLBACK")
         {
