@@ -114,7 +114,7 @@ impl Shell {
 
     fn run(&mut self, command: &page::Command) -> Result<(), String> {
         let script = self.script(&command.text);
-        self.type_in(&format!(". {} </dev/null 2>&1", script.display()));
+        self.type_in(&format!(". '{}' </dev/null 2>&1", script.display()));
         let (printed, code) = self.answer().map_err(|printed| {
             format!(
                 "`{}` has not ended in {PATIENCE:?}; it printed:\n{printed}",
@@ -137,7 +137,7 @@ impl Shell {
     fn start_beside(&mut self, command: &page::Command) -> Result<(), String> {
         let script = self.script(&command.text);
         let out = self.aside.path().join(format!("{}.out", self.steps));
-        self.type_in(&format!(". {} </dev/null >{} 2>&1", script.display(), out.display()));
+        self.type_in(&format!(". '{}' </dev/null >'{}' 2>&1", script.display(), out.display()));
         self.answer()?;
         let began = Instant::now();
         loop {
