@@ -137,7 +137,11 @@ impl Shell {
     fn start_beside(&mut self, command: &page::Command) -> Result<(), String> {
         let script = self.script(&command.text);
         let out = self.aside.path().join(format!("{}.out", self.steps));
-        self.type_in(&format!(". '{}' </dev/null >'{}' 2>&1", script.display(), out.display()));
+        self.type_in(&format!(
+            ". '{}' </dev/null >'{}' 2>&1",
+            script.display(),
+            out.display()
+        ));
         self.answer()?;
         let began = Instant::now();
         loop {
