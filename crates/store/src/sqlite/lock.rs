@@ -3,9 +3,15 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use pensum_core::StoreError;
+
+/// How often a lock that another process has is tried again.
+const TRIES: u32 = 20;
+/// How long between two tries: 200 ms in all.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// The lock on a store file; let go when dropped, whatever ends the process.
 pub(super) struct FileLock {
@@ -33,7 +39,7 @@ impl FileLock {
             .truncate(false)
             .open(&lock_path)
             .map_err(unavailable)?;
-        match file.try_lock() {
+        match patiently(&file) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let mut owner = String::new();
@@ -60,6 +66,18 @@ impl FileLock {
         file.seek(SeekFrom::Start(0))?;
         file.write_all(owner.as_bytes())
     }
+}
+
+/// Takes the lock, if need be after a moment: a process that was killed while it started a program leaves a copy of its
+/// descriptors to the child, which closes them only as the program begins.
+fn patiently(file: &File) -> Result<(), TryLockError> {
+    for _ in 0..TRIES {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => std::thread::sleep(PAUSE),
+            decided => return decided,
+        }
+    }
+    file.try_lock()
 }
 
 /// The lock file of a store: beside the file itself, whatever links lead to it.
