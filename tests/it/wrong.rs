@@ -312,3 +312,19 @@ fn of_two_nodes_that_start_on_one_store_at_the_same_time_one_gets_it() {
         }
     }
 }
+
+#[test]
+fn a_store_whose_owner_is_just_dying_is_waited_for() {
+    let mut server = Server::start(&[]);
+    server.kill();
+    // As a child of the killed node may, between its fork and its exec.
+    let lock = std::fs::File::open(server.file("x.db.lock")).unwrap();
+    lock.lock().unwrap();
+    let release = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(60));
+        drop(lock);
+    });
+    server.restart();
+    release.join().unwrap();
+    server.finish();
+}

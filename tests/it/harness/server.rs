@@ -96,7 +96,8 @@ impl Server {
         match receive.recv_timeout(SOON) {
             Ok(url) => Some(url),
             Err(mpsc::RecvTimeoutError::Disconnected) => {
-                self.wait_end(SOON);
+                let status = self.wait_end(SOON);
+                println!("the node ended before it listened: {status}");
                 None
             }
             Err(mpsc::RecvTimeoutError::Timeout) => panic!("no address after {SOON:?}; the log:\n{}", self.log()),
