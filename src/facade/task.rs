@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use pensum_core::input::check_new;
 use pensum_core::task::{Dependency, NewTask, OnConflict, OnDependencyFailure, Spec, Unique};
 use pensum_core::{Json, Name, Priority, RetryPolicy, TaskId, Time};
 use serde::Serialize;
@@ -168,6 +169,7 @@ impl Task {
         if let Some(delay) = self.delay {
             self.new.run_at = Some(now.plus(delay));
         }
+        check_new(&self.new, now)?;
         Ok(self.new)
     }
 }

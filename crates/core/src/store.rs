@@ -560,8 +560,10 @@ pub trait Store: Send + Sync + 'static {
     async fn enqueue(&self, call: &Call, tasks: Vec<NewTask>) -> Result<Vec<Enqueued>, StoreError>;
 
     /// Takes up to `slots` claimable tasks: highest priority first, then earliest deadline, then oldest. Of one key at
-    /// most one task is leased at any time. A suspected task comes alone: only to a node that holds no lease, and
-    /// nothing else goes to that node until the suspect has run for 60 s, checkpointed, or ended its run.
+    /// most one task is leased at any time.
+    ///
+    /// A suspected task comes alone: while one is claimable, the node gets nothing until each of its leases has run for
+    /// 60 s, checkpointed, or ended; then it gets the suspect, and nothing else until that one has done the same.
     async fn claim(&self, request: ClaimRequest, now: Time) -> Result<Vec<Claimed>, StoreError>;
 
     /// Renews leases for `lease` from `now`, and keeps progress and logs. Not acknowledged as durable.

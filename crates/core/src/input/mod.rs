@@ -8,7 +8,7 @@ mod task;
 
 pub use parse::{Invalid, Problem, friendly, object, parse, parse_object};
 pub use patch::Patch;
-pub use task::{BatchInput, TaskInput, UniqueInput};
+pub use task::{BatchInput, TaskInput, UniqueInput, check_new};
 
 /// The eight task types.
 pub const TASK_TYPES: [&str; 8] = [

@@ -322,3 +322,57 @@ impl TaskInput {
         (details != Details::default()).then(|| Box::new(details))
     }
 }
+
+/// Checks a task that a program made without a [`TaskInput`], by the same bounds.
+///
+/// # Errors
+/// Every problem, by path.
+pub fn check_new(task: &NewTask, now: Time) -> Result<(), Invalid> {
+    let mut check = Check::default();
+    let NewTask {
+        spec,
+        run_at,
+        depends_on,
+        unique,
+    } = task;
+    check.identifier("handler", &spec.handler);
+    check.identifier("queue", &spec.queue);
+    check.json("parameters", Some(&spec.parameters));
+    check.label("key", spec.key.as_deref());
+    check.retries(spec.max_retries);
+    if depends_on.len() > DEPENDENCIES_MAX {
+        check.fail(
+            "depends_on",
+            format!("holds {} tasks, the most is {DEPENDENCIES_MAX}", depends_on.len()),
+        );
+    }
+    if let Some(unique) = unique {
+        check.label("unique.key", Some(&unique.key));
+        check.positive("unique.ttl", unique.ttl.map(Span));
+    }
+    let details = spec.details.as_deref();
+    for (path, time) in [
+        ("run_at", *run_at),
+        ("deadline", spec.deadline),
+        ("expires_at", details.and_then(|d| d.expires_at)),
+    ] {
+        if let Some(time) = time {
+            check.sane_time(path, time, now);
+        }
+    }
+    if let Some(details) = details {
+        check.text("name", details.name.as_deref(), TITLE_MAX);
+        check.text("description", details.description.as_deref(), DESCRIPTION_MAX);
+        check.json("metadata", details.metadata.as_ref());
+        check.json("execution_context", details.execution_context.as_ref());
+        check.labels("tags", &details.tags);
+        if let Some(retry) = &details.retry {
+            check.retry(retry);
+        }
+    }
+    if check.problems.is_empty() {
+        Ok(())
+    } else {
+        Err(Invalid(check.problems))
+    }
+}

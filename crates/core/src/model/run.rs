@@ -22,15 +22,13 @@ impl Model {
                 .values()
                 .filter(|e| e.lifecycle.lease.is_some_and(|l| l.node == request.node))
         };
-        let on_probation = |e: &Entry| {
-            e.holder
-                .as_ref()
-                .is_some_and(|h| h.alone && !h.checkpointed && now.since(h.taken_at) < PROBATION)
+        let fresh = |e: &Entry| {
+            let holder = e.holder.as_ref();
+            holder.is_some_and(|h| !h.checkpointed && now.since(h.taken_at) < PROBATION)
         };
-        if holders().any(on_probation) {
+        if holders().any(|e| fresh(e) && e.holder.as_ref().is_some_and(|h| h.alone)) {
             return Vec::new();
         }
-        let idle = holders().next().is_none();
         let mut busy_keys: HashSet<(Name, Name)> = self
             .tasks
             .values()
@@ -49,27 +47,19 @@ impl Model {
             let spec = &self.tasks[row].spec;
             (Reverse(spec.priority), spec.deadline.unwrap_or(Time::MAX), *row)
         });
-        let mut chosen: Vec<(i64, bool)> = Vec::new();
-        // A node that runs nothing takes a suspect first, and nothing beside it.
-        if idle && let Some(row) = order.iter().find(|row| self.tasks[row].lifecycle.suspect) {
-            chosen.push((*row, true));
-        } else {
-            for row in order {
-                let entry = &self.tasks[&row];
-                if chosen.len() == request.slots {
-                    break;
-                }
-                if entry.lifecycle.suspect {
-                    continue;
-                }
-                if let Some(key) = &entry.spec.key
-                    && !busy_keys.insert((entry.namespace.clone(), key.clone()))
-                {
-                    continue;
-                }
-                chosen.push((row, false));
-            }
-        }
+        // Of one key only the best task can be taken, and only while nobody holds the key.
+        order.retain(|row| {
+            let entry = &self.tasks[row];
+            let key = entry.spec.key.clone();
+            key.is_none_or(|key| busy_keys.insert((entry.namespace.clone(), key)))
+        });
+        let suspect = order.iter().find(|row| self.tasks[row].lifecycle.suspect);
+        let mut chosen: Vec<(i64, bool)> = match suspect {
+            // It waits only for what could be blamed with it, and nothing new starts meanwhile.
+            Some(_) if holders().any(fresh) => Vec::new(),
+            Some(row) => vec![(*row, true)],
+            None => order.into_iter().take(request.slots).map(|row| (row, false)).collect(),
+        };
         if request.slots == 0 {
             chosen.clear();
         }

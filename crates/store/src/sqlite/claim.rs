@@ -132,19 +132,21 @@ impl Writer {
         now: Time,
         covers: &dyn Fn(u32) -> bool,
     ) -> Result<Vec<Grant>, Fault> {
-        let (idle, on_probation) = {
+        let fresh = |l: &Leased| !l.checkpointed && now.since(l.taken_at) < PROBATION;
+        {
             let view = self.shared.view.lock();
-            let tried = |l: &Leased| l.alone && !l.checkpointed && now.since(l.taken_at) < PROBATION;
             let held = view.nodes.get(&request.node).copied().unwrap_or_default();
-            (
-                held.leases == 0,
-                held.alone > 0 && view.leases_of(request.node).any(tried),
-            )
-        };
-        if on_probation {
-            return Ok(Vec::new());
+            if held.alone > 0 && view.leases_of(request.node).any(|l| l.alone && fresh(l)) {
+                return Ok(Vec::new());
+            }
+            // A suspect waits only for what could be blamed with it, and nothing new starts meanwhile: else a busy node
+            // would never come to it.
+            let suspect = self.memory.order.has_suspect(covers);
+            if suspect && held.leases > 0 && view.leases_of(request.node).any(fresh) {
+                return Ok(Vec::new());
+            }
         }
-        while idle && let Some(pick) = self.memory.order.take_suspect(covers) {
+        while let Some(pick) = self.memory.order.take_suspect(covers) {
             if let Some(grant) = self.take(pick, request, now, true, &mut false)? {
                 return Ok(vec![grant]);
             }

@@ -319,6 +319,11 @@ impl Order {
         found
     }
 
+    /// True when a suspected task is ready among the classes that `covers` accepts.
+    pub(super) fn has_suspect(&self, covers: &dyn Fn(u32) -> bool) -> bool {
+        self.suspects.values().any(|class| covers(*class))
+    }
+
     /// The best suspected task among the classes that `covers` accepts, taken out.
     pub(super) fn take_suspect(&mut self, covers: &dyn Fn(u32) -> bool) -> Option<Pick> {
         let (rank, class) = self

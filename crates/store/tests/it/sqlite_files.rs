@@ -147,6 +147,31 @@ async fn tasks_that_had_just_started_when_their_node_died_run_alone() {
 }
 
 #[tokio::test]
+async fn a_busy_node_takes_nothing_new_until_it_can_take_a_suspect() {
+    let home = Home::new();
+    let store = home.open();
+    let tasks = add(&store, 2, t(0)).await;
+    assert_eq!(claim(&store, 1, 1, t(0)).await.len(), 1);
+    settle(&store, t(1)).await;
+    let image = home.crash_image();
+    let store = image.open();
+    let mut busy = noop();
+    busy.spec.queue = "busy".into();
+    store.enqueue(&call(t(2)), vec![busy.clone(), busy]).await.unwrap();
+    let only_busy = ClaimRequest {
+        queues: Some(["busy".into()].into()),
+        ..request(2, 1)
+    };
+    assert_eq!(store.claim(only_busy, t(3)).await.unwrap().len(), 1);
+    assert!(claim(&store, 2, 9, t(4)).await.is_empty());
+    // What has run for a minute would not be blamed, so it need not end first.
+    let alone = claim(&store, 2, 9, t(64)).await;
+    assert_eq!(ids(&alone), tasks[..1]);
+    done(&store, &alone[0], t(65)).await;
+    assert_eq!(claim(&store, 2, 9, t(66)).await.len(), 2);
+}
+
+#[tokio::test]
 async fn who_had_run_long_or_checkpointed_is_not_suspected() {
     let home = Home::new();
     let store = home.open();
