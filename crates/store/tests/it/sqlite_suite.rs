@@ -12,8 +12,8 @@ async fn in_memory() -> Arc<dyn Store> {
 }
 
 async fn on_a_file() -> Arc<dyn Store> {
-    // The directory stays for the test's life; the system clears its temporary files.
-    let directory = tempfile::tempdir().unwrap().keep();
+    // The directory outlives the test, beside what cargo builds.
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap().keep();
     Arc::new(SqliteStore::open(SqliteOptions::new(directory.join("store.db"))).unwrap())
 }
 
