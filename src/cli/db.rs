@@ -134,8 +134,8 @@ async fn dispatch(global: &Global, store: &Arc<dyn Store>, command: Command) -> 
             let mut removed = 0;
             loop {
                 let step = store.prune(retention, now(), PRUNE_STEP).await.map_err(Failure::from)?;
-                removed += step;
-                if step < PRUNE_STEP as u64 {
+                removed += step.removed;
+                if !step.more {
                     break;
                 }
             }

@@ -376,6 +376,15 @@ impl Default for Retention {
     }
 }
 
+/// What one pass of `prune` did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pruned {
+    /// How many tasks went.
+    pub removed: u64,
+    /// The pass came to its bound before it had looked at every task: call again.
+    pub more: bool,
+}
+
 /// What `verify` found.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Verified {
@@ -634,9 +643,9 @@ pub trait Store: Send + Sync + 'static {
     /// Counts by queue and status.
     async fn counts(&self, namespace: &str, now: Time) -> Result<Counts, StoreError>;
 
-    /// Removes finished tasks that are past their retention, at most `limit`; answers how many went. A task with
-    /// unfinished dependants stays. Expired unique and idempotency keys go too.
-    async fn prune(&self, retention: Retention, now: Time, limit: usize) -> Result<u64, StoreError>;
+    /// Removes finished tasks that are past their retention, at most `limit` a pass. A task with unfinished dependants
+    /// stays. Expired unique and idempotency keys go too.
+    async fn prune(&self, retention: Retention, now: Time, limit: usize) -> Result<Pruned, StoreError>;
 
     /// Checks every invariant; changes nothing.
     async fn verify(&self) -> Result<Verified, StoreError>;

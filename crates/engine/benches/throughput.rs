@@ -101,8 +101,8 @@ impl Store for InstantStore {
         Ok(Reaped::default())
     }
 
-    async fn prune(&self, _: Retention, _: Time, _: usize) -> Result<u64, StoreError> {
-        Ok(0)
+    async fn prune(&self, _: Retention, _: Time, _: usize) -> Result<Pruned, StoreError> {
+        Ok(Pruned::default())
     }
 
     async fn enqueue(&self, _: &Call, _: Vec<NewTask>) -> Result<Vec<Enqueued>, StoreError> {

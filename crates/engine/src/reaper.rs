@@ -73,13 +73,9 @@ pub(crate) async fn prune(engine: Engine) {
             .prune(engine.retention(), engine.now(), PRUNE_TASKS_MAX)
             .await
         {
-            Ok(removed) => {
+            Ok(pruned) => {
                 failures.over();
-                if removed as usize >= PRUNE_TASKS_MAX {
-                    PRUNE_PAUSE
-                } else {
-                    PRUNE_EVERY
-                }
+                if pruned.more { PRUNE_PAUSE } else { PRUNE_EVERY }
             }
             Err(StoreError::Closed) => return,
             Err(error) => failures.next(&error),

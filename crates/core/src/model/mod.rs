@@ -20,8 +20,8 @@ use crate::outcome::{ErrorInfo, Progress, Usage};
 use crate::query::{Counts, Page, Paged, TaskFilter};
 use crate::seam::{Random, SeededRandom};
 use crate::store::{
-    Applied, Beat, Call, Checkpoint, ClaimRequest, Claimed, Command, Enqueued, Finish, LogEntry, Reaped, Rejected,
-    Renewal, Retention, Signal, Store, StoreError, StoreStats, TaskEvent, Verified,
+    Applied, Beat, Call, Checkpoint, ClaimRequest, Claimed, Command, Enqueued, Finish, LogEntry, Pruned, Reaped,
+    Rejected, Renewal, Retention, Signal, Store, StoreError, StoreStats, TaskEvent, Verified,
 };
 use crate::task::{Execution, ExecutionStatus, Lifecycle, NewTask, Spec, TaskRecord, Unique};
 use crate::transition::{Blame, Effects, Event, apply};
@@ -497,7 +497,7 @@ impl Store for ModelStore {
         Ok(self.model.lock().open()?.counts(namespace, now))
     }
 
-    async fn prune(&self, retention: Retention, now: Time, limit: usize) -> Result<u64, StoreError> {
+    async fn prune(&self, retention: Retention, now: Time, limit: usize) -> Result<Pruned, StoreError> {
         Ok(self.model.lock().open()?.prune(retention, now, limit))
     }
 

@@ -2,7 +2,7 @@
 
 use super::{Entry, Model};
 use crate::query::{Counts, Page, Paged, TaskFilter};
-use crate::store::{Retention, Verified};
+use crate::store::{Pruned, Retention, Verified};
 use crate::task::{Details, Execution, ExecutionStatus, TaskRecord};
 use crate::{State, Status, TaskId, Time, WaitingFor};
 
@@ -60,7 +60,7 @@ impl Model {
         counts
     }
 
-    pub(super) fn prune(&mut self, retention: Retention, now: Time, limit: usize) -> u64 {
+    pub(super) fn prune(&mut self, retention: Retention, now: Time, limit: usize) -> Pruned {
         let old = |e: &Entry| {
             let keep = if e.lifecycle.state == State::Failed {
                 retention.failed
@@ -87,7 +87,10 @@ impl Model {
         }
         self.unique.retain(|_, hold| hold.expires_at.is_none_or(|at| at > now));
         self.idempotency.retain(|_, remembered| remembered.expires_at > now);
-        rows.len() as u64
+        Pruned {
+            removed: rows.len() as u64,
+            more: rows.len() == limit,
+        }
     }
 
     pub(super) fn verify(&self) -> Verified {

@@ -359,7 +359,7 @@ impl Store for FaultyStore {
         self.inner.counts(namespace, now).await
     }
 
-    async fn prune(&self, retention: Retention, now: Time, limit: usize) -> Result<u64, StoreError> {
+    async fn prune(&self, retention: Retention, now: Time, limit: usize) -> Result<Pruned, StoreError> {
         self.faults.check()?;
         self.inner.prune(retention, now, limit).await
     }

@@ -37,8 +37,8 @@ use async_trait::async_trait;
 use pensum_core::input::Patch;
 use pensum_core::query::Paged;
 use pensum_core::store::{
-    Applied, Beat, Call, Checkpoint, ClaimRequest, Claimed, Command, Enqueued, Finish, LeaseRef, LogEntry, Reaped,
-    Rejected, Renewal, Retention, Signal, Store, StoreStats, TaskEvent, Verified,
+    Applied, Beat, Call, Checkpoint, ClaimRequest, Claimed, Command, Enqueued, Finish, LeaseRef, LogEntry, Pruned,
+    Reaped, Rejected, Renewal, Retention, Signal, Store, StoreStats, TaskEvent, Verified,
 };
 use pensum_core::task::Execution;
 use pensum_core::{Counts, Json, Name, NewTask, Page, StoreError, TaskFilter, TaskId, TaskRecord, Time};
@@ -592,7 +592,7 @@ impl Store for SqliteStore {
         .await
     }
 
-    async fn prune(&self, retention: Retention, now: Time, limit: usize) -> Result<u64, StoreError> {
+    async fn prune(&self, retention: Retention, now: Time, limit: usize) -> Result<Pruned, StoreError> {
         self.ask(|reply| Verb::Prune {
             retention,
             now,

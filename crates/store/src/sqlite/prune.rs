@@ -1,6 +1,6 @@
 //! Removing what is past its retention.
 
-use pensum_core::store::Retention;
+use pensum_core::store::{Pruned, Retention};
 use pensum_core::{State, Time};
 use rusqlite::OptionalExtension;
 
@@ -14,7 +14,7 @@ use super::writer::Writer;
 const LOOK_MAX: usize = 20_000;
 
 impl Writer {
-    pub(super) fn prune(&mut self, retention: Retention, now: Time, limit: usize) -> Result<u64, Fault> {
+    pub(super) fn prune(&mut self, retention: Retention, now: Time, limit: usize) -> Result<Pruned, Fault> {
         self.forget_keys(now, LOOK_MAX.max(limit))?;
         let started_at = self.prune_after;
         let mut old = Vec::new();
@@ -27,6 +27,8 @@ impl Writer {
             // them, a pass an hour, might never come round.
             looked = None;
         }
+        // Whoever asks again until nothing is left must not go round for ever.
+        let more = looked.is_some();
         if looked.is_none() && started_at > 0 {
             looked = self.look(0, started_at, retention, now, limit, &mut old)?;
         }
@@ -44,7 +46,10 @@ impl Writer {
                 .count(class, Cell::Executions, -i64::from(outcome.status.is_some()));
             self.erase(*row, class, outcome.marks)?;
         }
-        Ok(old.len() as u64)
+        Ok(Pruned {
+            removed: old.len() as u64,
+            more,
+        })
     }
 
     /// Removes keys that nobody remembers any more, at most `limit` of each kind: those of a whole day come due in a day,

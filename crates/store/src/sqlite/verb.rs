@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use pensum_core::input::Patch;
 use pensum_core::store::{
-    Applied, Beat, Call, Checkpoint, ClaimRequest, Command, Enqueued, Finish, Reaped, Rejected, Renewal, Retention,
+    Applied, Beat, Call, Checkpoint, ClaimRequest, Command, Enqueued, Finish, Pruned, Reaped, Rejected, Renewal,
+    Retention,
 };
 use pensum_core::{LeaseId, Lifecycle, NewTask, StoreError, TaskId, TaskRecord, Time};
 use rusqlite::Connection;
@@ -128,7 +129,7 @@ pub(super) enum Verb {
         retention: Retention,
         now: Time,
         limit: usize,
-        reply: Reply<u64>,
+        reply: Reply<Pruned>,
     },
     /// A read on the writer's connection, where there is no other.
     Read(Read),

@@ -231,7 +231,12 @@ impl Side {
                     completed: minute,
                     failed: 2 * minute,
                 };
-                self.store.prune(retention, now, 1000).await.unwrap().to_string()
+                self.store
+                    .prune(retention, now, 1000)
+                    .await
+                    .unwrap()
+                    .removed
+                    .to_string()
             }
         }
     }

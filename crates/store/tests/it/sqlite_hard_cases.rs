@@ -103,7 +103,7 @@ async fn a_clean_up_comes_round_however_many_young_tasks_there_are() {
     };
     cancelled(5_000, t(0)).await;
     cancelled(55_000, t(6 * day)).await;
-    let prune = async |now: Time| store.prune(Retention::default(), now, 10_000).await.unwrap();
+    let prune = async |now: Time| store.prune(Retention::default(), now, 10_000).await.unwrap().removed;
     assert_eq!(prune(t(6 * day)).await, 0);
     assert_eq!(prune(t(7 * day + 1)).await, 5_000);
 }

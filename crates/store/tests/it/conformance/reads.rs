@@ -333,13 +333,13 @@ pub(crate) async fn prune_respects_the_retention(w: &World) {
         completed: 7 * day,
         failed: 30 * day,
     };
-    assert_eq!(w.store.prune(retention, w.now(), 100).await.unwrap(), 0);
+    assert_eq!(w.store.prune(retention, w.now(), 100).await.unwrap().removed, 0);
     w.pass(8.0 * 86_400.0);
-    assert_eq!(w.store.prune(retention, w.now(), 100).await.unwrap(), 1);
+    assert_eq!(w.store.prune(retention, w.now(), 100).await.unwrap().removed, 1);
     assert_eq!(w.store.task("default", done).await.unwrap(), None);
     assert!(w.store.task("default", failed).await.unwrap().is_some());
     w.pass(30.0 * 86_400.0);
-    assert_eq!(w.store.prune(retention, w.now(), 100).await.unwrap(), 1);
+    assert_eq!(w.store.prune(retention, w.now(), 100).await.unwrap().removed, 1);
     assert_eq!(w.list(TaskFilter::default()).await.len(), 1);
 }
 
