@@ -13,8 +13,10 @@
 mod bench;
 mod beside;
 mod chaos;
+mod cli;
 mod crashes;
 mod disk;
+mod docs;
 mod harness;
 mod hostile;
 mod order;

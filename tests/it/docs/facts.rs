@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::{pages, repository};
+use super::{pages, repository};
 
 fn text(page: &str) -> String {
     std::fs::read_to_string(repository().join("docs").join(page)).unwrap()

@@ -2,7 +2,7 @@
 
 use rustix::process::Signal;
 
-use crate::program::Place;
+use super::program::Place;
 
 const DB: [&str; 2] = ["--db", "sqlite:p.db"];
 

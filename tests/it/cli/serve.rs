@@ -2,7 +2,7 @@
 
 use rustix::process::Signal;
 
-use crate::program::Place;
+use super::program::Place;
 
 #[test]
 fn a_node_does_what_the_commands_ask() {

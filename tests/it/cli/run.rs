@@ -1,6 +1,6 @@
 //! `pensum run`: plans that end well, plans that do not, and plans that never start.
 
-use crate::program::Place;
+use super::program::Place;
 
 const DB: [&str; 2] = ["--db", "sqlite:p.db"];
 

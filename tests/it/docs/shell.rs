@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
 use tempfile::TempDir;
 
-use crate::page::{self, Step, What};
+use super::page::{self, Step, What};
 
 /// How long one command may take.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -10,11 +10,6 @@
 //! A block marked `yaml file=NAME` (or another language) is written to the file NAME first. The commands of a page run
 //! in one shell, in an empty directory, with this build as `pensum` and a free port for 7400. Blocks marked `sh` are
 //! not run.
-#![expect(
-    clippy::disallowed_methods,
-    reason = "these tests watch processes that live by the real clock"
-)]
-#![expect(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
 
 mod facts;
 mod page;
@@ -71,7 +66,7 @@ macro_rules! pages {
             let tested = [$($page),*];
             for path in pages() {
                 let name = path.strip_prefix(repository()).unwrap().to_str().unwrap().to_owned();
-                assert!(page::read(&path).is_empty() || tested.contains(&&*name), "add {name} to tests/docs/main.rs");
+                assert!(page::read(&path).is_empty() || tested.contains(&&*name), "add {name} to tests/it/docs/mod.rs");
             }
         }
     };
