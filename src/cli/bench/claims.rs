@@ -71,7 +71,7 @@ async fn compare(
 ) -> anyhow::Result<()> {
     let mut p99 = [Vec::new(), Vec::new()];
     let mut p50 = [Vec::new(), Vec::new()];
-    let meter = Meter::start(&[]);
+    let meter = Meter::start();
     for _ in 0..bench.runs {
         let stores = [places[0].open().await?, places[1].open().await?];
         let mut spreads = [Spread::new()?, Spread::new()?];

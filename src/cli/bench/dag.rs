@@ -68,7 +68,7 @@ pub(super) async fn run(bench: &mut Bench) -> anyhow::Result<()> {
     let links: usize = edges.iter().map(Vec::len).sum();
     let document = document(&edges);
     let (mut rates, mut checks) = (Vec::new(), Vec::new());
-    let meter = Meter::start(&[]);
+    let meter = Meter::start();
     for _ in 0..bench.runs {
         let start = tick();
         let batch: BatchInput = input::parse(document.as_bytes())?;

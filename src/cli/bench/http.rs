@@ -46,14 +46,12 @@ struct Runs {
 pub(super) async fn run(bench: &mut Bench) -> anyhow::Result<()> {
     let mut runs = Runs::default();
     let (singles, reads) = (bench.tasks.min(100_000), bench.tasks.min(READS_MAX));
-    let mut others = None;
+    let meter = Meter::start();
     for _ in 0..bench.runs {
         bench.scratch.clear();
         let server = Server::start(&bench.scratch, bench.slots).await?;
-        let meter = Meter::start(&[server.pid()?]);
         one_run(bench, &server, singles, reads, &mut runs).await?;
         server.stop().await?;
-        others = Some(meter);
     }
     let insert = bench.limits()?.insert;
     let total = singles + bench.tasks;
@@ -76,10 +74,7 @@ pub(super) async fn run(bench: &mut Bench) -> anyhow::Result<()> {
         time(format!("list at {total} tasks, p99"), &runs.list_p99, reads).note("1 connection, five filters in turns"),
     ];
     for figure in figures {
-        bench.report.add(match &others {
-            Some(meter) => figure.machine(meter),
-            None => figure,
-        })?;
+        bench.report.add(figure.machine(&meter))?;
     }
     Ok(())
 }

@@ -22,7 +22,7 @@ const SHARES: [(&str, f64); 3] = [("p50", 0.5), ("p95", 0.95), ("p99", 0.99)];
 pub(super) async fn run(bench: &mut Bench) -> anyhow::Result<()> {
     let samples = bench.tasks.min(SAMPLES_MAX);
     let (mut starts_ms, mut disk_ms) = (vec![Vec::new(); SHARES.len()], vec![Vec::new(); SHARES.len()]);
-    let meter = Meter::start(&[]);
+    let meter = Meter::start();
     for _ in 0..bench.runs {
         let (starts, disk) = one_run(bench, samples).await?;
         for (index, (_, share)) in SHARES.into_iter().enumerate() {

@@ -50,7 +50,7 @@ pub(super) const LIFE_CYCLE_METRIC: &str = "raw SQLite life cycle, 1 transaction
 pub(super) fn run(bench: &mut Bench) -> anyhow::Result<Limits> {
     let n = (bench.tasks.min(ROWS_MAX) / BATCH).max(1) * BATCH;
     let scratch = bench.scratch.beside("raw")?;
-    let meter = Meter::start(&[]);
+    let meter = Meter::start();
     let mut steps = Vec::new();
     let mut one = Vec::new();
     for _ in 0..bench.runs {
@@ -90,7 +90,7 @@ pub(super) fn run(bench: &mut Bench) -> anyhow::Result<Limits> {
 fn disk(bench: &mut Bench) -> anyhow::Result<()> {
     let appends = bench.tasks.clamp(10, APPENDS_MAX);
     let (mut rates, mut p50, mut p99) = (Vec::new(), Vec::new(), Vec::new());
-    let meter = Meter::start(&[]);
+    let meter = Meter::start();
     for _ in 0..bench.runs {
         let mut disk = Disk::beside(&bench.scratch)?;
         let mut spread = Spread::new()?;

@@ -1,7 +1,6 @@
 //! Real time, and what the machine did meanwhile.
 
 use std::fs;
-use std::process;
 use std::time::Instant;
 
 /// The present, for measuring.
@@ -20,7 +19,6 @@ pub(super) fn seconds_since(start: Instant) -> f64 {
 
 /// Watches how much processor time everything but this bench uses, by `/proc`.
 pub(super) struct Meter {
-    children: Vec<u32>,
     start: Option<Reading>,
     since: Instant,
 }
@@ -34,18 +32,18 @@ struct Reading {
 const TICKS_PER_SECOND: f64 = 100.0;
 
 impl Meter {
-    /// Starts watching; `children` belong to the bench too.
-    pub(super) fn start(children: &[u32]) -> Meter {
+    /// Starts watching.
+    pub(super) fn start() -> Meter {
         Meter {
-            children: children.to_vec(),
-            start: read(children),
+            start: read(),
             since: tick(),
         }
     }
 
-    /// Cores used by others since the start; `None` where `/proc` does not say.
+    /// Cores used by others since the start; `None` where `/proc` does not say. Children of the bench count as its own
+    /// once they have ended.
     pub(super) fn others(&self) -> Option<f64> {
-        let (start, end) = (self.start.as_ref()?, read(&self.children)?);
+        let (start, end) = (self.start.as_ref()?, read()?);
         let others = end
             .machine
             .saturating_sub(start.machine)
@@ -54,24 +52,25 @@ impl Meter {
     }
 }
 
-fn read(children: &[u32]) -> Option<Reading> {
+fn read() -> Option<Reading> {
     let stat = fs::read_to_string("/proc/stat").ok()?;
     let line = stat.lines().next()?;
     let fields: Vec<u64> = line.split_whitespace().skip(1).filter_map(|f| f.parse().ok()).collect();
     // user nice system (idle iowait) irq softirq steal
     let machine = fields.iter().take(3).chain(fields.iter().skip(5).take(3)).sum();
-    let own = ticks_of(process::id())? + children.iter().filter_map(|pid| ticks_of(*pid)).sum::<u64>();
+    let own = own_ticks()?;
     Some(Reading { machine, own })
 }
 
-fn ticks_of(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+/// What this process, and its children that were waited for, have used.
+fn own_ticks() -> Option<u64> {
+    let stat = fs::read_to_string("/proc/self/stat").ok()?;
     // The second field is a name in brackets that may hold spaces.
     let rest = &stat[stat.rfind(')')? + 1..];
     Some(
         rest.split_whitespace()
             .skip(11)
-            .take(2)
+            .take(4)
             .filter_map(|f| f.parse::<u64>().ok())
             .sum(),
     )

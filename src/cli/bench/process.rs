@@ -51,7 +51,7 @@ pub(super) async fn hold(url: &str, tasks: u64) -> anyhow::Result<()> {
 pub(super) async fn recovery(bench: &mut Bench) -> anyhow::Result<()> {
     let orphans = bench.tasks.min(ORPHANS_MAX);
     let (mut first, mut all) = (Vec::new(), Vec::new());
-    let meter = Meter::start(&[]);
+    let meter = Meter::start();
     for _ in 0..bench.runs {
         let world = Arc::new(World::new(bench.scratch.fresh().await?, bench.slots, bench.payload));
         world.enqueue_bulk(HANDLER, orphans).await?;
@@ -119,7 +119,7 @@ pub(super) async fn start(bench: &mut Bench) -> anyhow::Result<()> {
     let mut empty_median = None;
     for tasks in [0, bench.tasks] {
         park(bench, tasks).await?;
-        let meter = Meter::start(&[]);
+        let meter = Meter::start();
         let mut times = Vec::new();
         for _ in 0..bench.runs {
             let server = Server::start(&bench.scratch, bench.slots).await?;

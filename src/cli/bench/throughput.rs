@@ -38,7 +38,7 @@ impl Supply {
 pub(super) async fn enqueue(bench: &mut Bench) -> anyhow::Result<()> {
     for supply in Supply::ALL {
         let mut rates = Vec::new();
-        let meter = Meter::start(&[]);
+        let meter = Meter::start();
         for _ in 0..bench.runs {
             let world = Arc::new(World::new(bench.scratch.fresh().await?, bench.slots, bench.payload));
             let start = tick();
@@ -61,7 +61,7 @@ pub(super) async fn enqueue(bench: &mut Bench) -> anyhow::Result<()> {
 /// Tasks that are there already, run to the end: from the first start until the store is empty.
 pub(super) async fn drain(bench: &mut Bench) -> anyhow::Result<()> {
     let mut rates = Vec::new();
-    let meter = Meter::start(&[]);
+    let meter = Meter::start();
     for _ in 0..bench.runs {
         let world = Arc::new(World::new(bench.scratch.fresh().await?, bench.slots, bench.payload));
         let sample = world.enqueue_bulk(HANDLER, bench.tasks).await?;
@@ -85,7 +85,7 @@ pub(super) async fn drain(bench: &mut Bench) -> anyhow::Result<()> {
 pub(super) async fn end_to_end(bench: &mut Bench) -> anyhow::Result<()> {
     for supply in Supply::ALL {
         let mut rates = Vec::new();
-        let meter = Meter::start(&[]);
+        let meter = Meter::start();
         for _ in 0..bench.runs {
             let world = Arc::new(World::new(bench.scratch.fresh().await?, bench.slots, bench.payload));
             world.engine.start();
