@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use pensum_core::time::Span;
+
 /// Reads a number of bytes: `1048576`, `512MiB`, `1.5 GB`. `KB`, `MB`, `GB`, `TB` are powers of 1000; `KiB`, `MiB`, `GiB`, `TiB` and
 /// the bare letters are powers of 1024, as for container runtimes.
 pub(super) fn bytes(text: &str) -> Result<u64, String> {
@@ -29,44 +31,20 @@ pub(super) fn bytes_from(figure: f64) -> Option<u64> {
     (figure >= 1.0 && figure < i64::MAX as f64).then_some(figure as u64)
 }
 
-/// Reads a duration: `90`, `2.5` (seconds), `500ms`, `1h 30m`, `2 days`.
+/// Reads a duration that is longer than zero, as everywhere else in a task: `90`, `500ms`, `1h 30m`.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
-    const HELP: &str = "write a number of seconds, or numbers with units such as 90s or 1h 30m";
-    let wrong = || format!("`{}` is not a duration; {HELP}", text.trim());
-    let mut rest = text.trim();
-    if let Ok(seconds) = rest.parse::<f64>() {
-        return duration_from(seconds).ok_or_else(wrong);
+    match Span::parse(text)?.0 {
+        Duration::ZERO => Err(format!("`{}` must be longer than zero", text.trim())),
+        duration => Ok(duration),
     }
-    let mut seconds = 0.0;
-    while !rest.is_empty() {
-        let (number, after) = split_number(rest).ok_or_else(wrong)?;
-        let after = after.trim_start();
-        let end = after.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(after.len());
-        seconds += number * seconds_per(&after[..end]).ok_or_else(wrong)?;
-        rest = after[end..].trim_start();
-    }
-    duration_from(seconds).ok_or_else(wrong)
 }
 
-/// `None` unless the figure is positive and fits a [`Duration`].
+/// `None` unless the figure is positive and no longer than a [`Span`] may be.
 pub(super) fn duration_from(seconds: f64) -> Option<Duration> {
-    if seconds > 0.0 {
-        Duration::try_from_secs_f64(seconds).ok().filter(|d| !d.is_zero())
-    } else {
-        None
-    }
-}
-
-fn seconds_per(unit: &str) -> Option<f64> {
-    Some(match unit.to_ascii_lowercase().as_str() {
-        "ms" => 0.001,
-        "s" | "sec" | "secs" | "second" | "seconds" => 1.0,
-        "m" | "min" | "mins" | "minute" | "minutes" => 60.0,
-        "h" | "hr" | "hrs" | "hour" | "hours" => 3600.0,
-        "d" | "day" | "days" => 86_400.0,
-        "w" | "week" | "weeks" => 604_800.0,
-        _ => return None,
-    })
+    Span::from_seconds(seconds)
+        .ok()
+        .map(|span| span.0)
+        .filter(|d| !d.is_zero())
 }
 
 /// The unsigned decimal number a text begins with, and what follows it.
