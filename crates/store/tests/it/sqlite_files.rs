@@ -10,21 +10,21 @@ use pensum_core::{
 };
 use pensum_store::sqlite::{SqliteOptions, SqliteStore};
 
-fn t(seconds: u64) -> Time {
+pub(crate) fn t(seconds: u64) -> Time {
     Time::parse("2026-03-01T12:00:00Z")
         .unwrap()
         .plus(Duration::from_secs(seconds))
 }
 
-fn call(now: Time) -> Call {
+pub(crate) fn call(now: Time) -> Call {
     Call::new("tester", now)
 }
 
-fn noop() -> NewTask {
+pub(crate) fn noop() -> NewTask {
     NewTask::new(Spec::new("noop", Json::null()))
 }
 
-fn open(path: &Path) -> SqliteStore {
+pub(crate) fn open(path: &Path) -> SqliteStore {
     SqliteStore::open(SqliteOptions::new(path)).unwrap()
 }
 
@@ -94,11 +94,11 @@ async fn settle(store: &SqliteStore, now: Time) {
     store.reap(now, 0).await.unwrap();
 }
 
-async fn sound(store: &SqliteStore) {
+pub(crate) async fn sound(store: &SqliteStore) {
     assert_eq!(store.verify().await.unwrap().violations, Vec::<String>::new());
 }
 
-fn ids(claimed: &[Claimed]) -> Vec<TaskId> {
+pub(crate) fn ids(claimed: &[Claimed]) -> Vec<TaskId> {
     claimed.iter().map(|c| c.lease.task).collect()
 }
 

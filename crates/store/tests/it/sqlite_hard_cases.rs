@@ -4,27 +4,11 @@
 use std::path::Path;
 use std::time::Duration;
 
-use pensum_core::store::{Call, ClaimRequest, Claimed, Command, Finish, Retention, Store};
-use pensum_core::{Json, Name, NewTask, NodeId, Outcome, Spec, State, StoreError, TaskId, Time};
+use pensum_core::store::{ClaimRequest, Claimed, Command, Finish, Retention, Store};
+use pensum_core::{Json, Name, NewTask, NodeId, Outcome, State, StoreError, TaskId, Time};
 use pensum_store::sqlite::{SqliteOptions, SqliteStore};
 
-fn t(seconds: u64) -> Time {
-    Time::parse("2026-03-01T12:00:00Z")
-        .unwrap()
-        .plus(Duration::from_secs(seconds))
-}
-
-fn call(now: Time) -> Call {
-    Call::new("tester", now)
-}
-
-fn noop() -> NewTask {
-    NewTask::new(Spec::new("noop", Json::null()))
-}
-
-fn open(path: &Path) -> SqliteStore {
-    SqliteStore::open(SqliteOptions::new(path)).unwrap()
-}
+use crate::sqlite_files::{call, ids, noop, open, sound, t};
 
 async fn add(store: &SqliteStore, tasks: Vec<NewTask>, now: Time) -> Vec<TaskId> {
     let made = store.enqueue(&call(now), tasks).await.unwrap();
@@ -47,14 +31,6 @@ async fn claim(store: &SqliteStore, slots: usize, now: Time) -> Vec<Claimed> {
 async fn command(store: &SqliteStore, task: TaskId, command: Command, now: Time) {
     let answers = store.command(&call(now), vec![task], command).await.unwrap();
     assert!(answers[0].is_ok(), "{answers:?}");
-}
-
-async fn sound(store: &SqliteStore) {
-    assert_eq!(store.verify().await.unwrap().violations, Vec::<String>::new());
-}
-
-fn ids(claimed: &[Claimed]) -> Vec<TaskId> {
-    claimed.iter().map(|c| c.lease.task).collect()
 }
 
 #[tokio::test]
