@@ -106,18 +106,26 @@ impl Board {
             .collect()
     }
 
-    /// Tasks that have ended, since one that depends on them started, and whose own event has not come yet.
+    /// Tasks that have ended, since one that depends on them (or on one that does) started, and whose own event has not
+    /// come yet; in the order of the rows, which puts no task before what it depends on.
     pub(crate) fn overtaken_by(&self, event: &EngineEvent) -> Vec<TaskId> {
         let EngineEvent::Started { task, .. } = event else {
             return Vec::new();
         };
-        let is_late = |id: &&TaskId| {
-            self.index
-                .get(id)
-                .is_some_and(|at| !self.rows[*at].status.is_terminal())
-        };
-        let depends_on = self.index.get(task).map(|at| &self.rows[*at].depends_on);
-        depends_on.into_iter().flatten().filter(is_late).copied().collect()
+        let mut late = std::collections::BTreeSet::new();
+        let mut to_look_at: Vec<usize> = self.index.get(task).copied().into_iter().collect();
+        while let Some(at) = to_look_at.pop() {
+            let depends_on = self.rows[at]
+                .depends_on
+                .iter()
+                .filter_map(|id| self.index.get(id).copied());
+            for dependency in depends_on.filter(|at| !self.rows[*at].status.is_terminal()) {
+                if late.insert(dependency) {
+                    to_look_at.push(dependency);
+                }
+            }
+        }
+        late.into_iter().map(|at| self.rows[at].id).collect()
     }
 
     /// Takes in what happened; the change, when it is one that the plain view tells.
