@@ -19,6 +19,7 @@ mod disk;
 mod docs;
 mod harness;
 mod hostile;
+mod house;
 mod order;
 mod pausing;
 mod plan;
