@@ -361,14 +361,20 @@ async fn steps_and_checkpoints_survive_attempts(bench: &Bench) {
 }
 
 async fn a_shutdown_gives_tasks_back_and_the_next_node_finishes_them(bench: &Bench) {
+    let started = Arc::new(tokio::sync::Notify::new());
     let slow = |seconds: f64| {
+        let started = Arc::clone(&started);
         move |b: EngineBuilder| {
             b.handler(
                 "slow",
-                fun(move |ctx| async move {
-                    tokio::select! {
-                        () = tokio::time::sleep(Duration::from_secs_f64(seconds)) => Outcome::Done(Json::null()),
-                        () = ctx.cancellation().cancelled() => Outcome::Cancelled,
+                fun(move |ctx| {
+                    let started = Arc::clone(&started);
+                    async move {
+                        started.notify_one();
+                        tokio::select! {
+                            () = tokio::time::sleep(Duration::from_secs_f64(seconds)) => Outcome::Done(Json::null()),
+                            () = ctx.cancellation().cancelled() => Outcome::Cancelled,
+                        }
                     }
                 }),
             )
@@ -376,7 +382,8 @@ async fn a_shutdown_gives_tasks_back_and_the_next_node_finishes_them(bench: &Ben
     };
     let first = bench.node(slow(60.0));
     let id = add(&first, spec("slow")).await;
-    until(&first, id, State::Running).await;
+    // The store says running a moment before the node has its answer; only the handler knows that it runs.
+    started.notified().await;
     let report = first.shutdown(Duration::from_millis(50)).await;
     assert_eq!((report.given_back, report.stuck, report.unsaved), (1, 0, 0));
     let second = bench.node(slow(0.01));
