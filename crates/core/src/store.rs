@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::input::Patch;
 use crate::outcome::{ErrorInfo, Outcome, Progress, Usage};
 use crate::query::{Counts, Page, Paged, TaskFilter};
+use crate::seam::Clock;
 use crate::task::{Execution, Lifecycle, NewTask, Spec, TaskRecord};
 use crate::transition::{EventKind, Interrupt, Refusal};
 use crate::{Json, LeaseId, Name, NodeId, State, TaskId, Time};
@@ -385,6 +386,61 @@ pub struct Pruned {
     pub more: bool,
 }
 
+/// A node says that it lives, and how it is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NodeBeat {
+    /// This incarnation.
+    pub node: NodeId,
+    /// Its name.
+    pub name: Name,
+    /// The program's version.
+    pub version: String,
+    /// Where its HTTP API listens, if it has one.
+    pub address: Option<String>,
+    /// When it was built.
+    pub started_at: Time,
+    /// How many tasks it runs at once.
+    pub slots: usize,
+    /// How many it runs now.
+    pub running: usize,
+    /// It is given up for dead when it says nothing for this long.
+    pub ttl: Duration,
+}
+
+/// What a node learns in return.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NodeReply {
+    /// Grows whenever somebody asked something (cancel, pause, resume) of a task that this node holds: when it has grown
+    /// since the last beat, the node renews its leases at once and so learns what was asked.
+    pub commands: u64,
+}
+
+/// A node as the store knows it.
+#[derive(Clone, Debug, PartialEq, Serialize, utoipa::ToSchema)]
+pub struct NodeRecord {
+    /// This incarnation, such as `node-0123456789abcdef`.
+    pub id: String,
+    /// Its name.
+    #[schema(value_type = String)]
+    pub name: Name,
+    /// `running`, or `lost` once it has been silent for longer than it said it would be.
+    pub status: String,
+    /// The program's version.
+    pub version: String,
+    /// Where its HTTP API listens, if it has one.
+    pub address: Option<String>,
+    /// When it was built.
+    #[schema(value_type = String)]
+    pub started_at: Time,
+    /// When it last said that it lives.
+    #[schema(value_type = String)]
+    pub seen_at: Time,
+    /// How many tasks it runs at once.
+    pub slots: u64,
+    /// How many it ran when it last said so.
+    pub running: u64,
+}
+
 /// What `verify` found.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Verified {
@@ -601,7 +657,33 @@ pub trait Store: Send + Sync + 'static {
         expected_version: Option<u64>,
     ) -> Result<Result<TaskRecord, Rejected>, StoreError>;
 
+    /// Notes that a node lives. Not acknowledged as durable.
+    async fn heartbeat(&self, beat: NodeBeat, now: Time) -> Result<NodeReply, StoreError> {
+        let _ = (beat, now);
+        Ok(NodeReply::default())
+    }
+
+    /// Notes that a node has ended in good order: it holds no lease and is not listed any more.
+    async fn leave(&self, node: NodeId, now: Time) -> Result<(), StoreError> {
+        let _ = (node, now);
+        Ok(())
+    }
+
+    /// The nodes that have said something within the last hour and did not leave, oldest first.
+    async fn nodes(&self, now: Time) -> Result<Vec<NodeRecord>, StoreError> {
+        let _ = now;
+        Ok(Vec::new())
+    }
+
+    /// The clock that judges leases, for a store that several machines share; `None`: the machine's own.
+    fn clock(&self) -> Option<Arc<dyn Clock>> {
+        None
+    }
+
     /// Ends what is overdue: leases, expiries, queue timeouts, waits. At most `limit` tasks a pass.
+    ///
+    /// A lease that ran out is blamed on its node's death when that node beat before and is silent for longer than it
+    /// said; then a task that had just started is suspected of it.
     async fn reap(&self, now: Time, limit: usize) -> Result<Reaped, StoreError>;
 
     /// One task.
