@@ -120,7 +120,7 @@ impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Failure {
         let exit = match &error {
             StoreError::Rejected(rejected) => of_rejected(rejected),
-            StoreError::Locked { .. } => Exit::Conflict,
+            StoreError::Locked { .. } | StoreError::Conflict(_) => Exit::Conflict,
             StoreError::Unavailable(_) | StoreError::Closed => Exit::Unreachable,
             StoreError::Corrupt(_) | StoreError::Newer { .. } => Exit::Failed,
         };

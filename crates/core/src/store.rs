@@ -13,6 +13,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
+use crate::dossier::{Bookmark, Import, Parcel};
 use crate::input::Patch;
 use crate::outcome::{ErrorInfo, Outcome, Progress, Usage};
 use crate::query::{Counts, Page, Paged, TaskFilter};
@@ -600,6 +601,9 @@ pub enum StoreError {
         /// Who has it, as the lock file says: an address or a process id.
         owner: String,
     },
+    /// The present state of the store does not allow it: it is to be empty, or quiet, or whole, and is not.
+    #[error("{0}")]
+    Conflict(String),
     /// The file is not a Pensum store, or is damaged.
     #[error("{0}")]
     Corrupt(String),
@@ -737,6 +741,30 @@ pub trait Store: Send + Sync + 'static {
 
     /// Writes a consistent copy to a new file while work goes on.
     async fn backup(&self, to: &Path) -> Result<(), StoreError>;
+
+    /// A page of everything that the store keeps, to be imported elsewhere: tasks by row, then idempotency keys. At most
+    /// `limit` of each, and no more once the page weighs [`PARCEL_BYTES`](crate::dossier::PARCEL_BYTES).
+    ///
+    /// Refused with [`StoreError::Conflict`] while a task is running. Pages belong together only as long as nothing
+    /// changes between them.
+    async fn export(&self, from: Bookmark, limit: usize, now: Time) -> Result<Parcel, StoreError> {
+        let _ = (from, limit, now);
+        Err(StoreError::Unavailable(
+            "this kind of store cannot be copied from".to_owned(),
+        ))
+    }
+
+    /// Takes what another store exported: ids with their rows, sequence numbers, versions and times stay as they are,
+    /// and what comes later goes on counting behind them. What is carried in takes part in everything at once: a page is
+    /// one transaction.
+    ///
+    /// Refused with [`StoreError::Conflict`] by a store that holds something of its own.
+    async fn import(&self, step: Import, now: Time) -> Result<(), StoreError> {
+        let _ = (step, now);
+        Err(StoreError::Unavailable(
+            "this kind of store cannot be copied to".to_owned(),
+        ))
+    }
 
     /// Writes out what is pending and lets go of the files. Later calls answer [`StoreError::Closed`].
     async fn close(&self) -> Result<(), StoreError>;

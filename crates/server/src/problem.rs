@@ -249,6 +249,7 @@ impl From<StoreError> for Problem {
             StoreError::Unavailable(_) | StoreError::Locked { .. } | StoreError::Closed => {
                 Problem::unavailable(error.to_string())
             }
+            StoreError::Conflict(_) => Problem::new(Kind::Conflict, error.to_string()),
             StoreError::Corrupt(_) | StoreError::Newer { .. } => Problem::internal(&error),
         }
     }
