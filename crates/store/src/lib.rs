@@ -1,5 +1,6 @@
 //! Stores of Pensum: embedded SQLite, migrations, and the conformance suite.
 
+pub mod postgres;
 pub mod sqlite;
 
 use std::sync::Arc;

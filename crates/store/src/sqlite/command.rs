@@ -99,11 +99,14 @@ impl Writer {
         event: &Event,
         facts: Facts,
     ) -> Result<Result<Applied, Rejected>, Fault> {
-        let id = subject.id;
+        let (id, holder) = (subject.id, subject.live.life.lease);
         let mut applied = Applied::default();
         match self.happen(subject, event, facts, call.now, &mut applied)? {
             Ok(effects) => applied.interrupt = effects.interrupt,
             Err(rejected) => return Ok(Err(rejected)),
+        }
+        if let Some(lease) = holder.filter(|_| applied.interrupt.is_some()) {
+            self.shared.nodes.lock().commanded(lease.node);
         }
         applied.state = self.state_of(&call.namespace, id)?;
         Ok(Ok(applied))

@@ -14,6 +14,7 @@ mod lock;
 mod manifest;
 mod memory;
 mod names;
+mod node;
 mod order;
 mod prune;
 mod reader;
@@ -37,11 +38,12 @@ use async_trait::async_trait;
 use pensum_core::input::Patch;
 use pensum_core::query::Paged;
 use pensum_core::store::{
-    Applied, Beat, Call, Checkpoint, ClaimRequest, Claimed, Command, Enqueued, Finish, LeaseRef, LogEntry, Pruned,
-    Reaped, Rejected, Renewal, Retention, Signal, Store, StoreStats, TaskEvent, Verified,
+    Applied, Beat, Call, Checkpoint, ClaimRequest, Claimed, Command, Enqueued, Finish, LeaseRef, LogEntry, NodeBeat,
+    NodeRecord, NodeReply, Pruned, Reaped, Rejected, Renewal, Retention, Signal, Store, StoreStats, TaskEvent,
+    Verified,
 };
 use pensum_core::task::Execution;
-use pensum_core::{Counts, Json, Name, NewTask, Page, StoreError, TaskFilter, TaskId, TaskRecord, Time};
+use pensum_core::{Counts, Json, Name, NewTask, NodeId, Page, StoreError, TaskFilter, TaskId, TaskRecord, Time};
 use tokio::sync::oneshot;
 
 use error::Fault;
@@ -169,6 +171,15 @@ impl SqliteStore {
                 self.path
             ))
         })
+    }
+
+    /// What a verb that does not go through the writer answers where there is none, or none that works.
+    fn check_writable(&self) -> Result<(), StoreError> {
+        self.writer()?;
+        match &*self.shared.broken.lock() {
+            Some(error) => Err(error.clone()),
+            None => Ok(()),
+        }
     }
 
     /// Why a request got no answer.
@@ -423,6 +434,24 @@ impl Store for SqliteStore {
             reply,
         })
         .await
+    }
+
+    async fn heartbeat(&self, beat: NodeBeat, now: Time) -> Result<NodeReply, StoreError> {
+        self.check_writable()?;
+        Ok(self.shared.nodes.lock().heartbeat(beat, now))
+    }
+
+    async fn leave(&self, node: NodeId, _now: Time) -> Result<(), StoreError> {
+        self.check_writable()?;
+        self.shared.nodes.lock().leave(node);
+        Ok(())
+    }
+
+    async fn nodes(&self, now: Time) -> Result<Vec<NodeRecord>, StoreError> {
+        if self.shared.is_closed() {
+            return Err(StoreError::Closed);
+        }
+        Ok(self.shared.nodes.lock().list(now))
     }
 
     async fn reap(&self, now: Time, limit: usize) -> Result<Reaped, StoreError> {

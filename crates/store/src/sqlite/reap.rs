@@ -1,30 +1,64 @@
 //! What is overdue: leases, expiries, queue timeouts, waits.
 
 use pensum_core::store::{Applied, Reaped};
-use pensum_core::transition::Event;
-use pensum_core::{ErrorInfo, Time};
+use pensum_core::transition::{Blame, Event};
+use pensum_core::{ErrorInfo, NodeId, Time};
 
+use super::claim::PROBATION;
 use super::error::Fault;
 use super::memory::Timer;
 use super::step::Facts;
+use super::view::Leased;
 use super::writer::Writer;
 
 /// How many expired keys a pass removes for each task that it may end.
 const KEYS_PER_TASK: usize = 10;
+
+/// A lease that ran out.
+struct Expired {
+    row: i64,
+    node: NodeId,
+    taken_at: Time,
+    alone: bool,
+    checkpointed: bool,
+}
+
+impl Expired {
+    fn of(row: i64, leased: &Leased, now: Time) -> Option<Expired> {
+        let lease = leased.live.life.lease.filter(|lease| lease.expires_at <= now)?;
+        (!leased.closing).then_some(Expired {
+            row,
+            node: lease.node,
+            taken_at: leased.taken_at,
+            alone: leased.alone,
+            checkpointed: leased.checkpointed,
+        })
+    }
+
+    /// How far the task is to be blamed for the death of its node. It ran for as long as its node was heard, and not until
+    /// somebody noticed.
+    fn blame(&self, died_at: Time) -> Blame {
+        if self.checkpointed || died_at.since(self.taken_at) >= PROBATION {
+            Blame::None
+        } else if self.alone {
+            Blame::Alone
+        } else {
+            Blame::Suspect
+        }
+    }
+}
 
 impl Writer {
     pub(super) fn reap(&mut self, now: Time, limit: usize) -> Result<Reaped, Fault> {
         let mut reaped = Reaped::default();
         let mut applied = Applied::default();
         let mut done = 0;
-        for row in self.expired_leases(now, limit) {
-            let Some(subject) = self.subject(row, None)? else {
+        for expired in self.expired_leases(now, limit) {
+            let Some(subject) = self.subject(expired.row, None)? else {
                 continue;
             };
-            if self
-                .happen(subject, &Event::LeaseExpired, Facts::default(), now, &mut applied)?
-                .is_ok()
-            {
+            let (event, facts) = self.lease_end(&expired, now);
+            if self.happen(subject, &event, facts, now, &mut applied)?.is_ok() {
                 reaped.leases_expired += 1;
                 done += 1;
             }
@@ -63,6 +97,7 @@ impl Writer {
             }
         }
         self.forget_keys(now, limit.saturating_mul(KEYS_PER_TASK))?;
+        self.forget_nodes(now);
         reaped.ended = applied.ended;
         let lease = self.first_lease_end();
         reaped.next_due = self
@@ -76,19 +111,32 @@ impl Writer {
         Ok(reaped)
     }
 
-    fn expired_leases(&self, now: Time, limit: usize) -> Vec<i64> {
+    fn expired_leases(&self, now: Time, limit: usize) -> Vec<Expired> {
         let view = self.shared.view.lock();
-        let expired =
-            |l: &super::view::Leased| !l.closing && l.live.life.lease.is_some_and(|held| held.expires_at <= now);
-        let mut rows: Vec<i64> = view
-            .leases
-            .iter()
-            .filter(|(_, l)| expired(l))
-            .map(|(row, _)| *row)
-            .collect();
-        rows.sort_unstable();
-        rows.truncate(limit);
-        rows
+        let leases = view.leases.iter();
+        let mut expired: Vec<Expired> = leases.filter_map(|(row, l)| Expired::of(*row, l, now)).collect();
+        expired.sort_unstable_by_key(|expired| expired.row);
+        expired.truncate(limit);
+        expired
+    }
+
+    /// What becomes of a task whose lease ran out: its node died, or did not renew it for another reason.
+    fn lease_end(&self, expired: &Expired, now: Time) -> (Event, Facts) {
+        let Some(died_at) = self.shared.nodes.lock().died_at(expired.node, now) else {
+            return (Event::LeaseExpired, Facts::default());
+        };
+        let message = format!("{} died while it ran the task", expired.node);
+        let facts = Facts {
+            error: Some(ErrorInfo::new("crashed_node", message)),
+            ..Facts::default()
+        };
+        (Event::NodeDied(expired.blame(died_at)), facts)
+    }
+
+    fn forget_nodes(&self, now: Time) {
+        let view = self.shared.view.lock();
+        let mut nodes = self.shared.nodes.lock();
+        nodes.forget(now, |node| view.nodes.contains_key(&node));
     }
 
     fn first_lease_end(&self) -> Option<Time> {

@@ -11,6 +11,7 @@ use pensum_core::{Counts, LeaseId, Lifecycle, Name, NodeId, State, StoreError, T
 use tokio::sync::watch;
 
 use super::names::Catalog;
+use super::node::Nodes;
 use super::row::LiveRow;
 
 /// A claimed task. It has no row of its own: the manifest remembers it, and readers see it laid over its `live` row.
@@ -186,6 +187,7 @@ pub(super) struct Seen {
 pub(super) struct Shared {
     pub(super) view: Mutex<View>,
     pub(super) catalog: Catalog,
+    pub(super) nodes: Mutex<Nodes>,
     /// When the next task becomes ready by the clock, in microseconds; `i64::MAX` for none. Parked claims watch it.
     pub(super) next_ready: watch::Sender<i64>,
     /// True once the writer's memory stands; until then counts and overlays are incomplete.
@@ -200,6 +202,7 @@ impl Shared {
         Arc::new(Shared {
             view: Mutex::default(),
             catalog: Catalog::default(),
+            nodes: Mutex::default(),
             next_ready: watch::Sender::new(i64::MAX),
             loaded: watch::Sender::new(false),
             broken: Mutex::default(),

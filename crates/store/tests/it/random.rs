@@ -7,8 +7,8 @@ use std::time::Duration;
 use pensum_core::model::ModelStore;
 use pensum_core::outcome::Wait;
 use pensum_core::store::{
-    Applied, Beat, Call, Checkpoint, ClaimRequest, Command, Finish, LeaseRef, Rejected, Renewal, Retention, Store,
-    StoreError,
+    Applied, Beat, Call, Checkpoint, ClaimRequest, Command, Finish, LeaseRef, NodeBeat, Rejected, Renewal, Retention,
+    Store, StoreError,
 };
 use pensum_core::task::{Dependency, OnConflict, OnDependencyFailure, Unique};
 use pensum_core::{
@@ -44,6 +44,8 @@ enum Op {
     Pass(u16),
     Reap,
     Prune,
+    Heartbeat(u64),
+    Leave(u64),
 }
 
 fn plan() -> impl Strategy<Value = Plan> {
@@ -85,6 +87,8 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (0u16..40).prop_map(Op::Pass),
         2 => Just(Op::Reap),
         1 => Just(Op::Prune),
+        3 => (1u64..4).prop_map(Op::Heartbeat),
+        1 => (1u64..4).prop_map(Op::Leave),
     ]
 }
 
@@ -238,6 +242,23 @@ impl Side {
                     .removed
                     .to_string()
             }
+            Op::Heartbeat(node) => {
+                let beat = NodeBeat {
+                    node: NodeId(*node),
+                    name: Name::from("node"),
+                    version: "1".to_owned(),
+                    address: None,
+                    started_at: now,
+                    slots: 4,
+                    running: 0,
+                    ttl: Duration::from_secs(15),
+                };
+                self.store.heartbeat(beat, now).await.unwrap().commands.to_string()
+            }
+            Op::Leave(node) => {
+                self.store.leave(NodeId(*node), now).await.unwrap();
+                String::new()
+            }
         }
     }
 
@@ -366,6 +387,8 @@ impl Side {
             let listed: Vec<_> = page.items.iter().map(|t| self.index(t.id)).collect();
             picture.insert(format!("list {status}"), format!("{listed:?}"));
         }
+        let nodes = self.store.nodes(now).await.unwrap();
+        picture.insert("nodes".to_owned(), format!("{nodes:?}"));
         picture.insert(
             "counts".to_owned(),
             format!("{:?}", self.store.counts("default", now).await.unwrap()),

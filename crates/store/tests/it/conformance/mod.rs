@@ -6,6 +6,7 @@
 pub(crate) mod commands;
 pub(crate) mod dependencies;
 pub(crate) mod lifecycle;
+pub(crate) mod nodes;
 pub(crate) mod order;
 pub(crate) mod reads;
 pub(crate) mod world;
@@ -79,6 +80,14 @@ macro_rules! store_suite {
                     whoever_still_waits_waits_again_for_a_retried_dependency,
                     a_dependency_with_unfinished_dependants_is_neither_deleted_nor_pruned,
                     a_thousand_dependants_are_released_together;
+                nodes: a_node_is_listed_from_its_first_beat_until_it_leaves,
+                    a_silent_node_is_lost_until_it_says_something,
+                    two_incarnations_of_one_name_are_two_nodes,
+                    a_fresh_task_of_a_dead_node_is_suspected_and_runs_alone,
+                    a_task_that_survived_its_start_is_not_suspected_of_its_nodes_death,
+                    a_task_that_was_alone_when_its_node_died_thrice_fails,
+                    a_lease_that_ran_out_on_a_living_node_is_no_crash,
+                    a_command_for_a_held_task_is_counted_for_its_holder_alone;
                 reads: a_list_pages_from_the_newest_to_the_oldest,
                     every_filter_selects_what_it_says,
                     statuses_follow_the_columns_and_the_clock,

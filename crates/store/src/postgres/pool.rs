@@ -1,0 +1,308 @@
+//! Connections: how one is made, and a transaction on one.
+//!
+//! Nothing here leaves state in a session: every statement is unnamed, every setting is local to its transaction. So a
+//! pooler in transaction mode may stand between.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Object, PoolError, RecyclingMethod, Runtime};
+use futures_util::future::{join, join_all};
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, Row};
+
+use super::error::Fault;
+use super::options::PostgresOptions;
+use super::tls;
+
+/// How long a transaction may go without an answer.
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(30);
+/// How long a verb waits for a free connection.
+const CONNECTION_WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// A parameter with its type, so that no statement has to be prepared to learn it.
+pub(super) type Param<'a> = (&'a (dyn ToSql + Sync), Type);
+
+/// What a commit means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Durability {
+    /// On disk, and on the synchronous standbys, before it is answered.
+    Acknowledged,
+    /// Written out within a moment: its loss only repeats work.
+    Relaxed,
+}
+
+/// The connections of one store.
+pub(super) struct Pool {
+    inner: deadpool_postgres::Pool,
+    /// `None` for the schema `pensum`, which the SQL names.
+    schema: Option<String>,
+    /// The server, the database and the schema, for people.
+    pub(super) location: String,
+    /// The server's own default does not wait for the disk.
+    careless: std::sync::atomic::AtomicBool,
+}
+
+impl Pool {
+    pub(super) fn new(options: &PostgresOptions) -> Result<Pool, pensum_core::StoreError> {
+        let manager = Manager::from_config(
+            options.config.clone(),
+            tls::connector(options)?,
+            ManagerConfig {
+                recycling_method: RecyclingMethod::Fast,
+            },
+        );
+        let pool = deadpool_postgres::Pool::builder(manager)
+            .max_size(options.pool_size)
+            .wait_timeout(Some(CONNECTION_WAIT_MAX))
+            .create_timeout(Some(CONNECTION_WAIT_MAX))
+            .runtime(Runtime::Tokio1)
+            .pre_recycle(Hook::sync_fn(|client: &mut deadpool_postgres::ClientWrapper, _| {
+                if client.is_closed() {
+                    Err(HookError::message("closed"))
+                } else {
+                    Ok(())
+                }
+            }))
+            .build()
+            .map_err(|error| pensum_core::StoreError::Unavailable(format!("no connections: {error}")))?;
+        Ok(Pool {
+            inner: pool,
+            schema: (options.schema != "pensum").then(|| format!("\"{}\".", options.schema)),
+            location: options.location(),
+            careless: std::sync::atomic::AtomicBool::new(false),
+        })
+    }
+
+    pub(super) fn set_careless(&self, careless: bool) {
+        self.careless.store(careless, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// The SQL for this store's schema.
+    pub(super) fn sql<'a>(&self, sql: &'a str) -> Cow<'a, str> {
+        match &self.schema {
+            None => Cow::Borrowed(sql),
+            Some(schema) => Cow::Owned(sql.replace("pensum.", schema)),
+        }
+    }
+
+    async fn connection(&self) -> Result<Object, Fault> {
+        self.inner.get().await.map_err(|error| match error {
+            PoolError::Closed => Fault::Closed,
+            PoolError::Backend(error) => Fault::Db(error),
+            PoolError::Timeout(_) => Fault::Pool(format!(
+                "no connection became free within {} s; the server may be down or slow, or pool_size is too small",
+                CONNECTION_WAIT_MAX.as_secs()
+            )),
+            other => Fault::Pool(other.to_string()),
+        })
+    }
+
+    /// Begins a transaction. It is sent with the first statement.
+    pub(super) async fn begin(self: &Arc<Pool>, durability: Durability) -> Result<Tx, Fault> {
+        let client = self.connection().await?;
+        let begin = match durability {
+            Durability::Relaxed => {
+                "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL synchronous_commit = off"
+            }
+            Durability::Acknowledged if self.careless.load(std::sync::atomic::Ordering::Relaxed) => {
+                "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL synchronous_commit = on"
+            }
+            Durability::Acknowledged => "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
+        };
+        Ok(Tx {
+            client: Some(client),
+            pool: Arc::clone(self),
+            begin: Some(begin),
+        })
+    }
+
+    /// Begins a transaction that reads one moment of the store.
+    pub(super) async fn snapshot(self: &Arc<Pool>) -> Result<Tx, Fault> {
+        let client = self.connection().await?;
+        let begin = Some("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY");
+        Ok(Tx {
+            client: Some(client),
+            pool: Arc::clone(self),
+            begin,
+        })
+    }
+
+    /// One statement, in a transaction of its own that only reads.
+    pub(super) async fn read(self: &Arc<Pool>, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>, Fault> {
+        let client = self.connection().await?;
+        // A statement that is given up half-way must not meet the next user of its connection.
+        let mut guard = Tx {
+            client: Some(client),
+            pool: Arc::clone(self),
+            begin: None,
+        };
+        let sql = self.sql(sql);
+        let rows = in_time(guard.client()?.query_typed(&sql, params)).await?;
+        guard.release();
+        Ok(rows)
+    }
+
+    pub(super) fn close(&self) {
+        self.inner.close();
+    }
+}
+
+async fn in_time<T>(answer: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T, Fault> {
+    match tokio::time::timeout(ANSWER_TIME_MAX, answer).await {
+        Ok(answer) => Ok(answer?),
+        Err(_) => Err(Fault::Silent),
+    }
+}
+
+/// A transaction. Dropped before its end, it takes its connection with it, so that no one else inherits it half-way.
+pub(super) struct Tx {
+    client: Option<Object>,
+    pool: Arc<Pool>,
+    /// Not sent yet.
+    begin: Option<&'static str>,
+}
+
+impl Tx {
+    fn client(&self) -> Result<&Client, Fault> {
+        match &self.client {
+            Some(client) => Ok(client),
+            None => Err(Fault::Closed),
+        }
+    }
+
+    /// A statement; the first one carries the begin with it.
+    pub(super) async fn query(&mut self, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>, Fault> {
+        let begin = self.begin.take();
+        let sql = self.pool.sql(sql);
+        let client = self.client()?;
+        match begin {
+            None => in_time(client.query_typed(&sql, params)).await,
+            Some(begin) => {
+                let (begun, rows) =
+                    in_time(async { Ok(join(client.batch_execute(begin), client.query_typed(&sql, params)).await) })
+                        .await?;
+                begun?;
+                Ok(rows?)
+            }
+        }
+    }
+
+    /// Several statements at once, in order; answers come back in order, or the first failure.
+    pub(super) async fn pipeline(&mut self, statements: &[Statement<'_>]) -> Result<Vec<Vec<Row>>, Fault> {
+        self.send(statements, false).await
+    }
+
+    async fn send(&mut self, statements: &[Statement<'_>], commit: bool) -> Result<Vec<Vec<Row>>, Fault> {
+        let begin = self.begin.take();
+        let pool = Arc::clone(&self.pool);
+        let client = self.client()?;
+        let texts: Vec<(Cow<'_, str>, Vec<Param<'_>>)> = statements
+            .iter()
+            .map(|s| (pool.sql(s.sql), s.params.iter().map(Value::as_param).collect()))
+            .collect();
+        let (begun, rows, committed) = in_time(async {
+            let begin = async {
+                match begin {
+                    Some(begin) => client.batch_execute(begin).await,
+                    None => Ok(()),
+                }
+            };
+            let all = join_all(texts.iter().map(|(sql, params)| client.query_typed(sql, params)));
+            let commit = async {
+                if commit {
+                    client.batch_execute("COMMIT").await
+                } else {
+                    Ok(())
+                }
+            };
+            let ((begun, rows), committed) = join(join(begin, all), commit).await;
+            Ok((begun, rows, committed))
+        })
+        .await?;
+        begun?;
+        let rows = rows.into_iter().collect::<Result<Vec<_>, _>>()?;
+        committed?;
+        Ok(rows)
+    }
+
+    /// Sends the last statements and commits, in one round trip.
+    pub(super) async fn commit(mut self, statements: &[Statement<'_>]) -> Result<Vec<Vec<Row>>, Fault> {
+        let rows = self.send(statements, true).await?;
+        self.release();
+        Ok(rows)
+    }
+
+    /// Undoes everything.
+    pub(super) async fn rollback(mut self) -> Result<(), Fault> {
+        if self.begin.is_none() {
+            in_time(self.client()?.batch_execute("ROLLBACK")).await?;
+        }
+        self.release();
+        Ok(())
+    }
+
+    /// The connection goes back to the pool.
+    fn release(&mut self) {
+        drop(self.client.take());
+    }
+}
+
+impl Drop for Tx {
+    fn drop(&mut self) {
+        if let Some(client) = self.client.take() {
+            if self.begin.is_none() {
+                drop(Object::take(client));
+            }
+        }
+    }
+}
+
+/// A statement and its values, to be sent with others.
+pub(super) struct Statement<'a> {
+    pub(super) sql: &'a str,
+    pub(super) params: Vec<Value<'a>>,
+}
+
+/// A parameter that owns or borrows what it carries.
+pub(super) enum Value<'a> {
+    Bool(bool),
+    Int8(Option<i64>),
+    Text(Option<Cow<'a, str>>),
+    Uuid(uuid::Uuid),
+    Bytes(Vec<u8>),
+    Int2s(Vec<Option<i16>>),
+    Int4s(Vec<Option<i32>>),
+    Int8s(Vec<Option<i64>>),
+    Floats(Vec<Option<f64>>),
+    Texts(Vec<Option<Cow<'a, str>>>),
+    Uuids(Vec<Option<uuid::Uuid>>),
+}
+
+impl Value<'_> {
+    pub(super) fn as_param(&self) -> Param<'_> {
+        match self {
+            Value::Bool(v) => (v, Type::BOOL),
+            Value::Int8(v) => (v, Type::INT8),
+            Value::Text(v) => (v, Type::TEXT),
+            Value::Uuid(v) => (v, Type::UUID),
+            Value::Bytes(v) => (v, Type::BYTEA),
+            Value::Int2s(v) => (v, Type::INT2_ARRAY),
+            Value::Int4s(v) => (v, Type::INT4_ARRAY),
+            Value::Int8s(v) => (v, Type::INT8_ARRAY),
+            Value::Floats(v) => (v, Type::FLOAT8_ARRAY),
+            Value::Texts(v) => (v, Type::TEXT_ARRAY),
+            Value::Uuids(v) => (v, Type::UUID_ARRAY),
+        }
+    }
+}
+
+/// Text as PostgreSQL takes it: a NUL character, which it refuses, becomes the replacement character.
+pub(super) fn text(text: &str) -> Cow<'_, str> {
+    if text.contains('\0') {
+        Cow::Owned(text.replace('\0', "\u{FFFD}"))
+    } else {
+        Cow::Borrowed(text)
+    }
+}
