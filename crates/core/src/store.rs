@@ -30,6 +30,8 @@ pub const DEPENDENCIES_MAX: usize = 1_000;
 pub const LOG_LINES_MAX: u64 = 10_000;
 /// Most unread signals in one inbox.
 pub const INBOX_MAX: usize = 1_000;
+/// How long a node is listed after it was last heard.
+pub const NODE_LISTED: Duration = Duration::from_secs(3600);
 /// How long an idempotency key is remembered.
 pub const IDEMPOTENCY_TTL: Duration = Duration::from_secs(24 * 3600);
 
@@ -408,6 +410,29 @@ pub struct NodeBeat {
     pub ttl: Duration,
 }
 
+impl NodeBeat {
+    /// True when a node that last said this at `seen_at` is given up for dead at `now`.
+    pub fn is_lost(&self, seen_at: Time, now: Time) -> bool {
+        now >= seen_at.plus(self.ttl)
+    }
+
+    /// What is listed at `now` of a node that last said this at `seen_at`.
+    pub fn record(&self, seen_at: Time, now: Time) -> NodeRecord {
+        let status = if self.is_lost(seen_at, now) { "lost" } else { "running" };
+        NodeRecord {
+            id: self.node.to_string(),
+            name: self.name.clone(),
+            status: status.to_owned(),
+            version: self.version.clone(),
+            address: self.address.clone(),
+            started_at: self.started_at,
+            seen_at,
+            slots: self.slots as u64,
+            running: self.running as u64,
+        }
+    }
+}
+
 /// What a node learns in return.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NodeReply {
@@ -673,7 +698,7 @@ pub trait Store: Send + Sync + 'static {
         Ok(())
     }
 
-    /// The nodes that have said something within the last hour and did not leave, oldest first.
+    /// The nodes that have said something within [`NODE_LISTED`] and did not leave, oldest first, then by id.
     async fn nodes(&self, now: Time) -> Result<Vec<NodeRecord>, StoreError> {
         let _ = now;
         Ok(Vec::new())

@@ -17,7 +17,7 @@ use pensum_core::query::{Counts, Paged};
 use pensum_core::store::*;
 use pensum_core::task::{Execution, Lease, Lifecycle, OnDependencyFailure};
 use pensum_core::{
-    Json, LeaseId, Name, NewTask, Page, Spec, State, Store, StoreError, TaskFilter, TaskId, TaskRecord, Time,
+    Json, LeaseId, Name, NewTask, NodeId, Page, Spec, State, Store, StoreError, TaskFilter, TaskId, TaskRecord, Time,
 };
 use pensum_engine::Engine;
 
@@ -95,6 +95,18 @@ impl Store for InstantStore {
             pause: false,
         };
         Ok(vec![held; beats.len()])
+    }
+
+    async fn heartbeat(&self, _: NodeBeat, _: Time) -> Result<NodeReply, StoreError> {
+        Ok(NodeReply::default())
+    }
+
+    async fn leave(&self, _: NodeId, _: Time) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    async fn nodes(&self, _: Time) -> Result<Vec<NodeRecord>, StoreError> {
+        Ok(Vec::new())
     }
 
     async fn reap(&self, _: Time, _: usize) -> Result<Reaped, StoreError> {

@@ -83,6 +83,10 @@ impl Model {
             entry.cancel_reason = cancel;
             entry.error = None;
         }
+        let holder = entry.lifecycle.lease.filter(|_| applied.interrupt.is_some());
+        if let Some(lease) = holder {
+            self.commanded(lease.node);
+        }
         Ok(applied)
     }
 

@@ -5,6 +5,7 @@
 
 mod command;
 mod enqueue;
+mod node;
 mod read;
 mod run;
 
@@ -20,11 +21,12 @@ use crate::outcome::{ErrorInfo, Progress, Usage};
 use crate::query::{Counts, Page, Paged, TaskFilter};
 use crate::seam::{Random, SeededRandom};
 use crate::store::{
-    Applied, Beat, Call, Checkpoint, ClaimRequest, Claimed, Command, Enqueued, Finish, LogEntry, Pruned, Reaped,
-    Rejected, Renewal, Retention, Signal, Store, StoreError, StoreStats, TaskEvent, Verified,
+    Applied, Beat, Call, Checkpoint, ClaimRequest, Claimed, Command, Enqueued, Finish, LogEntry, NodeBeat, NodeRecord,
+    NodeReply, Pruned, Reaped, Rejected, Renewal, Retention, Signal, Store, StoreError, StoreStats, TaskEvent,
+    Verified,
 };
 use crate::task::{Execution, ExecutionStatus, Lifecycle, NewTask, Spec, TaskRecord, Unique};
-use crate::transition::{Blame, Effects, Event, apply};
+use crate::transition::{Effects, Event, apply};
 use crate::{Json, Name, NodeId, State, TaskId, Time};
 
 /// A run that goes on for this long, or has checkpointed, has survived its start: a node's death is not charged to it.
@@ -62,6 +64,7 @@ pub(crate) struct Model {
     unique: BTreeMap<(Name, Name, Name), UniqueHold>,
     /// By namespace and key.
     idempotency: BTreeMap<(Name, String), Remembered>,
+    nodes: BTreeMap<NodeId, node::Known>,
     next_row: i64,
     next_seq: u64,
     /// What follows from tasks that ended, worked off one by one: chains of dependants may be long.
@@ -324,30 +327,19 @@ impl Model {
     }
 
     fn crash_node(&mut self, node: NodeId, now: Time) -> Vec<(TaskId, State)> {
-        let held: Vec<(i64, Blame)> = self
+        let held: Vec<(i64, Event)> = self
             .tasks
             .iter()
             .filter(|(_, e)| e.lifecycle.lease.is_some_and(|l| l.node == node))
-            .map(|(row, e)| {
-                let blame = match &e.holder {
-                    Some(h) if h.checkpointed || now.since(h.taken_at) >= PROBATION => Blame::None,
-                    Some(h) if h.alone => Blame::Alone,
-                    _ => Blame::Suspect,
-                };
-                (*row, blame)
-            })
+            .map(|(row, e)| (*row, Event::NodeDied(e.blame(now))))
             .collect();
         let mut applied = Applied::default();
-        for (row, blame) in held {
-            let error = Some(ErrorInfo::new(
-                "crashed_node",
-                format!("{node} died while it ran the task"),
-            ));
+        for (row, event) in held {
             let facts = Facts {
-                error,
+                error: Some(node::crashed(node)),
                 ..Facts::default()
             };
-            let _ = self.happen(row, &Event::NodeDied(blame), facts, now, &mut applied);
+            let _ = self.happen(row, &event, facts, now, &mut applied);
         }
         applied.ended
     }
@@ -406,6 +398,19 @@ impl Store for ModelStore {
         expected_version: Option<u64>,
     ) -> Result<Result<TaskRecord, Rejected>, StoreError> {
         Ok(self.model.lock().open()?.update(call, task, &patch, expected_version))
+    }
+
+    async fn heartbeat(&self, beat: NodeBeat, now: Time) -> Result<NodeReply, StoreError> {
+        Ok(self.model.lock().open()?.heartbeat(beat, now))
+    }
+
+    async fn leave(&self, node: NodeId, _now: Time) -> Result<(), StoreError> {
+        self.model.lock().open()?.nodes.remove(&node);
+        Ok(())
+    }
+
+    async fn nodes(&self, now: Time) -> Result<Vec<NodeRecord>, StoreError> {
+        Ok(self.model.lock().open()?.list_nodes(now))
     }
 
     async fn reap(&self, now: Time, limit: usize) -> Result<Reaped, StoreError> {

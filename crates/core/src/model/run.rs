@@ -323,8 +323,11 @@ impl Model {
             if done == limit {
                 break;
             }
-            let Some((_, event, error)) = self.tasks.get(&row).and_then(|e| overdue(e, now)) else {
-                continue;
+            let due = self.tasks.get(&row).and_then(|e| Some((e, overdue(e, now)?)));
+            let (event, error) = match due {
+                Some((entry, (_, Event::LeaseExpired, _))) => self.lease_end(entry, now),
+                Some((_, (_, event, error))) => (event, error),
+                None => continue,
             };
             let facts = Facts {
                 error,
@@ -335,11 +338,12 @@ impl Model {
             }
             done += 1;
             match event {
-                Event::LeaseExpired => reaped.leases_expired += 1,
+                Event::LeaseExpired | Event::NodeDied(_) => reaped.leases_expired += 1,
                 Event::WakeDue => reaped.woken += 1,
                 _ => reaped.overdue += 1,
             }
         }
+        self.forget_nodes(now);
         reaped.ended = applied.ended;
         reaped.next_due = self.tasks.values().filter_map(next_due).min();
         reaped

@@ -15,7 +15,7 @@ use pensum_core::seam::{BoxFuture, Clock, Seams, SeededRandom};
 use pensum_core::store::*;
 use pensum_core::task::Execution;
 use pensum_core::{
-    ErrorInfo, Json, Name, NewTask, Outcome, Page, RetryPolicy, Spec, Store, StoreError, TaskFilter, TaskId,
+    ErrorInfo, Json, Name, NewTask, NodeId, Outcome, Page, RetryPolicy, Spec, Store, StoreError, TaskFilter, TaskId,
     TaskRecord, Time,
 };
 use pensum_engine::{Context, Engine, EngineBuilder, Handler, TokioSpawn};
@@ -302,6 +302,20 @@ impl Store for FaultyStore {
     ) -> Result<Result<TaskRecord, Rejected>, StoreError> {
         self.faults.check()?;
         self.inner.update(call, task, patch, expected_version).await
+    }
+
+    async fn heartbeat(&self, beat: NodeBeat, now: Time) -> Result<NodeReply, StoreError> {
+        self.faults.before().await?;
+        self.faults.after(self.inner.heartbeat(beat, now).await)
+    }
+
+    async fn leave(&self, node: NodeId, now: Time) -> Result<(), StoreError> {
+        self.faults.before().await?;
+        self.faults.after(self.inner.leave(node, now).await)
+    }
+
+    async fn nodes(&self, now: Time) -> Result<Vec<NodeRecord>, StoreError> {
+        self.inner.nodes(now).await
     }
 
     async fn reap(&self, now: Time, limit: usize) -> Result<Reaped, StoreError> {
