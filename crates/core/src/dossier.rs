@@ -77,6 +77,13 @@ pub struct Remembered {
     pub expires_at: Time,
 }
 
+impl Remembered {
+    /// Where an export goes on after this key.
+    pub fn bookmark(&self) -> Bookmark {
+        Bookmark::Key(self.namespace.clone(), self.key.clone())
+    }
+}
+
 /// Where a page of an export starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Bookmark {

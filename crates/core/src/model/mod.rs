@@ -4,6 +4,7 @@
 //! stores to what it does; the simulation runs on it.
 
 mod command;
+mod dossier;
 mod enqueue;
 mod node;
 mod read;
@@ -16,6 +17,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 
+use crate::dossier::{Bookmark, Import, Parcel};
 use crate::input::Patch;
 use crate::outcome::{ErrorInfo, Progress, Usage};
 use crate::query::{Counts, Page, Paged, TaskFilter};
@@ -42,7 +44,10 @@ impl ModelStore {
     /// An empty store whose ids and leases follow from the seed.
     pub fn new(seed: u64) -> ModelStore {
         ModelStore {
-            model: Mutex::new(Model::default()),
+            model: Mutex::new(Model {
+                next_row: 1,
+                ..Model::default()
+            }),
             random: SeededRandom::new(seed),
         }
     }
@@ -69,6 +74,8 @@ pub(crate) struct Model {
     next_seq: u64,
     /// What follows from tasks that ended, worked off one by one: chains of dependants may be long.
     following: VecDeque<(i64, Event, Option<ErrorInfo>)>,
+    /// Another store is being copied into this one.
+    filling: bool,
     closed: bool,
 }
 
@@ -526,6 +533,14 @@ impl Store for ModelStore {
         Err(StoreError::Unavailable(
             "the model store lives in memory and has nothing to back up".to_owned(),
         ))
+    }
+
+    async fn export(&self, from: Bookmark, limit: usize, _now: Time) -> Result<Parcel, StoreError> {
+        self.model.lock().open()?.export(from, limit)
+    }
+
+    async fn import(&self, step: Import, _now: Time) -> Result<(), StoreError> {
+        self.model.lock().open()?.import(step)
     }
 
     async fn close(&self) -> Result<(), StoreError> {
