@@ -6,6 +6,7 @@ mod error;
 mod names;
 mod options;
 mod pool;
+mod reads;
 mod row;
 mod schema;
 mod tls;
