@@ -317,12 +317,7 @@ impl Writer {
             && spec.deadline.is_none();
         self.insert_task(row, id, class, actor, now, &task, details.as_deref())?;
         if plain {
-            let priority = (spec.priority != Priority::Normal).then(|| spec.priority.level());
-            self.db
-                .prepare_cached("INSERT INTO live(row, class, run_at, priority) VALUES (?, ?, ?, ?)")?
-                .execute((row, class, now.as_micros(), priority))?;
-            self.memory.order.push_plain(class, spec.priority, row, now);
-            self.group.count(class, Cell::Ready, 1);
+            self.put_plain(row, class, spec.priority, now)?;
         }
         let ready = plain || self.write_special(origin, class, id, &task, ids, ended)? == Cell::Ready;
         // What waits would keep the place of what is claimed soon.
@@ -332,8 +327,19 @@ impl Writer {
         Ok(())
     }
 
+    /// Writes the scheduling row of a task that asks for nothing but to run, and is due.
+    pub(super) fn put_plain(&mut self, row: i64, class: u32, priority: Priority, run_at: Time) -> Result<(), Fault> {
+        let level = (priority != Priority::Normal).then(|| priority.level());
+        self.db
+            .prepare_cached("INSERT INTO live(row, class, run_at, priority) VALUES (?, ?, ?, ?)")?
+            .execute((row, class, run_at.as_micros(), level))?;
+        self.memory.order.push_plain(class, priority, row, run_at);
+        self.group.count(class, Cell::Ready, 1);
+        Ok(())
+    }
+
     #[expect(clippy::too_many_arguments, reason = "the columns of one row")]
-    fn insert_task(
+    pub(super) fn insert_task(
         &self,
         row: i64,
         id: TaskId,

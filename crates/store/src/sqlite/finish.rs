@@ -300,7 +300,7 @@ impl Writer {
         Ok(Ok(applied))
     }
 
-    fn put_checkpoint(&self, row: i64, state: &Json) -> Result<(), Fault> {
+    pub(super) fn put_checkpoint(&self, row: i64, state: &Json) -> Result<(), Fault> {
         self.db
             .prepare_cached("REPLACE INTO checkpoint(row, state) VALUES (?, ?)")?
             .execute((row, state.get()))?;

@@ -6,6 +6,7 @@
 mod backup;
 mod claim;
 mod command;
+mod dossier;
 mod enqueue;
 mod error;
 mod finish;
@@ -35,6 +36,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use pensum_core::dossier::{Bookmark, Import, Parcel};
 use pensum_core::input::Patch;
 use pensum_core::query::Paged;
 use pensum_core::store::{
@@ -652,6 +654,19 @@ impl Store for SqliteStore {
     async fn backup(&self, to: &Path) -> Result<(), StoreError> {
         let (to, path) = (to.to_owned(), self.path.clone());
         self.read(move |db, _| Ok(backup::backup(db, &to, &path))).await?
+    }
+
+    async fn export(&self, from: Bookmark, limit: usize, now: Time) -> Result<Parcel, StoreError> {
+        self.ask(|reply| Verb::Quiet { now, reply }).await?;
+        self.read(move |db, shared| {
+            let reading = db.unchecked_transaction()?;
+            dossier::export(&reading, &shared.catalog, &from, limit)
+        })
+        .await
+    }
+
+    async fn import(&self, step: Import, now: Time) -> Result<(), StoreError> {
+        self.ask(|reply| Verb::Import { step, now, reply }).await
     }
 
     async fn close(&self) -> Result<(), StoreError> {

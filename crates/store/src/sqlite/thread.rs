@@ -39,6 +39,9 @@ impl WriterThread {
         }
         schema::configure_writer(&db, false).map_err(fault)?;
         schema::migrate(&db, &shown)?;
+        if super::dossier::is_half_copied(&db).map_err(fault)? {
+            return Err(pensum_core::dossier::half_copied(&shown));
+        }
         // Reads are served from the first moment on, and find no task of a class that the catalog does not know.
         shared.catalog.load(&db).map_err(fault)?;
         let folder = Connection::open_with_flags(path, flags).map_err(|e| fault(e.into()))?;

@@ -3,6 +3,7 @@
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
+use pensum_core::dossier::Import;
 use pensum_core::input::Patch;
 use pensum_core::store::{
     Applied, Beat, Call, Checkpoint, ClaimRequest, Command, Enqueued, Finish, Pruned, Reaped, Rejected, Renewal,
@@ -131,6 +132,17 @@ pub(super) enum Verb {
         limit: usize,
         reply: Reply<Pruned>,
     },
+    /// One step of an import.
+    Import {
+        step: Import,
+        now: Time,
+        reply: Reply<()>,
+    },
+    /// Whether nothing is running, so that an export may read.
+    Quiet {
+        now: Time,
+        reply: Reply<()>,
+    },
     /// A read on the writer's connection, where there is no other.
     Read(Read),
     /// What the memory says that the disk does not.
@@ -149,6 +161,10 @@ impl Verb {
             Verb::Command { tasks, .. } => tasks.len(),
             Verb::Renew { beats, .. } => beats.len(),
             Verb::Reap { limit, .. } | Verb::Prune { limit, .. } => *limit,
+            Verb::Import {
+                step: Import::Parcel(parcel),
+                ..
+            } => parcel.dossiers.len(),
             _ => 1,
         }
     }
@@ -164,6 +180,7 @@ impl Verb {
                 | Verb::Update { .. }
                 | Verb::Reap { .. }
                 | Verb::Prune { .. }
+                | Verb::Import { .. }
         )
     }
 
@@ -177,7 +194,9 @@ impl Verb {
             | Verb::Finish { now, .. }
             | Verb::Checkpoint { now, .. }
             | Verb::Reap { now, .. }
-            | Verb::Prune { now, .. } => Some(*now),
+            | Verb::Prune { now, .. }
+            | Verb::Import { now, .. }
+            | Verb::Quiet { now, .. } => Some(*now),
             Verb::Unclaim(_) | Verb::Read(_) | Verb::Audit(_) | Verb::Close(_) | Verb::Stop => None,
         }
     }
@@ -197,6 +216,7 @@ impl Verb {
             Verb::Update { reply, .. } => to(reply, error),
             Verb::Reap { reply, .. } => to(reply, error),
             Verb::Prune { reply, .. } => to(reply, error),
+            Verb::Import { reply, .. } | Verb::Quiet { reply, .. } => to(reply, error),
             Verb::Read(read) => read(Err(error.clone())),
             Verb::Audit(reply) => to(reply, error),
             Verb::Close(reply) => to(reply, error),

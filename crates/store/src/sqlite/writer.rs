@@ -91,7 +91,7 @@ pub(super) struct Writer {
     pub(super) alive: Time,
     pub(super) prune_after: i64,
     held_back: Vec<(Reply<Grants>, Grants)>,
-    next_seq: u64,
+    pub(super) next_seq: u64,
     seq_reserved: u64,
     full_sync: bool,
     memory_only: bool,
@@ -228,7 +228,9 @@ impl Writer {
             match verb {
                 Verb::Claim(claim) => self.serve_or_park(claim),
                 Verb::Tick(_) => {}
-                verb @ (Verb::Read(_) | Verb::Audit(_) | Verb::Close(_) | Verb::Stop) => after.push(verb),
+                verb @ (Verb::Read(_) | Verb::Audit(_) | Verb::Quiet { .. } | Verb::Close(_) | Verb::Stop) => {
+                    after.push(verb);
+                }
                 verb => writes.push(verb),
             }
         }
@@ -256,6 +258,9 @@ impl Writer {
     fn run_after(&mut self, verb: Verb) -> bool {
         match verb {
             Verb::Read(read) => read(Ok(&self.db)),
+            Verb::Quiet { reply, .. } => {
+                let _ = reply.send(self.busy().map_or(Ok(()), Err));
+            }
             Verb::Audit(reply) => {
                 let found = self.audit().map_err(|fault| fault.describe(&self.path));
                 let _ = reply.send(found);
@@ -431,7 +436,14 @@ impl Writer {
                 limit,
                 reply,
             } => answer!(reply, self.prune(retention, now, limit).map(Ok)),
-            Verb::Claim(_) | Verb::Tick(_) | Verb::Read(_) | Verb::Audit(_) | Verb::Close(_) | Verb::Stop => {}
+            Verb::Import { step, now, reply } => answer!(reply, self.import(step, now)),
+            Verb::Claim(_)
+            | Verb::Tick(_)
+            | Verb::Read(_)
+            | Verb::Audit(_)
+            | Verb::Quiet { .. }
+            | Verb::Close(_)
+            | Verb::Stop => {}
         }
         Ok(())
     }
