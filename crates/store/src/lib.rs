@@ -1,6 +1,7 @@
 //! Stores of Pensum: embedded SQLite, migrations, and the conformance suite.
 
 pub mod postgres;
+pub mod copy;
 pub mod sqlite;
 
 use std::sync::Arc;

@@ -27,9 +27,7 @@ impl Model {
             .collect();
         nodes.sort_unstable();
         nodes.dedup();
-        let until = running()
-            .filter_map(|e| e.lifecycle.lease.map(|l| l.expires_at))
-            .max();
+        let until = running().filter_map(|e| e.lifecycle.lease.map(|l| l.expires_at)).max();
         Err(dossier::still_running(running().count() as u64, &nodes, until))
     }
 
@@ -106,6 +104,8 @@ impl Model {
             Import::Begin if self.filling => Err(dossier::half_copied(HERE)),
             Import::Begin if self.tasks.is_empty() && self.idempotency.is_empty() => {
                 self.filling = true;
+                // Rows of tasks that were deleted are free.
+                self.next_row = 1;
                 Ok(())
             }
             Import::Begin => Err(dossier::not_empty(HERE, self.tasks.len() as u64)),

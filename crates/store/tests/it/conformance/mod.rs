@@ -5,10 +5,12 @@
 
 pub(crate) mod commands;
 pub(crate) mod dependencies;
+pub(crate) mod dossiers;
 pub(crate) mod lifecycle;
 pub(crate) mod nodes;
 pub(crate) mod order;
 pub(crate) mod reads;
+pub(crate) mod settled;
 pub(crate) mod world;
 
 pub(crate) use world::World;
@@ -99,6 +101,16 @@ macro_rules! store_suite {
                     prune_respects_the_retention,
                     the_key_holder_is_the_running_task,
                     a_closed_store_says_so;
+                dossiers: a_copy_equals_its_original,
+                    a_copy_goes_on_like_its_original,
+                    a_copy_goes_on_counting_where_its_original_stopped,
+                    what_a_copy_waits_for_still_comes,
+                    unique_keys_are_held_in_a_copy_as_before,
+                    idempotency_keys_answer_in_a_copy_as_before,
+                    a_store_with_running_tasks_is_not_exported,
+                    only_an_empty_store_takes_a_copy,
+                    a_page_that_does_not_follow_the_last_one_changes_nothing,
+                    pages_of_an_export_are_bounded_in_number_and_weight;
             }
         }
     };
@@ -109,7 +121,7 @@ macro_rules! store_tests {
         $($(
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $test() {
-                let world = crate::conformance::World::new($make.await);
+                let world = crate::conformance::World::with(|| Box::pin($make)).await;
                 crate::conformance::$module::$test(&world).await;
                 world.verify().await;
             }

@@ -1,5 +1,6 @@
 //! A store, a clock and short words for what the suite does with them.
 
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -12,16 +13,30 @@ use pensum_core::{ErrorInfo, Json, Name, NodeId, Outcome, State, Status, TaskFil
 pub(crate) const LEASE: Duration = Duration::from_secs(30);
 pub(crate) const NODE: NodeId = NodeId(1);
 
+pub(crate) type Make = fn() -> Pin<Box<dyn Future<Output = Arc<dyn Store>> + Send>>;
+
 pub(crate) struct World {
     pub(crate) store: Arc<dyn Store>,
+    make: Make,
     now: Mutex<Time>,
 }
 
 impl World {
-    pub(crate) fn new(store: Arc<dyn Store>) -> World {
+    /// A world with a store that `make` gives.
+    pub(crate) async fn with(make: Make) -> World {
         World {
-            store,
+            store: make().await,
+            make,
             now: Mutex::new(Time::parse("2026-03-01T12:00:00Z").unwrap()),
+        }
+    }
+
+    /// A world with another store of the same kind, at the same time.
+    pub(crate) async fn another(&self) -> World {
+        World {
+            store: (self.make)().await,
+            make: self.make,
+            now: Mutex::new(self.now()),
         }
     }
 

@@ -1,0 +1,298 @@
+//! Carrying everything from one store to another, and comparing it there.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use pensum_core::dossier::{Bookmark, Dossier, Import, PARCEL_MAX, Parcel, Remembered};
+use pensum_core::{Name, Store, StoreError, Time};
+
+/// Most sentences about what is wrong with a copy.
+pub const FAULTS_MAX: usize = 20;
+/// How many leases that have run out one pass ends.
+const REAP_LIMIT: usize = 1_000;
+
+/// What a copy carried, and what is wrong with it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Copied {
+    /// How many tasks.
+    pub tasks: u64,
+    /// How many events of their histories.
+    pub events: u64,
+    /// How many log lines.
+    pub logs: u64,
+    /// How many idempotency keys.
+    pub keys: u64,
+    /// One sentence for each difference and each violated invariant, at most [`FAULTS_MAX`]. With any of them the
+    /// target stays marked as half a copy.
+    pub faults: Vec<String>,
+}
+
+/// What a copy is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Ending leases that have run out.
+    Preparing,
+    /// Reading the source and writing the target.
+    Copying,
+    /// Reading both, and comparing.
+    Comparing,
+    /// Checking the invariants of both.
+    Verifying,
+}
+
+/// Copies everything in `from` to `to`, which is empty; then reads both, compares every task and every count, and checks
+/// the invariants of both. Only then is `to` a store that can be opened again. `tell` hears how many tasks a stage has
+/// got through.
+///
+/// Leases in `from` that have run out are ended first; nothing else in it changes.
+///
+/// # Errors
+/// [`StoreError::Conflict`] while tasks run in `from`, while nodes work on either, or when `to` holds anything; else
+/// whatever goes wrong in one of the stores.
+pub async fn copy(
+    from: &dyn Store,
+    to: &dyn Store,
+    now: &(dyn Fn() -> Time + Sync),
+    tell: &mut (dyn FnMut(Stage, u64) + Send),
+) -> Result<Copied, StoreError> {
+    tell(Stage::Preparing, 0);
+    let clocks = (Clock::of(from, now), Clock::of(to, now));
+    refuse_nodes(from, clocks.0.now(), "the source").await?;
+    refuse_nodes(to, clocks.1.now(), "the target").await?;
+    while from.reap(clocks.0.now(), REAP_LIMIT).await?.leases_expired > 0 {}
+    let mut copied = carry(from, to, &clocks, tell).await?;
+    let namespaces = compare(from, to, &clocks, &mut copied.faults, tell).await?;
+    compare_counts(from, to, &namespaces, clocks.0.now(), &mut copied.faults).await?;
+    tell(Stage::Verifying, copied.tasks);
+    let (ours, theirs) = (from.verify().await?, to.verify().await?);
+    for (what, verified) in [("the source", ours), ("the target", theirs)] {
+        let sentences = verified.violations.into_iter();
+        copied
+            .faults
+            .extend(sentences.map(|sentence| format!("{what}: {sentence}")));
+    }
+    copied.faults.truncate(FAULTS_MAX);
+    if copied.faults.is_empty() {
+        to.import(Import::End, clocks.1.now()).await?;
+    }
+    Ok(copied)
+}
+
+/// The clock that judges the leases of a store.
+enum Clock<'a> {
+    Own(std::sync::Arc<dyn pensum_core::seam::Clock>),
+    Given(&'a (dyn Fn() -> Time + Sync)),
+}
+
+impl<'a> Clock<'a> {
+    fn of(store: &dyn Store, given: &'a (dyn Fn() -> Time + Sync)) -> Clock<'a> {
+        store.clock().map_or(Clock::Given(given), Clock::Own)
+    }
+
+    fn now(&self) -> Time {
+        match self {
+            Clock::Own(clock) => clock.now(),
+            Clock::Given(now) => now(),
+        }
+    }
+}
+
+/// A node that is idle now may claim or enqueue in the middle of the copy.
+async fn refuse_nodes(store: &dyn Store, now: Time, what: &str) -> Result<(), StoreError> {
+    let nodes = store.nodes(now).await?;
+    let alive: Vec<&str> = nodes
+        .iter()
+        .filter(|node| node.status == "running")
+        .map(|node| &*node.name)
+        .collect();
+    match alive.as_slice() {
+        [] => Ok(()),
+        alive => Err(StoreError::Conflict(format!(
+            "{what} is in use by {}; stop what works on it, and copy again",
+            alive.join(", ")
+        ))),
+    }
+}
+
+async fn carry(
+    from: &dyn Store,
+    to: &dyn Store,
+    clocks: &(Clock<'_>, Clock<'_>),
+    tell: &mut (dyn FnMut(Stage, u64) + Send),
+) -> Result<Copied, StoreError> {
+    let mut copied = Copied::default();
+    // Whatever refuses the first page refuses it before the target is marked.
+    let mut parcel = from.export(Bookmark::START, PARCEL_MAX, clocks.0.now()).await?;
+    to.import(Import::Begin, clocks.1.now()).await?;
+    loop {
+        count(&parcel, &mut copied);
+        let next = parcel.next.take();
+        let import = to.import(Import::Parcel(parcel), clocks.1.now());
+        let Some(next) = next else {
+            import.await?;
+            return Ok(copied);
+        };
+        // The next page is read while this one is written.
+        let export = from.export(next, PARCEL_MAX, clocks.0.now());
+        let (imported, exported) = tokio::join!(import, export);
+        imported?;
+        parcel = exported?;
+        tell(Stage::Copying, copied.tasks);
+    }
+}
+
+fn count(parcel: &Parcel, copied: &mut Copied) {
+    copied.tasks += parcel.dossiers.len() as u64;
+    copied.keys += parcel.remembered.len() as u64;
+    for dossier in &parcel.dossiers {
+        // The creation is an event, too, that people see.
+        copied.events += 1 + dossier.events.len() as u64;
+        copied.logs += dossier.logs.len() as u64;
+    }
+}
+
+/// Reads a store in order.
+struct Pages<'a> {
+    store: &'a dyn Store,
+    clock: &'a Clock<'a>,
+    next: Option<Bookmark>,
+    dossiers: VecDeque<Dossier>,
+    remembered: VecDeque<Remembered>,
+}
+
+impl<'a> Pages<'a> {
+    fn of(store: &'a dyn Store, clock: &'a Clock<'a>) -> Pages<'a> {
+        Pages {
+            store,
+            clock,
+            next: Some(Bookmark::START),
+            dossiers: VecDeque::new(),
+            remembered: VecDeque::new(),
+        }
+    }
+
+    /// Reads the next page once all of the last one is taken.
+    async fn fill(&mut self) -> Result<(), StoreError> {
+        while self.dossiers.is_empty()
+            && self.remembered.is_empty()
+            && let Some(next) = self.next.take()
+        {
+            let parcel = self.store.export(next, PARCEL_MAX, self.clock.now()).await?;
+            self.next = parcel.next;
+            self.dossiers = parcel.dossiers.into();
+            self.remembered = parcel.remembered.into();
+        }
+        Ok(())
+    }
+}
+
+/// Which of two sides comes next.
+#[derive(Clone, Copy)]
+enum Side {
+    Left,
+    Right,
+    Both,
+}
+
+fn first<K: Ord>(left: Option<K>, right: Option<K>) -> Option<Side> {
+    match (left, right) {
+        (None, None) => None,
+        (Some(_), None) => Some(Side::Left),
+        (None, Some(_)) => Some(Side::Right),
+        (Some(left), Some(right)) => Some(match left.cmp(&right) {
+            std::cmp::Ordering::Less => Side::Left,
+            std::cmp::Ordering::Greater => Side::Right,
+            std::cmp::Ordering::Equal => Side::Both,
+        }),
+    }
+}
+
+/// Compares both stores row by row; answers the namespaces that they have tasks in.
+async fn compare(
+    from: &dyn Store,
+    to: &dyn Store,
+    clocks: &(Clock<'_>, Clock<'_>),
+    faults: &mut Vec<String>,
+    tell: &mut (dyn FnMut(Stage, u64) + Send),
+) -> Result<BTreeSet<Name>, StoreError> {
+    let (mut left, mut right) = (Pages::of(from, &clocks.0), Pages::of(to, &clocks.1));
+    let mut namespaces = BTreeSet::new();
+    let mut compared = 0;
+    while faults.len() < FAULTS_MAX {
+        if left.dossiers.is_empty() || right.dossiers.is_empty() {
+            let (one, other) = tokio::join!(left.fill(), right.fill());
+            one?;
+            other?;
+        }
+        let rows = (
+            left.dossiers.front().map(Dossier::row),
+            right.dossiers.front().map(Dossier::row),
+        );
+        if let Some(side) = first(rows.0, rows.1) {
+            let ours = matches!(side, Side::Left | Side::Both).then(|| left.dossiers.pop_front());
+            let theirs = matches!(side, Side::Right | Side::Both).then(|| right.dossiers.pop_front());
+            if compared % PARCEL_MAX as u64 == 0 {
+                tell(Stage::Comparing, compared);
+            }
+            compared += 1;
+            let (ours, theirs) = (ours.flatten(), theirs.flatten());
+            namespaces.extend([&ours, &theirs].into_iter().flatten().map(|d| d.namespace.clone()));
+            faults.extend(describe(ours, theirs));
+            continue;
+        }
+        let place = |keys: &VecDeque<Remembered>| keys.front().map(|r| (r.namespace.clone(), r.key.clone()));
+        let Some(side) = first(place(&left.remembered), place(&right.remembered)) else {
+            break;
+        };
+        let ours = matches!(side, Side::Left | Side::Both).then(|| left.remembered.pop_front());
+        let theirs = matches!(side, Side::Right | Side::Both).then(|| right.remembered.pop_front());
+        let (ours, theirs) = (ours.flatten(), theirs.flatten());
+        if ours != theirs
+            && let Some(key) = ours.or(theirs)
+        {
+            faults.push(format!(
+                "the idempotency key `{}` of the namespace {} differs",
+                key.key, key.namespace
+            ));
+        }
+    }
+    Ok(namespaces)
+}
+
+/// What is different about one row.
+fn describe(ours: Option<Dossier>, theirs: Option<Dossier>) -> Option<String> {
+    match (ours, theirs) {
+        (Some(ours), Some(theirs)) => {
+            let fields = ours.differences(&theirs);
+            (!fields.is_empty()).then(|| format!("task {} differs in {}", ours.task.id, fields.join(", ")))
+        }
+        (Some(ours), None) => Some(format!("task {} is not in the target", ours.task.id)),
+        (None, Some(theirs)) => Some(format!(
+            "task {} is in the target and not in the source",
+            theirs.task.id
+        )),
+        (None, None) => None,
+    }
+}
+
+async fn compare_counts(
+    from: &dyn Store,
+    to: &dyn Store,
+    namespaces: &BTreeSet<Name>,
+    now: Time,
+    faults: &mut Vec<String>,
+) -> Result<(), StoreError> {
+    for namespace in namespaces {
+        let (ours, theirs) = (from.counts(namespace, now).await?, to.counts(namespace, now).await?);
+        if ours != theirs {
+            faults.push(format!(
+                "the counts of the namespace {namespace} differ: {} tasks and {} attempts in the source, {} and {} in \
+                 the target",
+                ours.total().sum(),
+                ours.executions,
+                theirs.total().sum(),
+                theirs.executions
+            ));
+        }
+    }
+    Ok(())
+}
