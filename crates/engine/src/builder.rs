@@ -17,8 +17,9 @@ use crate::{Engine, Handler, bulk, handlers, system_seams};
 /// What a node is built from.
 pub struct EngineBuilder {
     store: Arc<dyn Store>,
-    seams: Seams,
+    seams: Option<Seams>,
     name: Option<Name>,
+    address: Option<String>,
     handlers: HashMap<Name, Arc<dyn Handler>>,
     capabilities: Vec<Name>,
     queues: Option<Vec<Name>>,
@@ -33,8 +34,9 @@ impl EngineBuilder {
     pub(crate) fn new(store: Arc<dyn Store>) -> EngineBuilder {
         EngineBuilder {
             store,
-            seams: system_seams(),
+            seams: None,
             name: None,
+            address: None,
             handlers: HashMap::default(),
             capabilities: Vec::new(),
             queues: None,
@@ -90,6 +92,13 @@ impl EngineBuilder {
         self
     }
 
+    /// Where its HTTP API listens, such as `http://127.0.0.1:7400`, for whoever lists the nodes; nowhere by default.
+    #[must_use]
+    pub fn address(mut self, address: impl Into<String>) -> EngineBuilder {
+        self.address = Some(address.into());
+        self
+    }
+
     /// How long a lease lasts without renewal, at least a second; [`LEASE_DEFAULT`] by default.
     #[must_use]
     pub fn lease(mut self, lease: Duration) -> EngineBuilder {
@@ -104,10 +113,10 @@ impl EngineBuilder {
         self
     }
 
-    /// Time, randomness and spawning; the real ones by default.
+    /// Time, randomness and spawning; the real ones by default, but for the time of a store that has a clock of its own.
     #[must_use]
     pub fn seams(mut self, seams: Seams) -> EngineBuilder {
-        self.seams = seams;
+        self.seams = Some(seams);
         self
     }
 
@@ -132,17 +141,19 @@ impl EngineBuilder {
         capabilities.extend(self.handlers.keys().cloned());
         capabilities.sort();
         capabilities.dedup();
-        let id = NodeId(self.seams.random.bits());
+        let seams = self.seams.unwrap_or_else(|| seams_of(&*self.store));
+        let id = NodeId(seams.random.bits());
         let info = NodeInfo {
             id,
             name: self.name.unwrap_or_else(|| Name::from(id.to_string())),
-            started_at: self.seams.now(),
+            address: self.address,
+            started_at: seams.now(),
             slots: self.slots,
         };
         let metrics = Metrics::new(self.handlers.keys().cloned(), info.started_at);
         let inner = Inner {
             store: self.store,
-            seams: self.seams,
+            seams,
             handlers: self.handlers,
             capabilities: capabilities.into(),
             queues: self.queues.map(Arc::from),
@@ -150,10 +161,19 @@ impl EngineBuilder {
             grace: self.grace,
             retention: self.retention,
             hub: Hub::new(self.hooks),
-            node: Node::new(info.slots),
+            node: Node::new(info.slots, info.started_at),
             info,
             metrics,
         };
         Engine::from(inner)
+    }
+}
+
+/// The real seams. Leases on a store that several machines share are judged by its clock, so that is what counts.
+fn seams_of(store: &dyn Store) -> Seams {
+    let seams = system_seams();
+    match store.clock() {
+        Some(clock) => Seams { clock, ..seams },
+        None => seams,
     }
 }

@@ -36,6 +36,7 @@ pub(crate) async fn run(engine: Engine) {
             continue;
         }
         let sent = engine.now();
+        let commands = node.commands();
         match claim(&engine, free, sent).await {
             Some(Ok(claimed)) if claimed.is_empty() => {
                 failures.over();
@@ -46,6 +47,10 @@ pub(crate) async fn run(engine: Engine) {
             Some(Ok(claimed)) => {
                 failures.over();
                 take(&engine, claimed, sent);
+                if node.commands() != commands {
+                    // It may be these tasks that something was asked of, while they were on their way.
+                    node.want_renewal();
+                }
             }
             Some(Err(StoreError::Closed)) => {
                 tracing::info!("the store is closed; this node claims nothing more");

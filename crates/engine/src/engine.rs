@@ -6,7 +6,7 @@ use std::time::Duration;
 use foldhash::HashMap;
 use pensum_core::input::{Invalid, Patch, Problem};
 use pensum_core::seam::Seams;
-use pensum_core::store::{Applied, Call, Command, Enqueued, Rejected, Retention};
+use pensum_core::store::{Applied, Call, Command, Enqueued, NodeRecord, Rejected, Retention};
 use pensum_core::{Name, NewTask, NodeId, State, Store, TaskId, TaskRecord, Time};
 use serde::Serialize;
 use tokio::sync::broadcast;
@@ -18,7 +18,7 @@ use crate::metrics::{HandlerMetrics, Metrics, NodeMetrics};
 use crate::node::Node;
 use crate::shutdown::{self, ShutdownReport};
 use crate::status::{self, SystemStatus};
-use crate::{EngineBuilder, EngineError, Handler, claim, completer, keeper, process, reaper};
+use crate::{EngineBuilder, EngineError, Handler, claim, completer, heartbeat, keeper, process, reaper};
 
 /// How many tasks a node runs at once when it is not told.
 pub const SLOTS_DEFAULT: usize = 64;
@@ -39,6 +39,8 @@ pub struct NodeInfo {
     pub id: NodeId,
     /// The name kept as `executor_id`.
     pub name: Name,
+    /// Where its HTTP API listens, if it has one.
+    pub address: Option<String>,
     /// When it was built.
     pub started_at: Time,
     /// How many tasks it runs at once.
@@ -242,7 +244,7 @@ impl Engine {
     }
 
     /// Carries out a command on each task; per-item results, in order. A task that runs on this node learns of it at
-    /// once, one on another node with the next renewal of its lease.
+    /// once, one on another node within about a second.
     ///
     /// # Errors
     /// Those of the store as a whole.
@@ -411,6 +413,14 @@ impl Engine {
         status::status(self, namespace).await
     }
 
+    /// The nodes that work on the store, oldest first: those that were heard within the last hour and did not leave.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn nodes(&self) -> Result<Vec<NodeRecord>, EngineError> {
+        Ok(self.store().nodes(self.now()).await?)
+    }
+
     /// What this node has done since it was built.
     pub fn metrics(&self) -> NodeMetrics {
         self.inner.metrics.snapshot(self)
@@ -424,7 +434,7 @@ impl Engine {
 
 /// Life.
 impl Engine {
-    /// Starts the loops: claims, lease-keeping, finishing, reaping. Once; later calls do nothing. Must be called
+    /// Starts the loops: claims, lease-keeping, finishing, reaping, signs of life. Once; later calls do nothing. Must be called
     /// within the runtime that the seams spawn on.
     pub fn start(&self) {
         if !self.live().begin() {
@@ -437,6 +447,7 @@ impl Engine {
                 drop(tokio::task::spawn_blocking(process::kill_orphans).await)
             });
         }
+        seams.spawn("heartbeat", heartbeat::run(self.clone()));
         seams.spawn("completer", completer::run(self.clone()));
         seams.spawn("keeper", keeper::run(self.clone()));
         seams.spawn("reaper", reaper::run(self.clone()));

@@ -158,7 +158,8 @@ impl Keeper {
         if now < self.not_before {
             return None;
         }
-        let renewal = now.since(self.renewed_at) >= engine.lease() / RENEWALS_PER_LEASE;
+        let is_due = now.since(self.renewed_at) >= engine.lease() / RENEWALS_PER_LEASE;
+        let renewal = engine.live().take_wanted_renewal() || is_due;
         let flush = now.since(self.flushed_at) >= FLUSH;
         if !renewal && !flush {
             return None;

@@ -3,7 +3,7 @@
 //! [`Engine`] has the verbs. What runs a task is a [`Handler`], which gets a [`Context`] and answers with an
 //! [`Outcome`](pensum_core::Outcome). A task takes four hops: `enqueue` ([`Engine::enqueue`]) → claim (`claim.rs`) → run
 //! (`executor.rs`) → finish (`completer.rs`). Beside them the keeper renews leases and watches the clocks of what runs
-//! (`keeper.rs`), and the reaper ends what is overdue (`reaper.rs`).
+//! (`keeper.rs`), the reaper ends what is overdue (`reaper.rs`), and the node says that it lives (`heartbeat.rs`).
 
 mod builder;
 mod bulk;
@@ -16,6 +16,7 @@ mod executor;
 mod explain;
 mod handler;
 pub mod handlers;
+mod heartbeat;
 mod hub;
 mod keeper;
 pub mod kinds;

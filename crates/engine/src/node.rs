@@ -36,6 +36,14 @@ pub(crate) struct Node {
     finishes: Mutex<Vec<(Arc<Run>, Finish)>>,
     /// There are finishes to send.
     pub(crate) finish_ready: Notify,
+    /// Held while the node tells the store that it lives, or that it ends.
+    pub(crate) beating: tokio::sync::Mutex<()>,
+    /// When the store last heard that the node lives, in microseconds.
+    heard_at: AtomicI64,
+    /// How often the store says that somebody asked something of what runs here.
+    commands: AtomicU64,
+    /// The keeper shall renew every lease at once.
+    renewal_wanted: AtomicBool,
     /// Outcomes that the store has not acknowledged yet.
     unacknowledged: AtomicUsize,
     /// An outcome was acknowledged, or a handler returned.
@@ -60,7 +68,7 @@ pub(crate) struct Ready {
 }
 
 impl Node {
-    pub(crate) fn new(slots: usize) -> Node {
+    pub(crate) fn new(slots: usize, now: Time) -> Node {
         Node {
             slots,
             processors: std::thread::available_parallelism().map_or(1, usize::from),
@@ -73,6 +81,10 @@ impl Node {
             taken: AtomicU64::new(0),
             finishes: Mutex::new(Vec::new()),
             finish_ready: Notify::new(),
+            beating: tokio::sync::Mutex::new(()),
+            heard_at: AtomicI64::new(now.as_micros()),
+            commands: AtomicU64::new(0),
+            renewal_wanted: AtomicBool::new(false),
             unacknowledged: AtomicUsize::new(0),
             settled: Notify::new(),
             due: AtomicI64::new(i64::MAX),
@@ -184,6 +196,37 @@ impl Node {
                 Interrupt::Resume => run.request_pause(false, now),
             }
         }
+    }
+}
+
+/// What the store knows of the node, and it of what was asked there.
+impl Node {
+    /// The store heard at `sent` that the node lives, and has counted `commands` for what runs here.
+    pub(crate) fn heard(&self, sent: Time, commands: u64) {
+        self.heard_at.store(sent.as_micros(), Ordering::SeqCst);
+        // A store that had forgotten the node counts from the start.
+        if self.commands.swap(commands, Ordering::SeqCst) != commands {
+            self.want_renewal();
+        }
+    }
+
+    pub(crate) fn heard_at(&self) -> Time {
+        Time::from_micros(self.heard_at.load(Ordering::SeqCst))
+    }
+
+    /// How many commands for what runs here the store had counted when it was last heard.
+    pub(crate) fn commands(&self) -> u64 {
+        self.commands.load(Ordering::SeqCst)
+    }
+
+    /// Has the keeper renew every lease at once, which tells what was asked.
+    pub(crate) fn want_renewal(&self) {
+        self.renewal_wanted.store(true, Ordering::SeqCst);
+    }
+
+    /// True once for each time that a renewal was wanted, or several times.
+    pub(crate) fn take_wanted_renewal(&self) -> bool {
+        self.renewal_wanted.swap(false, Ordering::SeqCst)
     }
 }
 

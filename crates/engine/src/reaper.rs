@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use pensum_core::{StoreError, Time};
 
-use crate::Engine;
 use crate::claim::Failures;
+use crate::{Engine, heartbeat};
 
 /// Longest time between two passes.
 const PASS_MAX: Duration = Duration::from_secs(1);
@@ -13,6 +13,8 @@ const PASS_MAX: Duration = Duration::from_secs(1);
 const PASS_MIN: Duration = Duration::from_millis(10);
 /// Most tasks in one pass.
 const PASS_TASKS_MAX: usize = 1_000;
+/// How long a node that was cut off from the store itself leaves the others to say that they live.
+const UNHEARD_PAUSE: Duration = heartbeat::BEAT_EVERY.saturating_mul(2);
 /// Time between two clean-ups.
 const PRUNE_EVERY: Duration = Duration::from_secs(3_600);
 /// Most tasks removed in one transaction.
@@ -26,6 +28,10 @@ pub(crate) async fn run(engine: Engine) {
     let mut failures = Failures::default();
     while !node.stopped.is_cancelled() {
         let now = engine.now();
+        if heartbeat::is_unheard(&engine, now) {
+            sleep(&engine, UNHEARD_PAUSE).await;
+            continue;
+        }
         node.forget_due();
         let nap = match engine.store().reap(now, PASS_TASKS_MAX).await {
             Ok(reaped) => {

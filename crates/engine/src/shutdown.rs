@@ -6,9 +6,9 @@ use std::time::Duration;
 use pensum_core::Time;
 use serde::Serialize;
 
-use crate::Engine;
 use crate::executor::{End, conclude};
 use crate::run::{Run, StopReason};
+use crate::{Engine, heartbeat};
 
 /// How long handlers have to return once they were asked to stop because the node does.
 const STOP_GRACE: Duration = Duration::from_secs(2);
@@ -60,6 +60,9 @@ pub(crate) async fn shutdown(engine: &Engine, grace: Duration) -> ShutdownReport
             tasks = report.unsaved,
             "the store took no outcome of these tasks; they run again later"
         );
+    }
+    if node.is_started() {
+        heartbeat::leave(engine).await;
     }
     node.stopped.cancel();
     report

@@ -3,9 +3,13 @@
 use std::collections::BTreeMap;
 
 use pensum_core::Status;
+use pensum_core::store::NodeRecord;
 use serde::Serialize;
 
 use crate::{Engine, EngineError};
+
+/// This program's version.
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// The answer of `/system/status`.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
@@ -34,6 +38,8 @@ pub struct SystemStatus {
     pub performance_metrics: PerformanceMetrics,
     /// What the store holds.
     pub persistence_stats: PersistenceStats,
+    /// The nodes that work on the store.
+    pub nodes: Vec<NodeRecord>,
 }
 
 /// One agent.
@@ -92,7 +98,7 @@ pub(crate) async fn status(engine: &Engine, namespace: &str) -> Result<SystemSta
     };
     Ok(SystemStatus {
         status: state.to_owned(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
+        version: VERSION.to_owned(),
         uptime_seconds: node.uptime_seconds,
         total_tasks: total.sum(),
         task_counts: Status::ALL
@@ -117,5 +123,6 @@ pub(crate) async fn status(engine: &Engine, namespace: &str) -> Result<SystemSta
             errored: total.failed,
             quarantined: 0,
         },
+        nodes: engine.nodes().await?,
     })
 }

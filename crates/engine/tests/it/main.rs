@@ -8,6 +8,7 @@ mod control;
 mod durable;
 mod explain;
 mod http;
+mod nodes;
 mod process;
 mod running;
 mod simulation;

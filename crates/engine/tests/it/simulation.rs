@@ -71,6 +71,7 @@ impl Simulation {
         let store = FaultyStore {
             inner: Arc::clone(&self.model),
             faults: Arc::clone(&self.faults),
+            clock: None,
         };
         let (steps, returned) = (Arc::clone(&self.effects), Arc::clone(&self.effects));
         let engine = Engine::builder(Arc::new(store))

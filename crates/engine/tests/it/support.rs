@@ -91,6 +91,7 @@ pub(crate) fn world(build: impl FnOnce(EngineBuilder) -> EngineBuilder) -> World
     let store = Arc::new(FaultyStore {
         inner: Arc::new(ModelStore::new(1)),
         faults: Arc::clone(&faults),
+        clock: None,
     });
     let builder = Engine::builder(store).seams(seams()).name("test").builtin_handlers();
     World {
@@ -182,11 +183,14 @@ pub(crate) struct Faults {
     pub(crate) down: AtomicBool,
     /// Renewals never answer.
     pub(crate) renewals_hang: AtomicBool,
+    /// Signs of life do not arrive.
+    pub(crate) beats_fail: AtomicBool,
     /// The next finish is carried out, but its answer is lost.
     pub(crate) lose_finish_reply: AtomicBool,
     /// The answer to the next claim takes a minute.
     pub(crate) delay_claim: AtomicBool,
     pub(crate) finishes: AtomicUsize,
+    pub(crate) beats: AtomicUsize,
     pub(crate) claims: AtomicUsize,
     pub(crate) largest_claim: AtomicUsize,
     /// Verbs fail, take long, or lose their replies at random while this is set.
@@ -239,6 +243,7 @@ impl Faults {
 pub(crate) struct FaultyStore {
     pub(crate) inner: Arc<ModelStore>,
     pub(crate) faults: Arc<Faults>,
+    pub(crate) clock: Option<Arc<dyn Clock>>,
 }
 
 #[async_trait]
@@ -305,7 +310,11 @@ impl Store for FaultyStore {
     }
 
     async fn heartbeat(&self, beat: NodeBeat, now: Time) -> Result<NodeReply, StoreError> {
+        self.faults.beats.fetch_add(1, Ordering::SeqCst);
         self.faults.before().await?;
+        if self.faults.beats_fail.load(Ordering::SeqCst) {
+            return Err(StoreError::Unavailable("switched off by the test".to_owned()));
+        }
         self.faults.after(self.inner.heartbeat(beat, now).await)
     }
 
@@ -316,6 +325,10 @@ impl Store for FaultyStore {
 
     async fn nodes(&self, now: Time) -> Result<Vec<NodeRecord>, StoreError> {
         self.inner.nodes(now).await
+    }
+
+    fn clock(&self) -> Option<Arc<dyn Clock>> {
+        self.clock.clone()
     }
 
     async fn reap(&self, now: Time, limit: usize) -> Result<Reaped, StoreError> {
