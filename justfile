@@ -19,6 +19,14 @@ test:
 test-long:
     ./test --long
 
+# Start the PostgreSQL that tests run against, and leave it running
+postgres:
+    tests/postgres start
+
+# Stop it and forget its data
+postgres-stop:
+    tests/postgres stop
+
 # Measure, beside the raw store as baseline
 bench *ARGS:
     cargo run --release -- bench {{ARGS}}
