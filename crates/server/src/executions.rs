@@ -152,14 +152,14 @@ pub(crate) async fn check_exists(app: &App, id: TaskId) -> Result<(), Problem> {
     }
 }
 
-/// A page of a list that one task has, by position.
-struct Window {
+/// A page of a list that is short enough to be read as a whole, by position.
+pub(crate) struct Window {
     from: usize,
     limit: usize,
 }
 
 impl Window {
-    fn of(mut params: Params) -> Result<Window, Problem> {
+    pub(crate) fn of(mut params: Params) -> Result<Window, Problem> {
         let limit = params.limit()?;
         let from = params
             .text("cursor")?
@@ -172,7 +172,7 @@ impl Window {
         })
     }
 
-    fn cut<T, V>(&self, all: Vec<T>, view: impl Fn(T) -> V) -> Listing<V> {
+    pub(crate) fn cut<T, V>(&self, all: Vec<T>, view: impl Fn(T) -> V) -> Listing<V> {
         let end = self.from.saturating_add(self.limit);
         let next_cursor = (end < all.len()).then(|| cursor::encode(List::Items, end as i64));
         let items = all.into_iter().skip(self.from).take(self.limit).map(view).collect();

@@ -99,6 +99,7 @@ fn list() -> OpenApiRouter<App> {
         .routes(routes!(executions::list))
         .routes(routes!(executions::get))
         .routes(routes!(system::status))
+        .routes(routes!(system::nodes))
         .routes(routes!(system::queues))
         .routes(routes!(tasks::dead_letters))
         .routes(routes!(system::healthz))

@@ -8,11 +8,13 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use pensum_core::TaskId;
 use pensum_core::query::StatusCounts;
+use pensum_core::store::NodeRecord;
 use pensum_engine::SystemStatus;
 use serde::Serialize;
 
-use crate::app::{App, json};
-use crate::extract::{Caller, NAMESPACE};
+use crate::app::{App, Listing, json};
+use crate::executions::Window;
+use crate::extract::{Caller, NAMESPACE, Params};
 use crate::problem::{Kind, Problem, ProblemDetails};
 
 /// How long a store may take to show that it is there.
@@ -23,6 +25,17 @@ const READY_TIMEOUT: Duration = Duration::from_secs(2);
     responses((status = 200, description = "The status", body = SystemStatus)))]
 pub(crate) async fn status(State(app): State<App>, _: Caller) -> Result<Response, Problem> {
     Ok(json(StatusCode::OK, &app.engine.status().await?))
+}
+
+/// Lists the nodes that work on the store, oldest first: those that were heard within the last hour and did not end.
+#[utoipa::path(get, path = "/api/v1/nodes", operation_id = "list_nodes", tag = "system",
+    params(("limit" = Option<usize>, Query, description = "How many items, 1 to 200; 50 by default"),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before")),
+    responses((status = 200, description = "One page", body = Listing<NodeRecord>)))]
+pub(crate) async fn nodes(State(app): State<App>, params: Params) -> Result<Response, Problem> {
+    let window = Window::of(params)?;
+    let all = app.engine.nodes().await?;
+    Ok(json(StatusCode::OK, &window.cut(all, |node| node)))
 }
 
 /// How many tasks of each status there are.
