@@ -6,6 +6,9 @@ use std::time::Duration;
 use pensum_core::StoreError;
 use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 
+use super::error::Fault;
+use super::tls;
+
 /// Connections that a store keeps at most when its URL does not say.
 pub(super) const POOL_SIZE_DEFAULT: usize = 10;
 /// The schema when the URL does not say.
@@ -130,6 +133,17 @@ impl PostgresOptions {
             verification,
             root_certificates,
         })
+    }
+
+    /// A connection outside of any store's pool, for what no verb of a store does.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] when the server cannot be reached or lets nobody in.
+    pub async fn connect(&self) -> Result<tokio_postgres::Client, StoreError> {
+        let connected = self.config.connect(tls::connector(self)?).await;
+        let (client, connection) = connected.map_err(|error| Fault::Db(error).describe(&self.location()))?;
+        tokio::spawn(connection);
+        Ok(client)
     }
 
     /// The server, the database and the schema, for people; without the password.
