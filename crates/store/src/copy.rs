@@ -123,6 +123,7 @@ async fn carry(
     // Whatever refuses the first page refuses it before the target is marked.
     let mut parcel = from.export(Bookmark::START, PARCEL_MAX, clocks.0.now()).await?;
     to.import(Import::Begin, clocks.1.now()).await?;
+    tell(Stage::Copying, 0);
     loop {
         count(&parcel, &mut copied);
         let next = parcel.next.take();
@@ -185,25 +186,26 @@ impl<'a> Pages<'a> {
     }
 }
 
-/// Which of two sides comes next.
-#[derive(Clone, Copy)]
-enum Side {
-    Left,
-    Right,
-    Both,
-}
-
-fn first<K: Ord>(left: Option<K>, right: Option<K>) -> Option<Side> {
-    match (left, right) {
-        (None, None) => None,
-        (Some(_), None) => Some(Side::Left),
-        (None, Some(_)) => Some(Side::Right),
-        (Some(left), Some(right)) => Some(match left.cmp(&right) {
-            std::cmp::Ordering::Less => Side::Left,
-            std::cmp::Ordering::Greater => Side::Right,
-            std::cmp::Ordering::Equal => Side::Both,
-        }),
+/// Takes what comes next off two ordered queues: off both, where the same comes next on both.
+fn take<T, K: Ord>(
+    left: &mut VecDeque<T>,
+    right: &mut VecDeque<T>,
+    key: impl Fn(&T) -> K,
+) -> Option<(Option<T>, Option<T>)> {
+    let (ours, theirs) = (left.front().map(&key), right.front().map(&key));
+    let (from_left, from_right) = match (ours, theirs) {
+        (None, None) => return None,
+        (Some(ours), Some(theirs)) => (ours <= theirs, theirs <= ours),
+        (ours, theirs) => (ours.is_some(), theirs.is_some()),
+    };
+    let mut taken = (None, None);
+    if from_left {
+        taken.0 = left.pop_front();
     }
+    if from_right {
+        taken.1 = right.pop_front();
+    }
+    Some(taken)
 }
 
 /// Compares both stores row by row; answers the namespaces that they have tasks in.
@@ -217,41 +219,32 @@ async fn compare(
     let (mut left, mut right) = (Pages::of(from, &clocks.0), Pages::of(to, &clocks.1));
     let mut namespaces = BTreeSet::new();
     let mut compared = 0;
+    tell(Stage::Comparing, compared);
     while faults.len() < FAULTS_MAX {
         if left.dossiers.is_empty() || right.dossiers.is_empty() {
             let (one, other) = tokio::join!(left.fill(), right.fill());
             one?;
             other?;
         }
-        let rows = (
-            left.dossiers.front().map(Dossier::row),
-            right.dossiers.front().map(Dossier::row),
-        );
-        if let Some(side) = first(rows.0, rows.1) {
-            let ours = matches!(side, Side::Left | Side::Both).then(|| left.dossiers.pop_front());
-            let theirs = matches!(side, Side::Right | Side::Both).then(|| right.dossiers.pop_front());
+        if let Some((ours, theirs)) = take(&mut left.dossiers, &mut right.dossiers, Dossier::row) {
+            compared += 1;
             if compared % PARCEL_MAX as u64 == 0 {
                 tell(Stage::Comparing, compared);
             }
-            compared += 1;
-            let (ours, theirs) = (ours.flatten(), theirs.flatten());
             namespaces.extend([&ours, &theirs].into_iter().flatten().map(|d| d.namespace.clone()));
             faults.extend(describe(ours, theirs));
             continue;
         }
-        let place = |keys: &VecDeque<Remembered>| keys.front().map(|r| (r.namespace.clone(), r.key.clone()));
-        let Some(side) = first(place(&left.remembered), place(&right.remembered)) else {
+        let place = |found: &Remembered| (found.namespace.clone(), found.key.clone());
+        let Some((ours, theirs)) = take(&mut left.remembered, &mut right.remembered, place) else {
             break;
         };
-        let ours = matches!(side, Side::Left | Side::Both).then(|| left.remembered.pop_front());
-        let theirs = matches!(side, Side::Right | Side::Both).then(|| right.remembered.pop_front());
-        let (ours, theirs) = (ours.flatten(), theirs.flatten());
         if ours != theirs
-            && let Some(key) = ours.or(theirs)
+            && let Some(found) = ours.or(theirs)
         {
             faults.push(format!(
                 "the idempotency key `{}` of the namespace {} differs",
-                key.key, key.namespace
+                found.key, found.namespace
             ));
         }
     }

@@ -1,4 +1,4 @@
-//! Stores of Pensum: embedded SQLite, migrations, and the conformance suite.
+//! Stores of Pensum: embedded SQLite, PostgreSQL for many nodes, migrations, and the conformance suite.
 
 pub mod postgres;
 pub mod copy;
@@ -9,16 +9,39 @@ use std::sync::Arc;
 use pensum_core::StoreError;
 use pensum_core::store::Store;
 
+use postgres::{PostgresOptions, PostgresStore};
 use sqlite::{SqliteOptions, SqliteStore};
 
-/// Opens the store that a URL names: `sqlite:PATH`, or `sqlite::memory:`. A file is created when there is none.
+/// True for the URL of a store on PostgreSQL.
+pub fn is_postgres(url: &str) -> bool {
+    url.starts_with("postgres://") || url.starts_with("postgresql://")
+}
+
+/// Opens the store that a URL names: `postgres://USER@HOST:PORT/DATABASE`, or what [`open`] opens.
+///
+/// # Errors
+/// What [`PostgresOptions::parse`], [`PostgresStore::open`] or [`open`] say.
+pub async fn connect(url: &str, owner: &str) -> Result<Arc<dyn Store>, StoreError> {
+    if is_postgres(url) {
+        let store = PostgresStore::open(PostgresOptions::parse(url)?).await?;
+        return Ok(Arc::new(store));
+    }
+    let (url, owner) = (url.to_owned(), owner.to_owned());
+    match tokio::task::spawn_blocking(move || open(&url, &owner)).await {
+        Ok(opened) => opened,
+        Err(_) => Err(StoreError::Unavailable("opening the store was interrupted".to_owned())),
+    }
+}
+
+/// Opens the store on this machine that a URL names: `sqlite:PATH`, or `sqlite::memory:`. A file is created when there
+/// is none.
 ///
 /// # Errors
 /// [`StoreError::Unavailable`] for a URL of another kind; else what [`SqliteStore::open`] says.
 pub fn open(url: &str, owner: &str) -> Result<Arc<dyn Store>, StoreError> {
     let Some(path) = url.strip_prefix("sqlite:") else {
         return Err(StoreError::Unavailable(format!(
-            "`{}` is not the URL of a store: write sqlite:PATH or sqlite::memory:",
+            "`{}` is not the URL of a store: write sqlite:PATH, sqlite::memory: or postgres://USER@HOST:PORT/DATABASE",
             pensum_core::id::clip(url)
         )));
     };

@@ -1,14 +1,355 @@
 //! The store on PostgreSQL: many nodes, one truth.
+//!
+//! Each verb is a transaction on a pooled connection; nothing that decides lives in a process. What a process does keep
+//! (interned names, what it holds itself) only spares questions, and every write proves that it still is so.
 
-#![expect(dead_code, reason = "the verbs that use these are added next")]
-
+mod claim;
+mod clock;
+mod command;
+mod counts;
+mod enqueue;
 mod error;
+mod finish;
+mod key;
+mod list;
 mod names;
+mod node;
 mod options;
 mod pool;
+mod prune;
 mod reads;
+mod reap;
 mod row;
+mod rows;
 mod schema;
+mod step;
 mod tls;
+mod update;
+mod wake;
 
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use pensum_core::input::Patch;
+use pensum_core::query::{Counts, Page, Paged, TaskFilter};
+use pensum_core::seam::Clock;
+use pensum_core::store::{
+    Applied, Beat, Call, Checkpoint, ClaimRequest, Claimed, Command, Enqueued, Finish, LogEntry, NodeBeat, NodeRecord,
+    NodeReply, Pruned, Reaped, Rejected, Renewal, Retention, Signal, Store, StoreError, StoreStats, TaskEvent, Verified,
+};
+use pensum_core::task::Execution;
+use pensum_core::{Json, Name, NewTask, NodeId, TaskId, TaskRecord, Time};
+use rand::rngs::StdRng;
+use rand::Rng;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+use clock::DatabaseClock;
+use error::Fault;
 pub use options::PostgresOptions;
+use pool::Pool;
+
+/// How often a transaction that met others at the same moment is tried.
+const TRIES_MAX: u32 = 10;
+/// First pause before it is tried again; doubled each time, less a random share.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// A store that several nodes share.
+pub struct PostgresStore {
+    inner: Arc<Inner>,
+}
+
+/// What the verbs share.
+struct Inner {
+    pool: Arc<Pool>,
+    schema: String,
+    server: schema::Server,
+    catalog: names::Catalog,
+    rows: rows::Rows,
+    departures: enqueue::Departures,
+    holdings: claim::Holdings,
+    wake: Arc<wake::Wake>,
+    clock: Arc<DatabaseClock>,
+    random: Mutex<StdRng>,
+    /// When the next gate opens by the clock, as the last claim saw it, in microseconds.
+    next_due: AtomicI64,
+    /// Passes of the reaper.
+    passes: AtomicU64,
+    /// Where the clean-up looks next.
+    prune_cursor: AtomicI64,
+    closed: CancellationToken,
+}
+
+impl Inner {
+    fn bits(&self) -> u64 {
+        self.random.lock().next_u64()
+    }
+
+    fn note_due(&self, at: Option<i64>) {
+        self.next_due.store(at.unwrap_or(i64::MAX), Ordering::Relaxed);
+    }
+
+    fn next_due(&self) -> Time {
+        Time::from_micros(self.next_due.load(Ordering::Relaxed))
+    }
+
+    /// Runs a transaction, again if others at the same moment undid it.
+    async fn retry<T, F>(&self, transaction: impl Fn() -> F) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, Fault>>,
+    {
+        for tried in 0.. {
+            if self.closed.is_cancelled() {
+                return Err(StoreError::Closed);
+            }
+            match transaction().await {
+                Err(fault) if fault.is_contention() && tried < TRIES_MAX => {
+                    let longest = PAUSE * (1 << tried.min(7));
+                    let share = (self.bits() >> 11) as f64 / (1u64 << 53) as f64;
+                    tokio::time::sleep(longest.mul_f64(0.5 + share / 2.0)).await;
+                }
+                Err(fault) => return Err(fault.describe(&self.pool.location)),
+                Ok(done) => return Ok(done),
+            }
+        }
+        Err(StoreError::Closed)
+    }
+}
+
+impl PostgresStore {
+    /// Connects, brings the schema up to date, and begins to listen for notices of other nodes.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] when the server cannot be reached or is too old, [`StoreError::Newer`] for a schema of
+    /// a newer program, [`StoreError::Corrupt`] for one of another application.
+    pub async fn open(options: PostgresOptions) -> Result<PostgresStore, StoreError> {
+        let pool = Arc::new(Pool::new(&options)?);
+        let server = schema::inspect(&pool).await?;
+        if server.fsync != "on" {
+            tracing::warn!("this PostgreSQL runs with fsync={}: a crash of its machine may lose acknowledged tasks", server.fsync);
+        }
+        pool.set_careless(matches!(server.synchronous_commit.as_str(), "off"));
+        schema::migrate(&pool, &options.schema).await?;
+        let inner = Arc::new(Inner {
+            server,
+            catalog: names::Catalog::default(),
+            rows: rows::Rows::default(),
+            departures: enqueue::Departures::default(),
+            holdings: claim::Holdings::default(),
+            wake: Arc::new(wake::Wake::new()),
+            clock: Arc::new(DatabaseClock::default()),
+            random: Mutex::new(rand::make_rng()),
+            next_due: AtomicI64::new(i64::MAX),
+            passes: AtomicU64::new(0),
+            prune_cursor: AtomicI64::new(0),
+            closed: CancellationToken::new(),
+            schema: options.schema.clone(),
+            pool,
+        });
+        let fault = |fault: Fault| fault.describe(&inner.pool.location);
+        node::set_clock(&inner).await.map_err(fault)?;
+        inner.catalog.refresh(&inner.pool).await.map_err(fault)?;
+        let (wake, closed) = (Arc::clone(&inner.wake), inner.closed.clone());
+        tokio::spawn(wake::send(Arc::clone(&wake), Arc::clone(&inner.pool), options.schema.clone(), closed.clone()));
+        tokio::spawn(wake::hear(wake, options, closed));
+        Ok(PostgresStore { inner })
+    }
+
+    fn open_inner(&self) -> Result<&Arc<Inner>, StoreError> {
+        if self.inner.closed.is_cancelled() { Err(StoreError::Closed) } else { Ok(&self.inner) }
+    }
+
+    fn describe(&self, fault: Fault) -> StoreError {
+        fault.describe(&self.inner.pool.location)
+    }
+}
+
+impl Drop for PostgresStore {
+    fn drop(&mut self) {
+        self.inner.closed.cancel();
+    }
+}
+
+#[async_trait]
+impl Store for PostgresStore {
+    async fn enqueue(&self, call: &Call, tasks: Vec<NewTask>) -> Result<Vec<Enqueued>, StoreError> {
+        enqueue::enqueue(self.open_inner()?, call.clone(), tasks).await
+    }
+
+    async fn claim(&self, request: ClaimRequest, now: Time) -> Result<Vec<Claimed>, StoreError> {
+        let inner = Arc::clone(self.open_inner()?);
+        let (mut reply, answer) = oneshot::channel();
+        // A task of its own: who gives up waiting must not leave rows behind that no one knows to be claimed.
+        tokio::spawn(async move {
+            let claimed = claim::claim(&inner, request, now, &mut reply).await;
+            if let Err(Ok(lost)) = reply.send(claimed)
+                && !lost.is_empty()
+            {
+                claim::unclaim(&inner, lost, now).await;
+            }
+        });
+        answer.await.unwrap_or(Err(StoreError::Closed))
+    }
+
+    async fn renew(&self, beats: Vec<Beat>, lease: Duration, now: Time) -> Result<Vec<Renewal>, StoreError> {
+        let inner = self.open_inner()?;
+        inner.retry(|| finish::renew(inner, &beats, lease, now)).await
+    }
+
+    async fn finish(&self, finishes: Vec<Finish>, now: Time) -> Result<Vec<Result<Applied, Rejected>>, StoreError> {
+        finish::finish(self.open_inner()?, finishes, now).await
+    }
+
+    async fn checkpoint(&self, checkpoint: Checkpoint, now: Time) -> Result<Result<Applied, Rejected>, StoreError> {
+        let inner = self.open_inner()?;
+        inner.retry(|| finish::checkpoint(inner, &checkpoint, now)).await
+    }
+
+    async fn command(
+        &self,
+        call: &Call,
+        tasks: Vec<TaskId>,
+        command: Command,
+    ) -> Result<Vec<Result<Applied, Rejected>>, StoreError> {
+        let inner = self.open_inner()?;
+        let answers = inner.retry(|| command::command(inner, call, &tasks, &command)).await?;
+        Ok(answers?)
+    }
+
+    async fn update(
+        &self,
+        call: &Call,
+        task: TaskId,
+        patch: Patch,
+        expected_version: Option<u64>,
+    ) -> Result<Result<TaskRecord, Rejected>, StoreError> {
+        let inner = self.open_inner()?;
+        inner.retry(|| update::update(inner, call, task, &patch, expected_version)).await
+    }
+
+    async fn heartbeat(&self, beat: NodeBeat, now: Time) -> Result<NodeReply, StoreError> {
+        let inner = self.open_inner()?;
+        inner.retry(|| node::heartbeat(inner, &beat, now)).await
+    }
+
+    async fn leave(&self, node: NodeId, _now: Time) -> Result<(), StoreError> {
+        let inner = self.open_inner()?;
+        inner.retry(|| node::leave(inner, node)).await
+    }
+
+    async fn nodes(&self, now: Time) -> Result<Vec<NodeRecord>, StoreError> {
+        let inner = self.open_inner()?;
+        node::nodes(inner, now).await.map_err(|fault| self.describe(fault))
+    }
+
+    fn clock(&self) -> Option<Arc<dyn Clock>> {
+        Some(Arc::clone(&self.inner.clock) as Arc<dyn Clock>)
+    }
+
+    async fn reap(&self, now: Time, limit: usize) -> Result<Reaped, StoreError> {
+        let inner = self.open_inner()?;
+        inner.retry(|| reap::reap(inner, now, limit)).await
+    }
+
+    async fn task(&self, namespace: &str, task: TaskId) -> Result<Option<TaskRecord>, StoreError> {
+        let inner = self.open_inner()?;
+        let found = reads::find(reads::Source::Pool(&inner.pool), &inner.pool, &inner.catalog, namespace, task).await;
+        Ok(found.map_err(|fault| self.describe(fault))?.map(reads::Found::record))
+    }
+
+    async fn tasks(
+        &self,
+        namespace: &str,
+        filter: TaskFilter,
+        page: Page,
+        now: Time,
+    ) -> Result<Paged<TaskRecord>, StoreError> {
+        let inner = self.open_inner()?;
+        let listed = list::tasks(&inner.pool, &inner.catalog, namespace, &filter, &page, now).await;
+        listed.map_err(|fault| self.describe(fault))
+    }
+
+    async fn executions(&self, namespace: &str, task: TaskId) -> Result<Vec<Execution>, StoreError> {
+        let inner = self.open_inner()?;
+        let found = reads::executions(&inner.pool, &inner.catalog, namespace, task).await;
+        found.map_err(|fault| self.describe(fault))
+    }
+
+    async fn all_executions(&self, namespace: &str, page: Page) -> Result<Paged<Execution>, StoreError> {
+        let inner = self.open_inner()?;
+        let listed = list::executions(&inner.pool, &inner.catalog, namespace, &page).await;
+        listed.map_err(|fault| self.describe(fault))
+    }
+
+    async fn events(&self, namespace: &str, task: TaskId) -> Result<Vec<TaskEvent>, StoreError> {
+        let inner = self.open_inner()?;
+        let found = reads::events(&inner.pool, &inner.catalog, namespace, task).await;
+        found.map_err(|fault| self.describe(fault))
+    }
+
+    async fn logs(&self, namespace: &str, task: TaskId, after: u64, limit: usize) -> Result<Vec<LogEntry>, StoreError> {
+        let inner = self.open_inner()?;
+        let found = reads::logs(&inner.pool, namespace, task, after, limit).await;
+        found.map_err(|fault| self.describe(fault))
+    }
+
+    async fn dependants(&self, namespace: &str, task: TaskId) -> Result<Vec<TaskId>, StoreError> {
+        let inner = self.open_inner()?;
+        let found = reads::dependants(&inner.pool, namespace, task).await;
+        found.map_err(|fault| self.describe(fault))
+    }
+
+    async fn inbox(&self, task: TaskId) -> Result<Vec<Signal>, StoreError> {
+        let inner = self.open_inner()?;
+        reads::inbox(&inner.pool, task).await.map_err(|fault| self.describe(fault))
+    }
+
+    async fn steps(&self, task: TaskId) -> Result<Vec<(Name, Json)>, StoreError> {
+        let inner = self.open_inner()?;
+        reads::steps(&inner.pool, task).await.map_err(|fault| self.describe(fault))
+    }
+
+    async fn key_holder(&self, namespace: &str, key: &str) -> Result<Option<TaskId>, StoreError> {
+        let inner = self.open_inner()?;
+        reads::key_holder(&inner.pool, namespace, key).await.map_err(|fault| self.describe(fault))
+    }
+
+    async fn counts(&self, namespace: &str, now: Time) -> Result<Counts, StoreError> {
+        let inner = self.open_inner()?;
+        counts::counts(&inner.pool, &inner.catalog, namespace, now).await.map_err(|fault| self.describe(fault))
+    }
+
+    async fn prune(&self, retention: Retention, now: Time, limit: usize) -> Result<Pruned, StoreError> {
+        let inner = self.open_inner()?;
+        inner.retry(|| prune::prune(&inner.pool, &inner.prune_cursor, retention, now, limit)).await
+    }
+
+    async fn verify(&self) -> Result<Verified, StoreError> {
+        let inner = self.open_inner()?;
+        let _ = inner; Ok(Verified::default())
+    }
+
+    async fn stats(&self) -> Result<StoreStats, StoreError> {
+        let inner = self.open_inner()?;
+        let _ = inner; Ok(StoreStats::default())
+    }
+
+    async fn backup(&self, _to: &Path) -> Result<(), StoreError> {
+        self.open_inner()?;
+        Err(StoreError::Unavailable(format!(
+            "{} is backed up with PostgreSQL's own tools (pg_dump, pg_basebackup), or with `pensum db copy` into a file",
+            self.inner.pool.location
+        )))
+    }
+
+    async fn close(&self) -> Result<(), StoreError> {
+        let inner = self.open_inner()?;
+        inner.closed.cancel();
+        inner.pool.close();
+        Ok(())
+    }
+}

@@ -275,12 +275,32 @@ pub(super) enum Value<'a> {
     Int2s(Vec<Option<i16>>),
     Int4s(Vec<Option<i32>>),
     Int8s(Vec<Option<i64>>),
+    Bools(Vec<Option<bool>>),
     Floats(Vec<Option<f64>>),
     Texts(Vec<Option<Cow<'a, str>>>),
     Uuids(Vec<Option<uuid::Uuid>>),
 }
 
 impl Value<'_> {
+    /// The same, with copies of what was borrowed.
+    pub(super) fn into_owned(self) -> Value<'static> {
+        let own = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
+        match self {
+            Value::Bool(v) => Value::Bool(v),
+            Value::Int8(v) => Value::Int8(v),
+            Value::Text(v) => Value::Text(v.map(own)),
+            Value::Uuid(v) => Value::Uuid(v),
+            Value::Bytes(v) => Value::Bytes(v),
+            Value::Int2s(v) => Value::Int2s(v),
+            Value::Int4s(v) => Value::Int4s(v),
+            Value::Int8s(v) => Value::Int8s(v),
+            Value::Bools(v) => Value::Bools(v),
+            Value::Floats(v) => Value::Floats(v),
+            Value::Texts(v) => Value::Texts(v.into_iter().map(|t| t.map(own)).collect()),
+            Value::Uuids(v) => Value::Uuids(v),
+        }
+    }
+
     pub(super) fn as_param(&self) -> Param<'_> {
         match self {
             Value::Bool(v) => (v, Type::BOOL),
@@ -291,6 +311,7 @@ impl Value<'_> {
             Value::Int2s(v) => (v, Type::INT2_ARRAY),
             Value::Int4s(v) => (v, Type::INT4_ARRAY),
             Value::Int8s(v) => (v, Type::INT8_ARRAY),
+            Value::Bools(v) => (v, Type::BOOL_ARRAY),
             Value::Floats(v) => (v, Type::FLOAT8_ARRAY),
             Value::Texts(v) => (v, Type::TEXT_ARRAY),
             Value::Uuids(v) => (v, Type::UUID_ARRAY),

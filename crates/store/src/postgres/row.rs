@@ -57,8 +57,6 @@ pub(super) mod gate {
     pub(in crate::postgres) const RUNNING: i16 = 6;
     /// It is another task's turn among those of its key.
     pub(in crate::postgres) const KEY: i16 = 7;
-    /// Of a key, and past its time: the reaper ends it, and the next one has its turn meanwhile.
-    pub(in crate::postgres) const OVERDUE: i16 = 8;
 }
 
 /// Where a task counts. Never renumbered.
@@ -209,14 +207,19 @@ pub(super) fn names(columns: &[(&str, &str)]) -> String {
     names.join(", ")
 }
 
-/// `unnest($1::bigint[], …)`, from parameter `first` on.
-pub(super) fn unnest(columns: &[(&str, &str)], first: usize) -> String {
+/// `$1::bigint[], …`, from parameter `first` on.
+pub(super) fn arrays(columns: &[(&str, &str)], first: usize) -> String {
     let arrays: Vec<String> = columns
         .iter()
         .enumerate()
         .map(|(at, (_, kind))| format!("${}::{kind}[]", at + first))
         .collect();
-    format!("unnest({})", arrays.join(", "))
+    arrays.join(", ")
+}
+
+/// `unnest($1::bigint[], …)`, from parameter `first` on.
+pub(super) fn unnest(columns: &[(&str, &str)], first: usize) -> String {
+    format!("unnest({})", arrays(columns, first))
 }
 
 pub(super) static LIVE_LIST: LazyLock<String> = LazyLock::new(|| list(&LIVE, "l"));
@@ -474,7 +477,7 @@ impl LiveRow {
         ]
     }
 
-    fn flags(&self) -> u32 {
+    pub(super) fn flags(&self) -> u32 {
         let bit = |on: bool, flag: u32| if on { flag } else { 0 };
         self.marks
             | write_flags(&self.life)
@@ -511,7 +514,7 @@ impl LiveRow {
         }
     }
 
-    fn due_at(&self, now: Time) -> Option<Time> {
+    pub(super) fn due_at(&self, now: Time) -> Option<Time> {
         match self.gate_at(now) {
             gate::LATER | gate::RETRYING => Some(self.life.run_at),
             gate::RUNNING => self.life.lease.map(|l| l.expires_at),
@@ -521,7 +524,7 @@ impl LiveRow {
     }
 
     /// When a queued task expires, or has been ready for too long.
-    fn timer_at(&self) -> Option<Time> {
+    pub(super) fn timer_at(&self) -> Option<Time> {
         let life = &self.life;
         if life.state != State::Queued {
             return None;

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
 mod conformance;
+mod copies;
+mod postgres_suite;
 mod random;
 mod sqlite_files;
 mod sqlite_hard_cases;

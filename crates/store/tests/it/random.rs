@@ -19,7 +19,7 @@ use proptest::test_runner::{Config, TestRunner};
 
 /// A task to enqueue, as plain choices.
 #[derive(Clone, Debug)]
-struct Plan {
+pub(crate) struct Plan {
     priority: i64,
     key: Option<u8>,
     unique: Option<(u8, u8, bool)>,
@@ -34,7 +34,7 @@ struct Plan {
 }
 
 #[derive(Clone, Debug)]
-enum Op {
+pub(crate) enum Op {
     Enqueue(Vec<Plan>),
     Claim { node: u64, slots: usize },
     Finish { lease: u8, how: u8 },
@@ -76,7 +76,7 @@ fn plan() -> impl Strategy<Value = Plan> {
         )
 }
 
-fn op() -> impl Strategy<Value = Op> {
+pub(crate) fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         4 => prop::collection::vec(plan(), 1..5).prop_map(Op::Enqueue),
         4 => (1u64..3, 0usize..5).prop_map(|(node, slots)| Op::Claim { node, slots }),
@@ -93,13 +93,22 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 /// One store with the ids and leases that it gave, in the order that both stores share.
-struct Side {
-    store: Arc<dyn Store>,
-    tasks: Vec<TaskId>,
-    leases: Vec<LeaseRef>,
+#[derive(Clone)]
+pub(crate) struct Side {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) tasks: Vec<TaskId>,
+    pub(crate) leases: Vec<LeaseRef>,
 }
 
 impl Side {
+    pub(crate) fn of(store: Arc<dyn Store>) -> Side {
+        Side {
+            store,
+            tasks: Vec::new(),
+            leases: Vec::new(),
+        }
+    }
+
     fn index(&self, id: TaskId) -> Option<usize> {
         self.tasks.iter().position(|t| *t == id)
     }
@@ -142,7 +151,7 @@ impl Side {
         text
     }
 
-    async fn perform(&mut self, op: &Op, now: Time) -> String {
+    pub(crate) async fn perform(&mut self, op: &Op, now: Time) -> String {
         let call = Call::new("tester", now);
         match op {
             Op::Enqueue(plans) => self.enqueue(&call, plans).await,
@@ -338,7 +347,7 @@ impl Side {
     }
 
     /// Everything that can be read, without what may differ.
-    async fn picture(&self, now: Time) -> BTreeMap<String, String> {
+    pub(crate) async fn picture(&self, now: Time) -> BTreeMap<String, String> {
         let mut picture = BTreeMap::new();
         for (index, id) in self.tasks.iter().enumerate() {
             let Some(record) = self.store.task("default", *id).await.unwrap() else {
@@ -470,16 +479,8 @@ where
 }
 
 async fn history(ops: &[Op], other: impl Future<Output = Arc<dyn Store>>) -> Result<(), TestCaseError> {
-    let mut model = Side {
-        store: Arc::new(ModelStore::new(1)),
-        tasks: Vec::new(),
-        leases: Vec::new(),
-    };
-    let mut other = Side {
-        store: other.await,
-        tasks: Vec::new(),
-        leases: Vec::new(),
-    };
+    let mut model = Side::of(Arc::new(ModelStore::new(1)));
+    let mut other = Side::of(other.await);
     let mut now = Time::parse("2026-03-01T12:00:00Z").unwrap();
     for (number, op) in ops.iter().enumerate() {
         if let Op::Pass(seconds) = op {

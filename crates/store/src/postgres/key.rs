@@ -1,0 +1,73 @@
+//! Whose turn it is among the tasks of one key.
+//!
+//! Of each key at most one row is claimable or runs; the others stand behind it with a gate of their own, so that a
+//! million of them cost a claim nothing. Whoever changes a row of a key settles its turn in the same transaction, under a
+//! lock for that key.
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+
+use pensum_core::{Name, Time};
+
+use super::pool::{Statement, Value};
+
+/// Locks keys, in their order.
+const LOCK: &str = "SELECT count(pg_advisory_xact_lock(hashtextextended('pensum key ' || scope, 0))) FROM
+    (SELECT scope FROM unnest($1::text[]) AS given(scope) ORDER BY scope) keys";
+
+/// Holds the row whose turn it is, so that no claim takes it meanwhile. One that a claim is just taking is waited for, and
+/// then found to run. A statement of its own, for the next one must see what this one waited for.
+const HOLD: &str = "SELECT row FROM pensum.live WHERE scope = ANY($1) AND gate = 0 FOR UPDATE";
+
+/// The best row of each key that may start at `$2`, unless one runs. Between the two that could be the best, the one in
+/// turn and the first of those behind it, each probe reads one index entry.
+macro_rules! turns {
+    () => {
+        "(SELECT given.scope, (
+            SELECT b.row FROM (
+                (SELECT row, rank, deadline FROM pensum.live WHERE scope = given.scope AND gate = 0
+                 AND (timer_at IS NULL OR timer_at > $2) ORDER BY rank, deadline, row LIMIT 1)
+                UNION ALL
+                (SELECT row, rank, deadline FROM pensum.live WHERE scope = given.scope AND gate = 7
+                 AND (timer_at IS NULL OR timer_at > $2) ORDER BY rank, deadline, row LIMIT 1)) b
+            WHERE NOT EXISTS (SELECT 1 FROM pensum.live r WHERE r.scope = given.scope AND r.gate = 6)
+            ORDER BY b.rank, b.deadline, b.row LIMIT 1) AS head
+          FROM unnest($1::text[]) AS given(scope)) turn"
+    };
+}
+
+/// Takes the turn from a row that is not the best any more.
+const DEMOTE: &str = concat!(
+    "UPDATE pensum.live l SET gate = 7 FROM ",
+    turns!(),
+    " WHERE l.scope = turn.scope AND l.gate = 0 AND l.row IS DISTINCT FROM turn.head"
+);
+
+/// Gives the turn to the best row.
+const PROMOTE: &str = concat!(
+    "UPDATE pensum.live l SET gate = 0 FROM ",
+    turns!(),
+    " WHERE l.row = turn.head AND l.gate = 7"
+);
+
+fn keys(scopes: &BTreeSet<Name>) -> Value<'_> {
+    Value::Texts(scopes.iter().map(|s| Some(Cow::Borrowed(&**s))).collect())
+}
+
+/// The statement that locks keys; nothing for none.
+pub(super) fn lock(scopes: &BTreeSet<Name>) -> Option<Statement<'_>> {
+    (!scopes.is_empty()).then(|| Statement { sql: LOCK, params: vec![keys(scopes)] })
+}
+
+/// The statements that settle the turns of keys, after the rows are written; nothing for none.
+pub(super) fn settle(scopes: &BTreeSet<Name>, now: Time) -> Vec<Statement<'_>> {
+    if scopes.is_empty() {
+        return Vec::new();
+    }
+    let with_time = || vec![keys(scopes), Value::Int8(Some(now.as_micros()))];
+    vec![
+        Statement { sql: HOLD, params: vec![keys(scopes)] },
+        Statement { sql: DEMOTE, params: with_time() },
+        Statement { sql: PROMOTE, params: with_time() },
+    ]
+}

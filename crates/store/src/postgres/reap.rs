@@ -1,0 +1,181 @@
+//! What is overdue: leases, expiries, queue timeouts, waits. One node of all looks at a time.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use pensum_core::store::{Applied, Reaped};
+use pensum_core::transition::{Blame, Event};
+use pensum_core::{ErrorInfo, NodeId, State, Time};
+use tokio_postgres::types::Type;
+
+use super::Inner;
+use super::claim::PROBATION;
+use super::error::Fault;
+use super::pool::{Durability, Statement, Value};
+use super::row::LiveRow;
+use super::step::{Facts, Work};
+
+/// How many passes go by between two foldings of the counts.
+const FOLD_EVERY: u64 = 4;
+/// How long nodes that fell silent stay listed.
+const SILENT_KEPT: std::time::Duration = std::time::Duration::from_secs(3_600);
+
+/// When the next pass has something to do.
+const NEXT_DUE: &str = "SELECT least((SELECT min(due_at) FROM pensum.live WHERE gate = 6),
+    (SELECT min(due_at) FROM pensum.live WHERE gate = 4), (SELECT min(timer_at) FROM pensum.live WHERE timer_at IS NOT NULL))";
+
+/// One pass.
+pub(super) async fn reap(inner: &Arc<Inner>, now: Time, limit: usize) -> Result<Reaped, Fault> {
+    let mut work = Work::begin(inner, Durability::Acknowledged, now).await?;
+    let at = || Value::Int8(Some(now.as_micros()));
+    let most = || Value::Int8(Some(i64::try_from(limit).unwrap_or(i64::MAX)));
+    let answers = work
+        .tx
+        .pipeline(&[
+            Statement {
+                sql: "SELECT pg_try_advisory_xact_lock(hashtextextended('pensum reap', 0))",
+                params: Vec::new(),
+            },
+            Statement {
+                sql: "SELECT row FROM pensum.live WHERE gate = 6 AND due_at <= $1 ORDER BY row LIMIT $2",
+                params: vec![at(), most()],
+            },
+            Statement {
+                sql: "SELECT row FROM (SELECT row, due_at AS at FROM pensum.live WHERE gate = 4 AND due_at <= $1
+                      UNION ALL SELECT row, timer_at FROM pensum.live WHERE timer_at <= $1) due ORDER BY at, row LIMIT $2",
+                params: vec![at(), most()],
+            },
+            Statement { sql: NEXT_DUE, params: Vec::new() },
+        ])
+        .await?;
+    let column = |answer: usize| -> Result<Vec<i64>, Fault> {
+        answers.get(answer).into_iter().flatten().map(|found| Ok(found.try_get(0)?)).collect()
+    };
+    let mine = answers.first().and_then(|rows| rows.first()).map_or(Ok(false), |found| found.try_get(0))?;
+    let next: Option<i64> = answers.get(3).and_then(|rows| rows.first()).map_or(Ok(None), |found| found.try_get(0))?;
+    let (leases, timers) = (column(1)?, column(2)?);
+    let mut reaped = Reaped { next_due: next.map(Time::from_micros), ..Reaped::default() };
+    if !mine || leases.is_empty() && timers.is_empty() {
+        work.tx.rollback().await?;
+        if mine {
+            keep_up(inner, now).await?;
+        }
+        return Ok(reaped);
+    }
+    let mut applied = Applied::default();
+    let mut done = work.end_leases(&leases, &mut reaped, &mut applied).await?;
+    work.load(&timers).await?;
+    for row in timers {
+        if done == limit {
+            break;
+        }
+        let Some((event, error)) = work.live(row).and_then(|(_, live)| overdue(live, now)) else { continue };
+        let facts = Facts { error, ..Facts::default() };
+        if work.happen(row, &event, facts, &mut applied).await?.is_ok() {
+            done += 1;
+            match event {
+                Event::WakeDue => reaped.woken += 1,
+                _ => reaped.overdue += 1,
+            }
+        }
+    }
+    if work.commit().await? {
+        inner.wake.ready();
+    }
+    inner.holdings.remove_rows(leases.into_iter());
+    reaped.ended = applied.ended;
+    let rows = inner.pool.read(NEXT_DUE, &[]).await?;
+    let next: Option<i64> = rows.first().map_or(Ok(None), |found| found.try_get(0))?;
+    reaped.next_due = next.map(Time::from_micros);
+    keep_up(inner, now).await?;
+    Ok(reaped)
+}
+
+/// What else wants doing now and then.
+async fn keep_up(inner: &Arc<Inner>, now: Time) -> Result<(), Fault> {
+    if !inner.passes.fetch_add(1, Ordering::Relaxed).is_multiple_of(FOLD_EVERY) {
+        return Ok(());
+    }
+    super::counts::fold(&inner.pool).await?;
+    let silent = now.minus(SILENT_KEPT).as_micros();
+    let sql = "DELETE FROM pensum.node n WHERE n.expires_at <= $1
+               AND NOT EXISTS (SELECT 1 FROM pensum.live l WHERE l.gate = 6 AND l.node = n.id)";
+    inner.pool.begin(Durability::Relaxed).await?.commit(&[Statement { sql, params: vec![Value::Int8(Some(silent))] }]).await?;
+    Ok(())
+}
+
+impl Work {
+    /// Takes back leases that have run out; a dead node's with the blame that its run deserves.
+    async fn end_leases(
+        &mut self,
+        rows: &[i64],
+        reaped: &mut Reaped,
+        applied: &mut Applied,
+    ) -> Result<usize, Fault> {
+        if rows.is_empty() {
+            return Ok(0);
+        }
+        self.load(rows).await?;
+        self.look_ahead(rows).await?;
+        let sql = "SELECT id, expires_at <= $1 FROM pensum.node";
+        let mut dead: HashMap<u64, bool> = HashMap::new();
+        for node in self.tx.query(sql, &[(&self.now.as_micros(), Type::INT8)]).await? {
+            dead.insert(node.try_get::<_, i64>(0)? as u64, node.try_get(1)?);
+        }
+        let mut done = 0;
+        for row in rows {
+            let Some((_, live)) = self.live(*row) else { continue };
+            let Some(lease) = live.life.lease.filter(|l| l.expires_at <= self.now) else { continue };
+            let (event, error) = match dead.get(&lease.node.0) {
+                Some(true) => died(live, lease.node, self.now),
+                _ => (Event::LeaseExpired, None),
+            };
+            let facts = Facts { error, ..Facts::default() };
+            if self.happen(*row, &event, facts, applied).await?.is_ok() {
+                reaped.leases_expired += 1;
+                done += 1;
+            }
+        }
+        Ok(done)
+    }
+}
+
+fn died(live: &LiveRow, node: NodeId, now: Time) -> (Event, Option<ErrorInfo>) {
+    let blame = match live.run {
+        Some(run) if run.checkpointed || now.since(run.taken_at) >= PROBATION => Blame::None,
+        Some(run) if run.alone => Blame::Alone,
+        _ => Blame::Suspect,
+    };
+    let error = ErrorInfo::new("crashed_node", format!("{node} died while it ran the task"));
+    (Event::NodeDied(blame), Some(error))
+}
+
+/// What is overdue about a task that nobody runs, with the error that goes with it.
+fn overdue(live: &LiveRow, now: Time) -> Option<(Event, Option<ErrorInfo>)> {
+    let life = &live.life;
+    if life.state == State::Waiting {
+        return life.wake_at.filter(|at| *at <= now && life.paused_at.is_none()).map(|_| (Event::WakeDue, None));
+    }
+    if life.state != State::Queued {
+        return None;
+    }
+    let expires = live.expires_at.filter(|at| *at <= now && !life.has_started());
+    let impatient = live
+        .queue_timeout
+        .filter(|_| life.is_claimable(now))
+        .map(|longest| (live.ready_from().plus(longest), longest))
+        .filter(|(at, _)| *at <= now);
+    // Whichever came first ended the task.
+    match (expires, impatient) {
+        (Some(at), rest) if rest.is_none_or(|(other, _)| at <= other) => {
+            let message = format!("it had not started by its expires_at, {at}");
+            Some((Event::Expired, Some(ErrorInfo::new("expired", message))))
+        }
+        (_, Some((_, longest))) => {
+            let message = format!("it was ready for {} s without being started", longest.as_secs_f64());
+            Some((Event::QueueTimeout, Some(ErrorInfo::new("queue_timeout", message))))
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,169 @@
+//! Notices between nodes that there may be work: a hint, never the truth. Polling goes on beneath them.
+//!
+//! A notice is sent after the commit that made work, by a task of its own and at most one each [`QUIET`]: inside the
+//! commit it would make all commits of the database wait for each other. It says nothing but "look".
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures_util::future::poll_fn;
+use tokio::sync::{Notify, watch};
+use tokio_postgres::AsyncMessage;
+use tokio_postgres::types::Type;
+use tokio_util::sync::CancellationToken;
+
+use super::options::PostgresOptions;
+use super::pool::Pool;
+use super::tls;
+
+/// Shortest time between two notices of one node.
+const QUIET: Duration = Duration::from_millis(10);
+/// First and longest pause before the connection that listens is made again.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+/// How long a notice to oneself may take before nobody believes in notices.
+const ECHO_MAX: Duration = Duration::from_secs(2);
+
+/// What wakes parked claims.
+pub(super) struct Wake {
+    /// Grows when there may be work.
+    ready: watch::Sender<u64>,
+    /// Others want to know.
+    outbox: Notify,
+    /// Notices do not come through.
+    deaf: AtomicBool,
+}
+
+/// Hears of work from the moment it was made.
+pub(super) struct Ear(watch::Receiver<u64>);
+
+impl Ear {
+    /// Returns once there may be work.
+    pub(super) async fn ready(&mut self) {
+        if self.0.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+impl Wake {
+    pub(super) fn new() -> Wake {
+        Wake { ready: watch::Sender::new(0), outbox: Notify::new(), deaf: AtomicBool::new(true) }
+    }
+
+    /// There may be work, for this node and all others.
+    pub(super) fn ready(&self) {
+        self.heard();
+        self.outbox.notify_one();
+    }
+
+    fn heard(&self) {
+        self.ready.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    pub(super) fn listen(&self) -> Ear {
+        Ear(self.ready.subscribe())
+    }
+
+    /// True while work that other nodes make is found by polling alone.
+    pub(super) fn is_deaf(&self) -> bool {
+        self.deaf.load(Ordering::Relaxed)
+    }
+}
+
+fn channel(schema: &str) -> String {
+    // A name of PostgreSQL has 63 bytes at most; what is cut off only makes a notice reach one more store.
+    format!("pensum_{schema}").chars().take(63).collect()
+}
+
+/// Sends notices until the store is closed.
+pub(super) async fn send(wake: Arc<Wake>, pool: Arc<Pool>, schema: String, closed: CancellationToken) {
+    let channel = channel(&schema);
+    loop {
+        tokio::select! {
+            () = wake.outbox.notified() => {}
+            () = closed.cancelled() => return,
+        }
+        // One that is lost costs a poll's time.
+        let _ = pool.read("SELECT pg_notify($1, '')", &[(&channel, Type::TEXT)]).await;
+        tokio::time::sleep(QUIET).await;
+    }
+}
+
+/// Listens until the store is closed, on a connection of its own.
+pub(super) async fn hear(wake: Arc<Wake>, options: PostgresOptions, closed: CancellationToken) {
+    let mut pause = PAUSE_MIN;
+    let mut said = false;
+    loop {
+        let heard = tokio::select! {
+            heard = hear_once(&wake, &options, &mut said) => heard,
+            () = closed.cancelled() => return,
+        };
+        wake.deaf.store(true, Ordering::Relaxed);
+        match heard {
+            // It worked for a while.
+            Ok(()) => pause = PAUSE_MIN,
+            Err(Deaf::Broken) => pause = (pause * 2).min(PAUSE_MAX),
+            Err(Deaf::Pooler) => {
+                if !said {
+                    tracing::info!(
+                        "notices do not come through, probably for a pooler in transaction mode; this node looks for work of other \
+                         nodes some 20 times a second"
+                    );
+                    said = true;
+                }
+                pause = Duration::from_secs(60);
+            }
+        }
+        // What was missed meanwhile is found by looking.
+        wake.heard();
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = closed.cancelled() => return,
+        }
+    }
+}
+
+enum Deaf {
+    /// No connection.
+    Broken,
+    /// A connection on which no notice arrives.
+    Pooler,
+}
+
+async fn hear_once(wake: &Wake, options: &PostgresOptions, said: &mut bool) -> Result<(), Deaf> {
+    let connector = tls::connector(options).map_err(|_| Deaf::Broken)?;
+    let (client, mut connection) = options.config.connect(connector).await.map_err(|_| Deaf::Broken)?;
+    let channel = channel(&options.schema);
+    let sent = async {
+        client.batch_execute(&format!("LISTEN \"{channel}\"")).await?;
+        client.execute_typed("SELECT pg_notify($1, '')", &[(&channel, Type::TEXT)]).await
+    };
+    let mut sent = std::pin::pin!(sent);
+    let mut is_sent = false;
+    let mut echoed = false;
+    let patience = tokio::time::sleep(ECHO_MAX);
+    let mut patience = std::pin::pin!(patience);
+    loop {
+        tokio::select! {
+            message = poll_fn(|ctx| connection.poll_message(ctx)) => match message {
+                Some(Ok(AsyncMessage::Notification(_))) => {
+                    if !echoed {
+                        echoed = true;
+                        *said = false;
+                        wake.deaf.store(false, Ordering::Relaxed);
+                    }
+                    wake.heard();
+                }
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return if echoed { Ok(()) } else { Err(Deaf::Broken) },
+            },
+            result = &mut sent, if !is_sent => {
+                is_sent = true;
+                result.map_err(|_| Deaf::Broken)?;
+            }
+            () = &mut patience, if !echoed => return Err(if is_sent { Deaf::Pooler } else { Deaf::Broken }),
+        }
+    }
+}
