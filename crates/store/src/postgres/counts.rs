@@ -10,7 +10,7 @@ use tokio_postgres::types::Type;
 use super::error::Fault;
 use super::names::Catalog;
 use super::pool::{Durability, Pool, Tx};
-use super::row::{Cell, damaged, gate};
+use super::row::{Cell, gate};
 
 /// How many appended changes one fold takes: some 200 ms.
 const FOLD_MAX: usize = 100_000;
