@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::client::{DB_DEFAULT, check_url, must_exist, open_store, store_path};
 use super::exit::{Exit, Failure};
-use super::{Global, confirm, now, output};
+use super::{Global, confirm, copy, now, output};
 
 /// How many tasks one step of a prune removes: a short transaction each.
 const PRUNE_STEP: usize = 1_000;
@@ -39,6 +39,13 @@ pub(crate) enum Command {
         /// The new file.
         to: PathBuf,
     },
+    /// Carry everything from one store to another, empty one, and compare it there.
+    Copy {
+        /// The store to read, such as sqlite:pensum.db.
+        from: String,
+        /// The store to fill; made when it does not exist.
+        to: String,
+    },
 }
 
 impl Command {
@@ -59,6 +66,9 @@ async fn open_to_read(url: &str) -> Result<Arc<dyn Store>, StoreError> {
 }
 
 pub(crate) async fn db(global: &Global, command: Command) -> anyhow::Result<Exit> {
+    if let Command::Copy { from, to } = &command {
+        return copy::copy(global, from, to).await;
+    }
     let url = global.store().unwrap_or_else(|| DB_DEFAULT.to_owned());
     check_url(&url)?;
     if !matches!(command, Command::Migrate) {
@@ -156,6 +166,8 @@ async fn dispatch(global: &Global, store: &Arc<dyn Store>, command: Command) -> 
                 format!("{} written\n", to.display())
             })?;
         }
+        // It opens two stores, and was carried out before this one.
+        Command::Copy { .. } => {}
     }
     Ok(Exit::Ok)
 }

@@ -4,6 +4,7 @@ mod bench;
 mod bound;
 mod client;
 mod config;
+mod copy;
 mod db;
 mod dlq;
 mod exit;

@@ -139,19 +139,20 @@ pub(crate) async fn fill(store: &Arc<dyn Store>, tasks: usize, start: Time) -> T
     rest(&**store, now).await
 }
 
-/// How many tasks the large copies have; `PENSUM_TEST_LONG` raises it.
+/// `PENSUM_TEST_LONG` asks for larger copies, and more of them.
+fn is_long() -> bool {
+    std::env::var_os("PENSUM_TEST_LONG").is_some()
+}
+
+/// How many tasks the large copies have.
 pub(crate) fn tasks_of_a_large_copy() -> usize {
-    if std::env::var_os("PENSUM_TEST_LONG").is_some() {
-        100_000
-    } else {
-        2_000
-    }
+    if is_long() { 100_000 } else { 2_000 }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_large_store_is_copied_from_file_to_file() {
+async fn a_large_store_is_copied_from_memory_to_a_file_and_from_file_to_file() {
     let place = Place::new();
-    let (from, to) = (place.open("from.db"), place.open("to.db"));
+    let (from, to) = (sqlite().await, place.open("to.db"));
     let tasks = tasks_of_a_large_copy();
     let now = fill(&from, tasks, noon()).await;
     let copied = good_copy(&*from, &*to, now).await;
@@ -195,7 +196,7 @@ async fn has(store: &dyn Store, state: State, now: Time) -> bool {
 }
 
 /// Copies random stores that `from` gives to ones that `to` gives, and lets both go on: they must do the same.
-pub(crate) fn compare<F, T>(cases: u32, from: impl Fn() -> F, to: impl Fn() -> T)
+pub(crate) fn compare<F, T>(from: impl Fn() -> F, to: impl Fn() -> T)
 where
     F: Future<Output = Arc<dyn Store>>,
     T: Future<Output = Arc<dyn Store>>,
@@ -206,7 +207,7 @@ where
         .build()
         .unwrap();
     let config = Config {
-        cases,
+        cases: if is_long() { 2_000 } else { 40 },
         max_shrink_iters: 2_000,
         failure_persistence: None,
         ..Config::default()
@@ -243,6 +244,9 @@ async fn go_on(before: &[Op], after: &[Op], from: Arc<dyn Store>, to: Arc<dyn St
         pass(&mut now, op);
         let (expected, found) = (original.perform(op, now).await, other.perform(op, now).await);
         prop_assert_eq!(expected, found, "operation {} after the copy: {:?}", number, op);
+        if number % 5 > 0 && number + 1 < after.len() {
+            continue;
+        }
         // The ids of what is new are the only ones that may differ.
         let (expected, found) = (original.picture(now).await, other.picture(now).await);
         for (what, expected) in &expected {
@@ -266,17 +270,17 @@ async fn sqlite() -> Arc<dyn Store> {
 
 #[test]
 fn random_copies_of_sqlite_in_sqlite_go_on_alike() {
-    compare(100, sqlite, sqlite);
+    compare(sqlite, sqlite);
 }
 
 #[test]
 fn random_copies_of_the_model_in_sqlite_go_on_alike() {
-    compare(100, model, sqlite);
+    compare(model, sqlite);
 }
 
 #[test]
 fn random_copies_of_sqlite_in_the_model_go_on_alike() {
-    compare(100, sqlite, model);
+    compare(sqlite, model);
 }
 
 async fn add(store: &dyn Store, count: usize) -> Vec<TaskId> {
@@ -334,10 +338,6 @@ async fn damaged_copy(sql: &str) -> (Vec<String>, Vec<TaskId>) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_is_wrong_with_a_copy_is_said_with_its_task_and_field() {
-    #[track_caller]
-    fn check((faults, _): (Vec<String>, Vec<TaskId>), expected: &[String]) {
-        assert_eq!(faults, expected);
-    }
     let (faults, ids) = damaged_copy("UPDATE task SET parameters = '1' WHERE row = 4").await;
     assert_eq!(faults, [format!("task {} differs in task.spec.parameters", ids[3])]);
     let (faults, ids) = damaged_copy("DELETE FROM task WHERE row = 2; DELETE FROM outcome WHERE row = 2").await;
@@ -347,22 +347,14 @@ async fn whatever_is_wrong_with_a_copy_is_said_with_its_task_and_field() {
          UPDATE outcome SET seq = seq + 1000 WHERE row = 1;",
     )
     .await;
-    assert_eq!(faults.len(), 2, "{faults:?}");
     assert_eq!(faults[0], format!("task {} differs in events", ids[0]));
     let says = |field: &str| faults[1].contains(field);
     assert!(says(&ids[4].to_string()) && says("task.lifecycle.run_at"), "{faults:?}");
-    let counted = damaged_copy("UPDATE counter SET failed = failed + 1").await;
-    check(
-        counted,
-        &["the target: class 0 counts 1 failed tasks and has 0".to_owned(), {
-            let ready = "(ready, dependencies, later, retrying, paused, running, completed, failed, cancelled, \
-                         executions; 10 cells)";
-            format!(
-                "the target: class 0 counts [3, 0, 0, 0, 0, 0, 2, 0, 0, 2] and has [3, 0, 0, 0, 0, 0, 2, 1, 0, 2] \
-                 {ready}"
-            )
-        }],
-    );
+    let (faults, _) = damaged_copy("UPDATE counter SET failed = failed + 1").await;
+    assert_eq!(faults[0], "the target: class 0 counts 1 failed tasks and has 0");
+    let (faults, _) =
+        damaged_copy("INSERT INTO idempotency VALUES ('default', 'k', zeroblob(32), zeroblob(16), 1)").await;
+    assert_eq!(faults, ["the idempotency key `k` of the namespace default differs"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
