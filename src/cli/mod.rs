@@ -8,6 +8,7 @@ mod copy;
 mod db;
 mod dlq;
 mod exit;
+mod node;
 pub(crate) mod output;
 mod run;
 mod serve;
@@ -119,6 +120,9 @@ enum Command {
     Task(task::Command),
     /// Show how the node is doing.
     Status,
+    /// Show which nodes work on the store.
+    #[command(subcommand, visible_alias = "nodes")]
+    Node(node::Command),
     /// Show and mend failed tasks.
     #[command(subcommand)]
     Dlq(dlq::Command),
@@ -171,6 +175,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Run(args) => run::run(&global, args).await,
         Command::Task(command) => task::task(&global, command).await,
         Command::Status => status::status(&global).await,
+        Command::Node(command) => node::node(&global, command).await,
         Command::Dlq(command) => dlq::dlq(&global, command).await,
         Command::Db(command) => db::db(&global, command).await,
         Command::Bench(args) => bench::bench(&global, args).await,

@@ -68,7 +68,7 @@ pub(crate) async fn serve(global: &Global, args: Args) -> anyhow::Result<Exit> {
         }
         Err(error) => return Err(Failure::from(error).into()),
     };
-    let engine = build(&store, &args, config.retention(), config.handlers);
+    let engine = build(&store, &args, address, config.retention(), config.handlers);
     let options = ServerOptions {
         // Only users of this machine can reach a node of this version.
         allow_inline: args.allow_inline.or(config.allow_inline).unwrap_or(true),
@@ -116,12 +116,14 @@ pub(crate) async fn serve(global: &Global, args: Args) -> anyhow::Result<Exit> {
 fn build(
     store: &Arc<dyn Store>,
     args: &Args,
+    address: SocketAddr,
     retention: pensum_core::store::Retention,
     handlers: Vec<(String, super::bound::BoundHandler)>,
 ) -> Engine {
     let mut builder = Engine::builder(Arc::clone(store))
         .builtin_handlers()
         .slots(args.slots)
+        .address(format!("http://{address}"))
         .retention(retention);
     for (name, handler) in handlers {
         builder = builder.handler(name, handler);

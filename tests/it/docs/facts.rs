@@ -39,6 +39,13 @@ fn every_field_of_a_task_and_of_an_attempt_is_on_the_page_on_tasks() {
 }
 
 #[test]
+fn every_field_of_a_node_is_on_the_page_on_http() {
+    let fields = keys(&openapi()["components"]["schemas"]["NodeRecord"]["properties"]);
+    assert!(!fields.is_empty());
+    check("http.md", fields.iter().map(|field| format!("`{field}`")));
+}
+
+#[test]
 fn every_route_and_filter_is_on_the_page_on_http() {
     let openapi = openapi();
     for (path, item) in openapi["paths"].as_object().unwrap() {

@@ -257,7 +257,7 @@ impl Side {
                     name: Name::from("node"),
                     version: "1".to_owned(),
                     address: None,
-                    started_at: now,
+                    started_at: Time::EPOCH,
                     slots: 4,
                     running: 0,
                     ttl: Duration::from_secs(15),
