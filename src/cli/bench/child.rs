@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
-use tokio::io::{AsyncBufReadExt, BufReader, Lines};
-use tokio::process::{Child, ChildStdout, Command};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use super::meter::tick;
 use super::scratch::Scratch;
@@ -21,6 +21,7 @@ const LOOK: Duration = Duration::from_micros(200);
 /// A child process; killed when it is dropped.
 pub(super) struct Process {
     child: Child,
+    input: Option<ChildStdin>,
     lines: Lines<BufReader<ChildStdout>>,
 }
 
@@ -31,7 +32,7 @@ impl Process {
         let mut command = Command::new(program);
         command
             .args(arguments)
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true);
         // Settings for a person's nodes must not steer a bench.
@@ -47,6 +48,7 @@ impl Process {
         let mut child = command.spawn().context("cannot start this program again")?;
         let out = child.stdout.take().context("a child without standard output")?;
         Ok(Process {
+            input: child.stdin.take(),
             child,
             lines: BufReader::new(out).lines(),
         })
@@ -64,18 +66,35 @@ impl Process {
         line.context("a child ended early")
     }
 
+    /// Gives it a line to read.
+    pub(super) async fn say(&mut self, line: &str) -> anyhow::Result<()> {
+        let input = self.input.as_mut().context("a child whose standard input is closed")?;
+        input.write_all(format!("{line}\n").as_bytes()).await?;
+        Ok(input.flush().await?)
+    }
+
+    /// Closes its standard input.
+    pub(super) fn hush(&mut self) {
+        drop(self.input.take());
+    }
+
     /// Ends it as a power cut would, and waits until it is gone.
     pub(super) async fn kill(mut self) -> anyhow::Result<()> {
         Ok(self.child.kill().await?)
     }
 
     /// Asks it to end, and waits until it has.
-    pub(super) async fn stop(mut self) -> anyhow::Result<()> {
+    pub(super) async fn stop(self) -> anyhow::Result<()> {
         let pid = i32::try_from(self.pid()?)
             .ok()
             .and_then(Pid::from_raw)
             .context("a child without an id")?;
         kill_process(pid, Signal::TERM)?;
+        self.wait().await
+    }
+
+    /// Waits until it has ended, and well.
+    pub(super) async fn wait(mut self) -> anyhow::Result<()> {
         let status = tokio::time::timeout(PATIENCE, self.child.wait())
             .await
             .context("a child did not end")??;

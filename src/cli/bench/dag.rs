@@ -9,8 +9,7 @@ use pensum_core::{NewTask, Time};
 use serde_json::json;
 
 use super::Bench;
-use super::limit::LIFE_CYCLE_METRIC;
-use super::meter::{Meter, seconds_since, tick};
+use super::meter::{seconds_since, tick};
 use super::report::Figure;
 use super::work::{HANDLER, World, task};
 
@@ -68,7 +67,7 @@ pub(super) async fn run(bench: &mut Bench) -> anyhow::Result<()> {
     let links: usize = edges.iter().map(Vec::len).sum();
     let document = document(&edges);
     let (mut rates, mut checks) = (Vec::new(), Vec::new());
-    let meter = Meter::start();
+    let meter = bench.meter();
     for _ in 0..bench.runs {
         let start = tick();
         let batch: BatchInput = input::parse(document.as_bytes())?;
@@ -94,7 +93,7 @@ pub(super) async fn run(bench: &mut Bench) -> anyhow::Result<()> {
     let note = format!("layers of {LAYER}, {links} dependencies, {} slots", bench.slots);
     let figure = Figure::new(MODE, "enqueue a graph and run it to the end", "tasks/s", &rates, count)
         .durability(&bench.durability)
-        .against(LIFE_CYCLE_METRIC, bench.limits()?.life_cycle);
+        .against(&bench.limits()?.life_cycle);
     bench.report.add(figure.machine(&meter).note(note.as_str()))?;
     let figure = Figure::new(MODE, "read, check and search for cycles", "ms", &checks, count);
     bench.report.add(figure.machine(&meter).note(note))

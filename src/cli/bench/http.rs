@@ -10,8 +10,7 @@ use tokio::task::JoinSet;
 
 use super::Bench;
 use super::child::Server;
-use super::limit::INSERT_METRIC;
-use super::meter::{Meter, seconds_since, tick};
+use super::meter::{seconds_since, tick};
 use super::report::{Figure, Spread};
 use super::wire::Wire;
 use super::work::{BULK, IN_FLIGHT, PARKED, payload};
@@ -46,20 +45,20 @@ struct Runs {
 pub(super) async fn run(bench: &mut Bench) -> anyhow::Result<()> {
     let mut runs = Runs::default();
     let (singles, reads) = (bench.tasks.min(100_000), bench.tasks.min(READS_MAX));
-    let meter = Meter::start();
+    let meter = bench.meter();
     for _ in 0..bench.runs {
-        bench.scratch.clear();
+        bench.scratch.clear().await?;
         let server = Server::start(&bench.scratch, bench.slots).await?;
         one_run(bench, &server, singles, reads, &mut runs).await?;
         server.stop().await?;
     }
-    let insert = bench.limits()?.insert;
+    let insert = bench.limits()?.insert.clone();
     let total = singles + bench.tasks;
     let durability = bench.durability.clone();
     let rate = |metric: &str, values: &[f64], n| {
         Figure::new(MODE, metric, "tasks/s", values, n)
             .durability(&durability)
-            .against(INSERT_METRIC, insert)
+            .against(&insert)
     };
     let time = |metric: String, values: &[f64], n| Figure::new(MODE, metric, "ms", values, n);
     let figures = [

@@ -1,4 +1,5 @@
-//! `pensum bench`: what this program does on this machine and disk, beside what raw SQLite does in the same run.
+//! `pensum bench`: what this program does on this machine, disk or database server, beside what raw SQL does in the same
+//! run.
 //!
 //! One JSON object a line on standard output, progress and a table on standard error. docs/performance.md says how to
 //! read them.
@@ -6,10 +7,12 @@
 mod child;
 mod claims;
 mod dag;
+mod database;
 mod http;
 mod latency;
 mod limit;
 mod meter;
+mod nodes;
 mod process;
 mod report;
 mod scratch;
@@ -17,21 +20,27 @@ mod throughput;
 mod wire;
 mod work;
 
+use std::sync::Arc;
+
 use anyhow::Context as _;
 use clap::ValueEnum;
 
 use super::exit::{Exit, Failure};
+use super::signals::Signals;
 use super::{Global, output};
+use database::{Database, Schema};
 use limit::Limits;
+use meter::Meter;
 use report::Report;
-use scratch::Scratch;
+use scratch::{Scratch, ScratchFile};
 
 /// How many tasks run at once in a bench when it is not told.
 const SLOTS: usize = 1024;
 
 #[derive(clap::Args, Debug)]
 pub(super) struct Args {
-    /// Where to make the database: a new file on the disk to measure. It is removed afterwards.
+    /// Where to measure: `sqlite:FILE` for a new file on a disk, `postgres://USER@HOST/DATABASE` for a server, where the
+    /// bench makes a database of its own. Either is removed afterwards.
     #[arg(long, value_name = "URL", default_value = "sqlite:pensum-bench.db")]
     store: String,
     /// How many tasks; other sizes follow from it.
@@ -49,6 +58,10 @@ pub(super) struct Args {
     /// How many tasks run at once.
     #[arg(long, value_name = "N", default_value_t = SLOTS as u64, value_parser = clap::value_parser!(u64).range(1..=100_000))]
     slots: u64,
+    /// How many nodes, in processes of their own, run the tasks of `drain` and `end-to-end`; one runs them in this
+    /// process. More than one needs PostgreSQL.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=64))]
+    nodes: u64,
     /// A part that the bench runs in a process of its own.
     #[arg(long, hide = true, value_enum)]
     child: Option<ChildPart>,
@@ -59,7 +72,7 @@ pub(super) struct Args {
 enum Mode {
     /// Everything below.
     All,
-    /// The disk and raw SQLite.
+    /// The raw store: SQLite and the disk, or PostgreSQL.
     Limit,
     /// Tasks in: single and bulk.
     Enqueue,
@@ -73,6 +86,8 @@ enum Mode {
     Pending,
     /// The cost of a claim with five times as many finished tasks.
     Finished,
+    /// The cost of a claim beside many ready tasks that nobody may claim: of one busy key, of another queue.
+    Gated,
     /// A graph of tasks that wait for each other.
     Dependencies,
     /// Tasks of a killed process: how soon they can be claimed again.
@@ -86,7 +101,7 @@ enum Mode {
 }
 
 impl Mode {
-    const EACH: [Mode; 11] = [
+    const EACH: [Mode; 12] = [
         Mode::Enqueue,
         Mode::Drain,
         Mode::EndToEnd,
@@ -94,6 +109,7 @@ impl Mode {
         Mode::Dependencies,
         Mode::Pending,
         Mode::Finished,
+        Mode::Gated,
         Mode::Recovery,
         Mode::Start,
         Mode::Memory,
@@ -105,6 +121,10 @@ impl Mode {
 enum ChildPart {
     /// Claims every task and waits to be killed.
     Hold,
+    /// Runs tasks.
+    Node,
+    /// Runs tasks and says when each starts.
+    Herald,
 }
 
 /// What the measurements share.
@@ -114,6 +134,9 @@ struct Bench {
     runs: u64,
     payload: usize,
     slots: usize,
+    nodes: u64,
+    /// The server's first process, where the store is on a server of this machine.
+    postmaster: Option<u32>,
     /// What an acknowledgement of the measured store means.
     durability: String,
     limits: Option<Limits>,
@@ -124,23 +147,66 @@ impl Bench {
     fn limits(&self) -> anyhow::Result<&Limits> {
         self.limits.as_ref().context("the raw limits were not measured")
     }
+
+    /// Starts watching what the rest of the machine does.
+    fn meter(&self) -> Meter {
+        Meter::start(self.postmaster)
+    }
 }
 
 pub(super) async fn bench(global: &Global, args: Args) -> anyhow::Result<Exit> {
-    if let Some(ChildPart::Hold) = args.child {
-        process::hold(&args.store, args.tasks).await?;
-        return Ok(Exit::Ok);
+    match args.child {
+        Some(ChildPart::Hold) => process::hold(&args.store, args.tasks).await?,
+        Some(ChildPart::Node) => nodes::serve(&args.store, args.slots as usize, false).await?,
+        Some(ChildPart::Herald) => nodes::serve(&args.store, args.slots as usize, true).await?,
+        None => return whole(global, &args).await,
     }
-    let bench = Bench {
-        scratch: Scratch::at(&args.store)?,
-        tasks: args.tasks,
-        runs: args.runs,
-        payload: args.payload as usize,
-        slots: args.slots as usize,
-        durability: String::new(),
-        limits: None,
-        report: Report::default(),
-    };
+    Ok(Exit::Ok)
+}
+
+async fn whole(global: &Global, args: &Args) -> anyhow::Result<Exit> {
+    // From here on a signal ends the measurement but not what removes its traces.
+    let mut signals = Signals::new()?;
+    if !database::is_server(&args.store) {
+        if args.nodes > 1 {
+            let message = format!(
+                "--nodes {}: one process owns a SQLite file, so several nodes need --store postgres://USER@HOST/DATABASE",
+                args.nodes
+            );
+            return Err(Failure::usage(message).into());
+        }
+        let bench = args.bench(Scratch::File(ScratchFile::at(&args.store)?), None);
+        return finish(global, bench, args, &mut signals).await;
+    }
+    let database = Arc::new(Database::create(&args.store).await?);
+    let bench = args.bench(Scratch::Schema(Schema::of(&database)), Some(&database));
+    let done = finish(global, bench, args, &mut signals).await;
+    let removed = database.remove().await;
+    // Of two failures the first is the one that the bench was about.
+    let exit = done?;
+    removed?;
+    Ok(exit)
+}
+
+impl Args {
+    fn bench(&self, scratch: Scratch, database: Option<&Arc<Database>>) -> Bench {
+        Bench {
+            scratch,
+            tasks: self.tasks,
+            runs: self.runs,
+            payload: self.payload as usize,
+            slots: self.slots as usize,
+            nodes: self.nodes,
+            postmaster: database.and_then(|database| database.postmaster()),
+            durability: String::new(),
+            limits: None,
+            report: Report::of(database.map(|database| database.settings().to_owned())),
+        }
+    }
+}
+
+/// Measures, unless a signal comes first. Files that were made are removed as the measurement is dropped.
+async fn finish(global: &Global, bench: Bench, args: &Args, signals: &mut Signals) -> anyhow::Result<Exit> {
     tokio::select! {
         measured = measure(bench, &args.mode) => {
             let report = measured?;
@@ -149,21 +215,20 @@ pub(super) async fn bench(global: &Global, args: Args) -> anyhow::Result<Exit> {
             }
             Ok(Exit::Ok)
         }
-        // Whatever was made is removed as the measurement is dropped.
-        _ = tokio::signal::ctrl_c() => Err(Failure::silent(Exit::Interrupted).into()),
+        exit = signals.next() => Err(Failure::silent(exit).into()),
     }
 }
 
 async fn measure(mut bench: Bench, modes: &[Mode]) -> anyhow::Result<Report> {
-    bench.durability = {
+    progress(Mode::Limit);
+    let limits = limit::run(&mut bench).await?;
+    bench.limits = Some(limits);
+    if modes.iter().any(|mode| *mode != Mode::Limit) {
         let store = bench.scratch.fresh().await?;
         let durability = work::durability_of(&store).await;
         store.close().await.map_err(Failure::from)?;
-        durability?
-    };
-    progress(Mode::Limit);
-    let limits = limit::run(&mut bench)?;
-    bench.limits = Some(limits);
+        bench.durability = durability?;
+    }
     for mode in Mode::EACH {
         if !modes.contains(&mode) && !modes.contains(&Mode::All) {
             continue;
@@ -177,6 +242,7 @@ async fn measure(mut bench: Bench, modes: &[Mode]) -> anyhow::Result<Report> {
             Mode::Latency => latency::run(&mut bench).await?,
             Mode::Pending => claims::pending(&mut bench).await?,
             Mode::Finished => claims::finished(&mut bench).await?,
+            Mode::Gated => claims::gated(&mut bench).await?,
             Mode::Dependencies => dag::run(&mut bench).await?,
             Mode::Recovery => process::recovery(&mut bench).await?,
             Mode::Start => process::start(&mut bench).await?,

@@ -5,108 +5,162 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use pensum_core::store::Call;
-use pensum_engine::system_seams;
+use pensum_core::store::{Beat, Call, ClaimRequest, LeaseRef, NodeBeat, Renewal};
+use pensum_core::{NodeId, Store, Time};
 
 use super::Bench;
 use super::child::{Process, Server};
 use super::claims::request;
-use super::meter::{Meter, seconds_since, tick};
-use super::report::{Figure, median};
-use super::work::{HANDLER, PARKED, World};
-use crate::cli::client::open_store;
-use crate::cli::exit::Failure;
+use super::database::is_server;
+use super::meter::{seconds_since, tick};
+use super::report::{Baseline, Figure};
+use super::scratch::open;
+use super::work::{PARKED, World, now, task};
 use crate::cli::output;
 
 /// Orphans, at most.
 const ORPHANS_MAX: u64 = 100_000;
-/// Tasks of one claim while orphans are counted.
+/// Tasks of one claim while orphans are made, and of one renewal.
 const CLAIM: usize = 1_000;
-/// What a child says when it holds its tasks.
+/// What a child says when it holds its tasks, followed by the milliseconds until it has lost them.
 const HOLDING: &str = "holding";
+/// Who dies.
+const HOLDER: NodeId = NodeId(2);
+/// How long the leases of the holder go on after its last renewal, on a store that others share.
+const LAST_LEASE: Duration = Duration::from_secs(3);
+/// Longest wait for orphans, in seconds.
+const RECOVERY_MAX: f64 = 120.0;
 /// How long a node is left alone before its memory is read.
 const SETTLE: Duration = Duration::from_millis(1_500);
-/// Between two claims of orphans that are not claimable yet.
+/// Between two looks for orphans that are not claimable yet.
 const LOOK: Duration = Duration::from_millis(1);
 
 /// The child of `recovery`: claims every task of the store and waits to be killed.
 pub(super) async fn hold(url: &str, tasks: u64) -> anyhow::Result<()> {
-    let owner = format!("bench, process {}", std::process::id());
-    let store = open_store(url, &owner).await.map_err(Failure::from)?;
-    let mut held = 0;
-    while held < tasks {
-        let claimed = store.claim(request(CLAIM), system_seams().now()).await?;
-        ensure!(!claimed.is_empty(), "{held} of {tasks} tasks could be claimed");
-        held += claimed.len() as u64;
+    let store = open(url).await?;
+    let mut held = Vec::new();
+    while (held.len() as u64) < tasks {
+        let request = ClaimRequest {
+            node: HOLDER,
+            ..request(CLAIM)
+        };
+        let claimed = store.claim(request, now(&store)).await?;
+        ensure!(!claimed.is_empty(), "{} of {tasks} tasks could be claimed", held.len());
+        held.extend(claimed.into_iter().map(|claimed| claimed.lease));
     }
-    // A write after the claims takes their manifest to the disk, as the finishes of a busy node would.
-    let call = Call::new("bench", system_seams().now());
-    store.enqueue(&call, vec![super::work::task(PARKED, 0, 0)?]).await?;
-    output::println(HOLDING)?;
+    let left = if is_server(url) {
+        last_renewal(&store, held).await?
+    } else {
+        // A write after the claims takes their manifest to the disk, as the finishes of a busy node would.
+        let call = Call::new("bench", now(&store));
+        store.enqueue(&call, vec![task(PARKED, 0, 0)?]).await?;
+        Duration::ZERO
+    };
+    output::println(&format!("{HOLDING} {}", left.as_millis()))?;
     std::future::pending::<()>().await;
     Ok(())
+}
+
+/// Says for the last time that the holder lives, and renews all that it holds. How long until the last lease ends.
+async fn last_renewal(store: &Arc<dyn Store>, held: Vec<LeaseRef>) -> anyhow::Result<Duration> {
+    let beat = NodeBeat {
+        node: HOLDER,
+        name: "bench".into(),
+        version: "bench".to_owned(),
+        address: None,
+        started_at: now(store),
+        slots: held.len(),
+        running: held.len(),
+        ttl: LAST_LEASE / 2,
+    };
+    store.heartbeat(beat, now(store)).await?;
+    let mut end: Option<Time> = None;
+    for leases in held.chunks(CLAIM) {
+        let beat = |&lease| Beat {
+            lease,
+            progress: None,
+            logs: Vec::new(),
+        };
+        let beats = leases.iter().map(beat).collect();
+        for renewal in store.renew(beats, LAST_LEASE, now(store)).await? {
+            match renewal {
+                Renewal::Held { expires_at, .. } => end = end.max(Some(expires_at)),
+                Renewal::Lost => anyhow::bail!("a lease was lost while it was held"),
+            }
+        }
+    }
+    Ok(end.context("nothing is held")?.since(now(store)))
 }
 
 /// A node dies with many claimed tasks: how long until they can be claimed again.
 pub(super) async fn recovery(bench: &mut Bench) -> anyhow::Result<()> {
     let orphans = bench.tasks.min(ORPHANS_MAX);
     let (mut first, mut all) = (Vec::new(), Vec::new());
-    let meter = Meter::start();
+    let meter = bench.meter();
     for _ in 0..bench.runs {
-        let world = Arc::new(World::new(bench.scratch.fresh().await?, bench.slots, bench.payload));
-        world.enqueue_bulk(HANDLER, orphans).await?;
-        world.close().await?;
+        park(bench, orphans).await?;
         let (url, count) = (bench.scratch.url(), orphans.to_string());
-        let mut holder = Process::spawn(&[
-            "bench",
-            "--child",
-            "hold",
-            "--store",
-            url.as_str(),
-            "--tasks",
-            count.as_str(),
-        ])?;
+        let mut holder = Process::spawn(&["bench", "--child", "hold", "--store", &url, "--tasks", &count])?;
         let said = holder.line().await?;
-        ensure!(said == HOLDING, "a child said `{said}`");
+        let left = said.strip_prefix(HOLDING).and_then(|left| left.trim().parse().ok());
+        let left = Duration::from_millis(left.with_context(|| format!("a child said `{said}`"))?);
         holder.kill().await?;
-
-        let start = tick();
-        let store = bench.scratch.open().await?;
-        let wanted = orphans + 1;
-        let mut ready = 0;
-        let mut first_claim = None;
-        while ready < wanted {
-            let now = system_seams().now();
-            if first_claim.is_none() && !store.claim(request(1), now).await?.is_empty() {
-                first_claim = Some(seconds_since(start));
-            }
-            let total = store.counts("default", now).await?.total();
-            ready = total.ready + total.running;
-            if ready < wanted {
-                tokio::time::sleep(LOOK).await;
-            }
-            ensure!(
-                seconds_since(start) < 60.0,
-                "{ready} of {wanted} tasks came back within a minute"
-            );
-        }
-        all.push(seconds_since(start));
-        first.push(first_claim.context("nothing could be claimed")?);
-        store.close().await?;
+        // Nobody can know earlier that its tasks are free, and how long that takes is a setting.
+        tokio::time::sleep(left + LOOK).await;
+        let (first_claim, all_claimable) = recover(bench, orphans).await?;
+        first.push(first_claim);
+        all.push(all_claimable);
     }
+    let note = if bench.scratch.is_shared() {
+        "the process that held them was killed by SIGKILL; counted from the end of its leases, with one node to find them"
+    } else {
+        "the process that held them was killed by SIGKILL"
+    };
     for (metric, runs) in [("open to first claim", first), ("open to all orphans claimable", all)] {
         let figure = Figure::new("recovery", metric, "s", &runs, orphans).durability(&bench.durability);
-        bench.report.add(
-            figure
-                .machine(&meter)
-                .note("the process that held them was killed by SIGKILL"),
-        )?;
+        bench.report.add(figure.machine(&meter).note(note))?;
     }
     Ok(())
 }
 
+/// Opens the store of a dead node: seconds until the first claim, and until all of its tasks are claimable.
+async fn recover(bench: &Bench, orphans: u64) -> anyhow::Result<(f64, f64)> {
+    let start = tick();
+    let world = World::new(bench.scratch.open().await?, bench.slots, bench.payload);
+    let store = Arc::clone(&world.store);
+    // What a holder on a store of its own wrote after its claims is one more; what shares its store is recovered by
+    // whichever node is left.
+    let wanted = if bench.scratch.is_shared() {
+        world.engine.start();
+        orphans
+    } else {
+        orphans + 1
+    };
+    let mut ready = 0;
+    let mut first_claim = None;
+    while ready < wanted {
+        if first_claim.is_none() && !store.claim(request(1), now(&store)).await?.is_empty() {
+            first_claim = Some(seconds_since(start));
+        }
+        let asked = tick();
+        let total = store.counts("default", now(&store)).await?.total();
+        // A task is running again only if it was claimed just now.
+        ready = total.ready + u64::from(first_claim.is_some());
+        if ready < wanted {
+            tokio::time::sleep(LOOK.max(asked.elapsed())).await;
+        }
+        ensure!(
+            seconds_since(start) < RECOVERY_MAX,
+            "{ready} of {wanted} tasks came back within {RECOVERY_MAX} s"
+        );
+    }
+    let all = seconds_since(start);
+    world.close().await?;
+    Ok((first_claim.context("nothing could be claimed")?, all))
+}
+
 /// Fills a store with tasks that no node runs, and closes it.
-pub(super) async fn park(bench: &Bench, tasks: u64) -> anyhow::Result<()> {
+async fn park(bench: &Bench, tasks: u64) -> anyhow::Result<()> {
     let world = Arc::new(World::new(bench.scratch.fresh().await?, bench.slots, bench.payload));
     if tasks > 0 {
         world.enqueue_bulk(PARKED, tasks).await?;
@@ -116,10 +170,10 @@ pub(super) async fn park(bench: &Bench, tasks: u64) -> anyhow::Result<()> {
 
 /// From the start of the process until it takes work.
 pub(super) async fn start(bench: &mut Bench) -> anyhow::Result<()> {
-    let mut empty_median = None;
+    let mut empty = None;
     for tasks in [0, bench.tasks] {
         park(bench, tasks).await?;
-        let meter = Meter::start();
+        let meter = bench.meter();
         let mut times = Vec::new();
         for _ in 0..bench.runs {
             let server = Server::start(&bench.scratch, bench.slots).await?;
@@ -132,10 +186,10 @@ pub(super) async fn start(bench: &mut Bench) -> anyhow::Result<()> {
             format!("ready, {tasks} pending")
         };
         let mut figure = Figure::new("start", metric, "ms", &times, tasks).machine(&meter);
-        if let Some(empty) = empty_median {
-            figure = figure.against("ready, empty", empty);
+        if let Some(empty) = &empty {
+            figure = figure.against(empty);
         }
-        empty_median = Some(median(&times));
+        empty = Some(Baseline::new("ready, empty", &times));
         bench
             .report
             .add(figure.note("from the start of `pensum serve` until /readyz answers 200"))?;
@@ -164,10 +218,10 @@ pub(super) async fn memory(bench: &mut Bench) -> anyhow::Result<()> {
                 format!("{tasks} pending")
             };
             let mut figure = Figure::new("memory", format!("{kind}, {state}"), "MB", &runs, tasks);
-            if let Some(median) = idle[index] {
-                figure = figure.against(format!("{kind}, idle"), median);
+            if let Some(idle) = &idle[index] {
+                figure = figure.against(idle);
             }
-            idle[index] = Some(median(&runs));
+            idle[index] = Some(Baseline::new(format!("{kind}, idle"), &runs));
             bench
                 .report
                 .add(figure.note("`pensum serve` after 1.5 s; MB are 10⁶ bytes"))?;

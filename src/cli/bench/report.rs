@@ -37,6 +37,9 @@ pub(super) struct Figure {
     /// Processor cores that other processes used meanwhile; near 0 on a quiet machine.
     #[serde(skip_serializing_if = "Option::is_none")]
     others_cores: Option<f64>,
+    /// The database server and those of its settings that matter; absent where there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    server: Option<String>,
     /// The conditions, in words.
     #[serde(skip_serializing_if = "String::is_empty")]
     note: String,
@@ -45,8 +48,23 @@ pub(super) struct Figure {
 /// What a figure is compared with.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Baseline {
-    pub(super) metric: String,
-    pub(super) median: f64,
+    metric: String,
+    median: f64,
+}
+
+impl Baseline {
+    /// Of some runs, at least one.
+    pub(super) fn new(metric: impl Into<String>, runs: &[f64]) -> Baseline {
+        Baseline {
+            metric: metric.into(),
+            median: median(runs),
+        }
+    }
+
+    /// True when this is the faster of two rates.
+    pub(super) fn beats(&self, other: &Baseline) -> bool {
+        self.median > other.median
+    }
 }
 
 impl Figure {
@@ -72,6 +90,7 @@ impl Figure {
             baseline: None,
             ratio: None,
             others_cores: None,
+            server: None,
             note: String::new(),
         }
     }
@@ -81,10 +100,11 @@ impl Figure {
         self
     }
 
-    pub(super) fn against(mut self, metric: impl Into<String>, median: f64) -> Figure {
+    pub(super) fn against(mut self, baseline: &Baseline) -> Figure {
+        let Baseline { metric, median } = baseline.clone();
         self.ratio = (median > 0.0).then(|| (self.median / median * 1000.0).round() / 1000.0);
         self.baseline = Some(Baseline {
-            metric: metric.into(),
+            metric,
             median: rounded(median),
         });
         self
@@ -105,17 +125,34 @@ impl Figure {
 #[derive(Default)]
 pub(super) struct Report {
     figures: Vec<Figure>,
+    server: Option<String>,
 }
 
 impl Report {
-    pub(super) fn add(&mut self, figure: Figure) -> anyhow::Result<()> {
+    /// A report of what a database server was asked to do; `None` where there is none.
+    pub(super) fn of(server: Option<String>) -> Report {
+        Report {
+            figures: Vec::new(),
+            server,
+        }
+    }
+
+    pub(super) fn add(&mut self, mut figure: Figure) -> anyhow::Result<()> {
+        figure.server.clone_from(&self.server);
         output::println(&serde_json::to_string(&figure)?)?;
         self.figures.push(figure);
         Ok(())
     }
 
-    /// All figures as a table.
+    /// All figures as a table, below what they were measured on.
     pub(super) fn table(&self) -> String {
+        match &self.server {
+            Some(server) => format!("{server}\n{}", self.rows()),
+            None => self.rows(),
+        }
+    }
+
+    fn rows(&self) -> String {
         let headers = vec![
             "mode", "metric", "median", "min", "max", "unit", "n", "baseline", "", "ratio",
         ];
@@ -247,7 +284,8 @@ mod tests {
 
     #[test]
     fn a_figure_is_one_json_line_with_its_ratio() {
-        let figure = Figure::new("drain", "tasks", "tasks/s", &[100.0, 300.0, 200.0], 5).against("raw", 100.0);
+        let figure = Figure::new("drain", "tasks", "tasks/s", &[100.0, 300.0, 200.0], 5)
+            .against(&Baseline::new("raw", &[100.0]));
         let line: serde_json::Value = serde_json::from_str(&serde_json::to_string(&figure).unwrap()).unwrap();
         assert_eq!(
             (line["median"].as_f64(), line["ratio"].as_f64()),

@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use async_trait::async_trait;
 use pensum_core::store::Call;
-use pensum_core::{Json, NewTask, Outcome, Spec, Store, TaskId};
-use pensum_engine::{Context, Engine, Handler};
+use pensum_core::{Json, NewTask, Outcome, Spec, Store, TaskId, Time};
+use pensum_engine::{Context, Engine, Handler, system_seams};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::JoinSet;
 
-use super::meter::tick;
+use super::meter::{seconds_since, tick};
 
 /// The handler of the tasks that are run.
 pub(super) const HANDLER: &str = "bench";
@@ -24,8 +24,12 @@ pub(super) const IN_FLIGHT: usize = 50;
 pub(super) const BULK: u64 = 1_000;
 /// Bulk enqueues under way at once: one is written while the next is made.
 pub(super) const BULKS_IN_FLIGHT: usize = 2;
-/// How often the store is asked whether it is empty.
+/// Between two questions whether the store is empty, at least.
 const LOOK: Duration = Duration::from_millis(1);
+/// The same in times of what the question takes, so that asking is no load of its own.
+const LOOK_SHARE: u32 = 5;
+/// A store that is not empty and in which nothing ends for this long, in seconds, has lost tasks.
+const STALL_MAX: f64 = 120.0;
 
 /// A JSON object of about this many bytes.
 pub(super) fn payload(number: u64, bytes: usize) -> String {
@@ -41,9 +45,15 @@ pub(super) fn task(handler: &str, number: u64, bytes: usize) -> anyhow::Result<N
     Ok(NewTask::new(Spec::new(handler, Json::parse(payload(number, bytes))?)))
 }
 
-/// Returns a result at once; remembers when the first run began, and tells of every run when someone listens.
+/// The present, by the clock of the store where it has one.
+pub(super) fn now(store: &Arc<dyn Store>) -> Time {
+    store.clock().map_or_else(|| system_seams().now(), |clock| clock.now())
+}
+
+/// Returns a result at once; remembers when the first run began, counts, and tells of every run when someone listens.
 struct Noop {
     first: Arc<OnceLock<Instant>>,
+    runs: Arc<AtomicU64>,
     starts: Option<UnboundedSender<Instant>>,
     result: Json,
 }
@@ -55,6 +65,7 @@ impl Handler for Noop {
             // Nobody listens any more at the end of a run.
             let _ = starts.send(tick());
         }
+        self.runs.fetch_add(1, Ordering::Relaxed);
         if self.first.get().is_none() {
             self.first.get_or_init(tick);
         }
@@ -69,6 +80,7 @@ pub(super) struct World {
     call: Call,
     payload: usize,
     first: Arc<OnceLock<Instant>>,
+    runs: Arc<AtomicU64>,
 }
 
 impl World {
@@ -84,10 +96,11 @@ impl World {
         payload: usize,
         starts: Option<UnboundedSender<Instant>>,
     ) -> World {
-        let first = Arc::new(OnceLock::new());
+        let (first, runs) = (Arc::new(OnceLock::new()), Arc::new(AtomicU64::new(0)));
         let result = Json::from(serde_json::json!({ "ok": true }));
         let handler = Noop {
             first: Arc::clone(&first),
+            runs: Arc::clone(&runs),
             starts,
             result,
         };
@@ -102,6 +115,7 @@ impl World {
             call,
             payload,
             first,
+            runs,
         }
     }
 
@@ -115,6 +129,11 @@ impl World {
     /// When the first run began.
     pub(super) fn first_start(&self) -> anyhow::Result<Instant> {
         self.first.get().copied().context("no task was ever started")
+    }
+
+    /// How often a task was started on this node.
+    pub(super) fn runs(&self) -> u64 {
+        self.runs.load(Ordering::Relaxed)
     }
 
     /// Enqueues one task.
@@ -148,10 +167,20 @@ impl World {
 
     /// Enqueues tasks [`BULK`] a call, [`BULKS_IN_FLIGHT`] calls at once. Answers one of the ids.
     pub(super) async fn enqueue_bulk(self: &Arc<Self>, handler: &'static str, count: u64) -> anyhow::Result<TaskId> {
-        let next = Arc::new(AtomicU64::new(0));
+        let payload = self.payload;
+        self.enqueue_made(count, move |number| task(handler, number, payload))
+            .await
+    }
+
+    /// The same with tasks that `make` makes of their numbers.
+    pub(super) async fn enqueue_made<M>(self: &Arc<Self>, count: u64, make: M) -> anyhow::Result<TaskId>
+    where
+        M: Fn(u64) -> anyhow::Result<NewTask> + Send + Sync + 'static,
+    {
+        let (next, make) = (Arc::new(AtomicU64::new(0)), Arc::new(make));
         let mut callers = JoinSet::new();
         for _ in 0..BULKS_IN_FLIGHT {
-            let (world, next) = (Arc::clone(self), Arc::clone(&next));
+            let (world, next, make) = (Arc::clone(self), Arc::clone(&next), Arc::clone(&make));
             callers.spawn(async move {
                 let mut last = None;
                 loop {
@@ -160,9 +189,7 @@ impl World {
                         return anyhow::Ok(last);
                     }
                     let numbers = from..(from + BULK).min(count);
-                    let tasks = numbers
-                        .map(|number| task(handler, number, world.payload))
-                        .collect::<Result<_, _>>()?;
+                    let tasks = numbers.map(|number| make(number)).collect::<Result<_, _>>()?;
                     last = world
                         .engine
                         .enqueue(&world.call(), tasks)
@@ -182,22 +209,37 @@ impl World {
     }
 
     /// Waits until the store has nothing left to do.
+    ///
+    /// # Errors
+    /// When nothing ends for [`STALL_MAX`] seconds.
     pub(super) async fn until_empty(&self) -> anyhow::Result<()> {
+        let (mut least, mut since) = (u64::MAX, tick());
         loop {
+            let asked = tick();
             let total = self
                 .store
                 .counts(&self.call.namespace, self.engine.now())
                 .await?
                 .total();
-            if total.pending + total.ready + total.running + total.retrying == 0 {
+            let left = total.pending + total.ready + total.running + total.retrying;
+            if left == 0 {
                 return Ok(());
             }
-            tokio::time::sleep(LOOK).await;
+            if left < least {
+                (least, since) = (left, tick());
+            }
+            ensure!(
+                seconds_since(since) < STALL_MAX,
+                "{left} tasks are left ({} running) and none has ended for {STALL_MAX} s: they are lost",
+                total.running
+            );
+            tokio::time::sleep(LOOK.max(asked.elapsed() * LOOK_SHARE)).await;
         }
     }
 
-    /// Checks that `count` tasks completed, and that one of them has its result and its history.
-    pub(super) async fn check(&self, count: u64, sample: TaskId) -> anyhow::Result<()> {
+    /// Checks that `count` tasks completed, that they were started as often, and that one of them has its result and its
+    /// history.
+    pub(super) async fn check(&self, count: u64, sample: TaskId, runs: u64) -> anyhow::Result<()> {
         let total = self
             .store
             .counts(&self.call.namespace, self.engine.now())
@@ -205,9 +247,10 @@ impl World {
             .total();
         ensure!(
             total.completed == count,
-            "{} of {count} tasks completed",
+            "{} of {count} tasks completed: the others are lost",
             total.completed
         );
+        ensure!(runs == count, "{count} tasks were started {runs} times: some ran twice");
         let record = self
             .store
             .task(&self.call.namespace, sample)

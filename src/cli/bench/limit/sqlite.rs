@@ -1,15 +1,14 @@
-//! What the disk and raw SQLite do here: the life cycle of a job in the plainest table that could hold one, with a
-//! transaction for every hundred. All figures of throughput are compared with these.
+//! What the disk and raw SQLite do here, with a transaction for every hundred rows.
 
 use rusqlite::{Connection, params};
 
-use super::Bench;
-use super::meter::{Meter, seconds_since, tick};
-use super::report::{Figure, Spread, median};
-use super::scratch::{Disk, Scratch};
-use super::work::payload;
+use super::{Limits, MODE};
+use crate::cli::bench::Bench;
+use crate::cli::bench::meter::{seconds_since, tick};
+use crate::cli::bench::report::{Baseline, Figure, Spread};
+use crate::cli::bench::scratch::{Disk, ScratchFile};
+use crate::cli::bench::work::payload;
 
-const MODE: &str = "limit";
 /// Rows in one transaction.
 const BATCH: u64 = 100;
 /// Rows of one run, at most.
@@ -30,32 +29,20 @@ const CLAIM: &str = "UPDATE job SET state = 1, attempt = attempt + 1, lease_unti
     (SELECT id FROM job WHERE queue = 'default' AND state = 0 ORDER BY priority, due LIMIT ?2) RETURNING id, payload";
 const DELETE: &str = "DELETE FROM job WHERE id = ?1";
 
-/// Medians to compare with.
-#[derive(Clone, Debug)]
-pub(super) struct Limits {
-    /// Rows inserted a second.
-    pub(super) insert: f64,
-    /// Rows claimed and deleted a second, in two transactions for each hundred.
-    pub(super) claim_delete: f64,
-    /// Whole life cycles a second in one transaction for each hundred.
-    pub(super) life_cycle: f64,
-}
-
 /// Names of the figures that others are compared with.
-pub(super) const INSERT_METRIC: &str = "raw SQLite insert";
-pub(super) const CLAIM_DELETE_METRIC: &str = "raw SQLite claim + delete";
-pub(super) const LIFE_CYCLE_METRIC: &str = "raw SQLite life cycle, 1 transaction";
+const INSERT_METRIC: &str = "raw SQLite insert";
+const CLAIM_DELETE_METRIC: &str = "raw SQLite claim + delete";
+const LIFE_CYCLE_METRIC: &str = "raw SQLite life cycle, 1 transaction";
 
-/// Measures the raw store and the disk.
-pub(super) fn run(bench: &mut Bench) -> anyhow::Result<Limits> {
+/// Measures the raw store in a file, and the disk beside it.
+pub(super) fn run(bench: &mut Bench, scratch: &ScratchFile) -> anyhow::Result<Limits> {
     let n = (bench.tasks.min(ROWS_MAX) / BATCH).max(1) * BATCH;
-    let scratch = bench.scratch.beside("raw")?;
-    let meter = Meter::start();
+    let meter = bench.meter();
     let mut steps = Vec::new();
     let mut one = Vec::new();
     for _ in 0..bench.runs {
-        steps.push(three_transactions(&scratch, n, bench.payload)?);
-        one.push(one_transaction(&scratch, n, bench.payload)?);
+        steps.push(three_transactions(scratch, n, bench.payload)?);
+        one.push(one_transaction(scratch, n, bench.payload)?);
     }
     let rate = |seconds: fn(&Steps) -> f64| -> Vec<f64> { steps.iter().map(|s| n as f64 / seconds(s)).collect() };
     let insert = rate(|s| s.insert);
@@ -79,20 +66,20 @@ pub(super) fn run(bench: &mut Bench) -> anyhow::Result<Limits> {
         let figure = Figure::new(MODE, metric, "rows/s", &runs, n).durability("wal, synchronous=full");
         bench.report.add(figure.machine(&meter).note(note.as_str()))?;
     }
-    disk(bench)?;
+    measure_disk(bench, scratch)?;
     Ok(Limits {
-        insert: median(&insert),
-        claim_delete: median(&claim_delete),
-        life_cycle: median(&one),
+        insert: Baseline::new(INSERT_METRIC, &insert),
+        claim_delete: Baseline::new(CLAIM_DELETE_METRIC, &claim_delete),
+        life_cycle: Baseline::new(LIFE_CYCLE_METRIC, &one),
     })
 }
 
-fn disk(bench: &mut Bench) -> anyhow::Result<()> {
+fn measure_disk(bench: &mut Bench, scratch: &ScratchFile) -> anyhow::Result<()> {
     let appends = bench.tasks.clamp(10, APPENDS_MAX);
     let (mut rates, mut p50, mut p99) = (Vec::new(), Vec::new(), Vec::new());
-    let meter = Meter::start();
+    let meter = bench.meter();
     for _ in 0..bench.runs {
-        let mut disk = Disk::beside(&bench.scratch)?;
+        let mut disk = Disk::at(scratch.beside("disk")?)?;
         let mut spread = Spread::new()?;
         let start = tick();
         for _ in 0..appends {
@@ -124,7 +111,7 @@ struct Steps {
     delete: f64,
 }
 
-fn fresh(scratch: &Scratch) -> anyhow::Result<Connection> {
+fn fresh(scratch: &ScratchFile) -> anyhow::Result<Connection> {
     scratch.clear();
     let db = Connection::open(scratch.path())?;
     db.execute_batch(SCHEMA)?;
@@ -165,7 +152,7 @@ fn delete(statement: &mut rusqlite::Statement<'_>, ids: &[[u8; 16]]) -> rusqlite
     ids.iter().try_for_each(|id| statement.execute([id]).map(drop))
 }
 
-fn three_transactions(scratch: &Scratch, n: u64, payload_bytes: usize) -> anyhow::Result<Steps> {
+fn three_transactions(scratch: &ScratchFile, n: u64, payload_bytes: usize) -> anyhow::Result<Steps> {
     let db = fresh(scratch)?;
     let (mut inserts, mut claims, mut deletes) = (db.prepare(INSERT)?, db.prepare(CLAIM)?, db.prepare(DELETE)?);
     let mut steps = Steps {
@@ -190,7 +177,7 @@ fn three_transactions(scratch: &Scratch, n: u64, payload_bytes: usize) -> anyhow
 }
 
 /// Each transaction inserts a batch, claims a batch, and deletes what the one before claimed.
-fn one_transaction(scratch: &Scratch, n: u64, payload_bytes: usize) -> anyhow::Result<f64> {
+fn one_transaction(scratch: &ScratchFile, n: u64, payload_bytes: usize) -> anyhow::Result<f64> {
     let db = fresh(scratch)?;
     let (mut inserts, mut claims, mut deletes) = (db.prepare(INSERT)?, db.prepare(CLAIM)?, db.prepare(DELETE)?);
     let mut claimed = Vec::new();
