@@ -687,22 +687,13 @@ pub trait Store: Send + Sync + 'static {
     ) -> Result<Result<TaskRecord, Rejected>, StoreError>;
 
     /// Notes that a node lives. Not acknowledged as durable.
-    async fn heartbeat(&self, beat: NodeBeat, now: Time) -> Result<NodeReply, StoreError> {
-        let _ = (beat, now);
-        Ok(NodeReply::default())
-    }
+    async fn heartbeat(&self, beat: NodeBeat, now: Time) -> Result<NodeReply, StoreError>;
 
     /// Notes that a node has ended in good order: it holds no lease and is not listed any more.
-    async fn leave(&self, node: NodeId, now: Time) -> Result<(), StoreError> {
-        let _ = (node, now);
-        Ok(())
-    }
+    async fn leave(&self, node: NodeId, now: Time) -> Result<(), StoreError>;
 
     /// The nodes that have said something within [`NODE_LISTED`] and did not leave, oldest first, then by id.
-    async fn nodes(&self, now: Time) -> Result<Vec<NodeRecord>, StoreError> {
-        let _ = now;
-        Ok(Vec::new())
-    }
+    async fn nodes(&self, now: Time) -> Result<Vec<NodeRecord>, StoreError>;
 
     /// The clock that judges leases, for a store that several machines share; `None`: the machine's own.
     fn clock(&self) -> Option<Arc<dyn Clock>> {
