@@ -48,14 +48,13 @@ pub(crate) async fn copy(global: &Global, from: &str, to: &str) -> anyhow::Resul
         "seconds": took.as_secs_f64(),
     });
     output::item(global.output, &value.to_string(), |_| {
-        format!(
-            "{} tasks, {} events, {} log lines and {} idempotency keys copied and compared in {}\n",
-            copied.tasks,
-            copied.events,
-            copied.logs,
-            copied.keys,
-            output::spoken(took)
-        )
+        output::fields(&[
+            ("tasks", copied.tasks.to_string()),
+            ("events", copied.events.to_string()),
+            ("log lines", copied.logs.to_string()),
+            ("idempotency keys", copied.keys.to_string()),
+            ("took", output::spoken(took)),
+        ])
     })?;
     Ok(Exit::Ok)
 }

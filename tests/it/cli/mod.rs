@@ -1,5 +1,6 @@
 //! The program as its users meet it: real processes, their output and their exit codes.
 
+mod copy;
 mod nodes;
 mod program;
 mod resume;
