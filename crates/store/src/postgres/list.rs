@@ -31,8 +31,8 @@ const CHUNK: usize = 512;
 enum Source {
     /// A query for `row`, `class` and whether the row is `good`, of rows before `$1`, newest first. It may name `$8`.
     Walk(String),
-    /// Unfinished rows of one gate; with true, only those that have come due. No index has them in order, so they are
-    /// taken together, as long as they are few.
+    /// Unfinished rows of one gate; with true, only those that have come due. No index has them in order, for each claim
+    /// would pay for it, so they are taken together as long as they are few.
     Gate(i16, bool),
 }
 
@@ -108,21 +108,29 @@ fn sources(filter: &TaskFilter) -> (Vec<Source>, Value<'_>) {
     (sources, Value::Int8(None))
 }
 
+/// Unfinished rows of a gate that the index has in order.
+fn held(gate: i16) -> Source {
+    Source::Walk(format!(
+        "SELECT l.row, l.class, true AS good FROM pensum.live l WHERE l.gate = {gate} AND l.row < $1 ORDER BY l.row DESC"
+    ))
+}
+
 fn of_status(status: Status) -> Vec<Source> {
-    let gates = |gates: &[i16]| gates.iter().map(|gate| Source::Gate(*gate, false)).collect();
+    let gate = |gate| Source::Gate(gate, false);
     match status {
         Status::Completed => vec![ended(State::Completed)],
         Status::Failed => vec![ended(State::Failed)],
         Status::Cancelled => vec![ended(State::Cancelled)],
-        Status::Running => gates(&[gate::RUNNING, gate::WAITING]),
-        Status::Paused => gates(&[gate::RUNNING, gate::PAUSED]),
-        Status::Retrying => gates(&[gate::RETRYING]),
-        Status::Pending => gates(&[gate::LATER, gate::DEPENDENCIES]),
-        Status::Ready => {
-            let mut ready: Vec<Source> = gates(&[gate::READY, gate::KEY]);
-            ready.extend([Source::Gate(gate::LATER, true), Source::Gate(gate::RETRYING, true)]);
-            ready
-        }
+        Status::Running => vec![gate(gate::RUNNING), held(gate::WAITING)],
+        Status::Paused => vec![gate(gate::RUNNING), held(gate::PAUSED)],
+        Status::Retrying => vec![held(gate::RETRYING)],
+        Status::Pending => vec![held(gate::LATER), held(gate::DEPENDENCIES)],
+        Status::Ready => vec![
+            gate(gate::READY),
+            gate(gate::KEY),
+            Source::Gate(gate::LATER, true),
+            Source::Gate(gate::RETRYING, true),
+        ],
     }
 }
 

@@ -8,7 +8,8 @@ CREATE TABLE pensum.name(id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY, te
 -- How many tasks of a class count in which cell. Writers append what they change to `tally`, so that no two of them wait
 -- for one row; upkeep folds it into `counter`. A count is the sum of both.
 CREATE TABLE pensum.counter(class integer NOT NULL, cell smallint NOT NULL, n bigint NOT NULL, PRIMARY KEY (class, cell));
-CREATE TABLE pensum.tally(class integer NOT NULL, cell smallint NOT NULL, n bigint NOT NULL);
+CREATE TABLE pensum.tally(class integer NOT NULL, cell smallint NOT NULL, n bigint NOT NULL)
+  WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 10000, autovacuum_vacuum_cost_delay = 0);
 
 -- Row numbers of tasks; a task's id carries its row.
 CREATE SEQUENCE pensum.task_row AS bigint MINVALUE 1 START 1 MAXVALUE 1099511627775 NO CYCLE;
@@ -42,6 +43,8 @@ CREATE TABLE pensum.live(
         autovacuum_vacuum_cost_delay = 0, autovacuum_analyze_scale_factor = 0.1);
 CREATE INDEX live_ready ON pensum.live(class, rank, deadline, row) WHERE gate = 0;
 CREATE INDEX live_gate ON pensum.live(gate, due_at) WHERE gate <> 0;
+-- What lists by status walk along; it leaves out the gates that every task passes.
+CREATE INDEX live_held ON pensum.live(gate, row) WHERE gate BETWEEN 1 AND 5;
 CREATE INDEX live_timer ON pensum.live(timer_at) WHERE timer_at IS NOT NULL;
 CREATE INDEX live_scope ON pensum.live(scope, gate, rank, deadline, row) WHERE scope IS NOT NULL;
 CREATE INDEX live_suspect ON pensum.live(class) WHERE gate = 0 AND (flags & 16384) <> 0;
