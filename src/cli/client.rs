@@ -11,6 +11,7 @@ use axum::http::{Method, Request};
 use pensum_core::{Store, StoreError};
 use pensum_engine::Engine;
 use pensum_server::{AppState, ServerOptions};
+use pensum_store::postgres::PostgresOptions;
 use serde::Deserialize;
 use serde_json::Value;
 use tower::ServiceExt;
@@ -292,24 +293,27 @@ pub(crate) fn escape(text: &str) -> String {
 
 /// Refuses what is not the URL of a store.
 pub(crate) fn check_url(url: &str) -> Result<(), Failure> {
+    if pensum_store::is_postgres(url) {
+        return match PostgresOptions::parse(url) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(Failure::usage(format!("--db: {error}"))),
+        };
+    }
     match url.strip_prefix("sqlite:") {
         Some(path) if !path.is_empty() => Ok(()),
         _ => Err(Failure::usage(format!(
-            "--db {url}: is not the URL of a store; write sqlite:FILE or sqlite::memory:"
+            "--db {url}: is not the URL of a store; write sqlite:FILE, sqlite::memory: or \
+             postgres://USER@HOST:PORT/DATABASE"
         ))),
     }
 }
 
 /// Opens a store without blocking the runtime. Its URL was [checked](check_url) before.
 pub(crate) async fn open_store(url: &str, owner: &str) -> Result<Arc<dyn Store>, StoreError> {
-    let (url, owner) = (url.to_owned(), owner.to_owned());
-    match tokio::task::spawn_blocking(move || pensum_store::open(&url, &owner)).await {
-        Ok(result) => result,
-        Err(_) => Err(StoreError::Unavailable("opening the store was interrupted".to_owned())),
-    }
+    pensum_store::connect(url, owner).await
 }
 
-/// The file of a store URL; `None` for a store in memory.
+/// The file of a store URL; `None` for a store in memory or on a server.
 pub(crate) fn store_path(url: &str) -> Option<PathBuf> {
     let path = url.strip_prefix("sqlite:")?;
     let path = path.strip_prefix("//").unwrap_or(path);

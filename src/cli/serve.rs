@@ -77,7 +77,7 @@ pub(crate) async fn serve(global: &Global, args: Args) -> anyhow::Result<Exit> {
         ..ServerOptions::new(engine.now())
     };
     engine.start();
-    tracing::info!(%address, store = url, slots = args.slots, handlers = engine.handlers().len(), "the node runs");
+    tracing::info!(%address, store = pensum_store::shown(&url), slots = args.slots, handlers = engine.handlers().len(), "the node runs");
 
     let stop = CancellationToken::new();
     let state = AppState {

@@ -287,7 +287,7 @@ impl Builder {
     /// When the store cannot be opened: in use by another process, damaged, newer than this program, not writable.
     pub async fn start(self) -> Result<Pensum, Error> {
         let owner = format!("process {}", std::process::id());
-        let store = pensum_store::open(&self.url, &owner)?;
+        let store = pensum_store::connect(&self.url, &owner).await?;
         let engine = self.configure(Engine::builder(store)).build();
         engine.start();
         Ok(Pensum {

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Json, Name, Time};
+use crate::transition::Report;
+use crate::{Json, Name, RetryPolicy, Time};
 
 /// The whole vocabulary of a handler's answer.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,6 +44,68 @@ pub enum Outcome {
     Cancelled,
     /// Given back unfinished because the node shuts down: costs no attempt.
     Released,
+}
+
+/// What an outcome says: to the life cycle, and into the record.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Said {
+    /// What the holder of the lease reports.
+    pub report: Report,
+    /// The result of a task that finished.
+    pub result: Option<Json>,
+    /// What went wrong.
+    pub error: Option<ErrorInfo>,
+    /// The checkpoint to keep; `None` keeps the present one.
+    pub checkpoint: Option<Json>,
+}
+
+impl Outcome {
+    /// What this outcome says of a task that has failed `failures` times and may be retried `max_retries` times, by the
+    /// policy `retry` and a draw from `[0, 1)` for its jitter. `met`: what it wants to wait for is there already.
+    pub fn said(
+        self,
+        failures: u32,
+        max_retries: u32,
+        retry: RetryPolicy,
+        draw: f64,
+        now: Time,
+        met: bool,
+    ) -> Said {
+        let mut said = Said { report: Report::Done, result: None, error: None, checkpoint: None };
+        said.report = match self {
+            Outcome::Done(result) => {
+                said.result = Some(result);
+                Report::Done
+            }
+            Outcome::Again { after, checkpoint } => {
+                said.checkpoint = checkpoint;
+                Report::Again(now.plus(after))
+            }
+            Outcome::Wait { on, checkpoint } => {
+                said.checkpoint = checkpoint;
+                Report::Wait { on, met }
+            }
+            Outcome::Yielded { checkpoint } => {
+                said.checkpoint = checkpoint;
+                Report::Yielded
+            }
+            Outcome::Retry { error, after } => {
+                said.error = Some(error);
+                let delay = after.unwrap_or_else(|| retry.backoff(failures + 1, draw));
+                Report::Failed { retry_after: (failures < max_retries).then_some(delay) }
+            }
+            Outcome::Fail(error) => {
+                said.error = Some(error);
+                Report::Failed { retry_after: None }
+            }
+            Outcome::Cancelled => {
+                said.error = Some(ErrorInfo::new("cancelled", "its handler stopped"));
+                Report::Stopped
+            }
+            Outcome::Released => Report::Released,
+        };
+        said
+    }
 }
 
 /// What a handler waits for.

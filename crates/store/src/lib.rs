@@ -1,7 +1,7 @@
 //! Stores of Pensum: embedded SQLite, PostgreSQL for many nodes, migrations, and the conformance suite.
 
-pub mod postgres;
 pub mod copy;
+pub mod postgres;
 pub mod sqlite;
 
 use std::sync::Arc;
@@ -15,6 +15,14 @@ use sqlite::{SqliteOptions, SqliteStore};
 /// True for the URL of a store on PostgreSQL.
 pub fn is_postgres(url: &str) -> bool {
     url.starts_with("postgres://") || url.starts_with("postgresql://")
+}
+
+/// The URL of a store as people may see it: without a password.
+pub fn shown(url: &str) -> String {
+    if !is_postgres(url) {
+        return url.to_owned();
+    }
+    PostgresOptions::parse(url).map_or_else(|_| "postgres://…".to_owned(), |options| options.location())
 }
 
 /// Opens the store that a URL names: `postgres://USER@HOST:PORT/DATABASE`, or what [`open`] opens.

@@ -127,49 +127,62 @@ pub(super) async fn gated(bench: &mut Bench) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Claims from two stores in turns, so that whatever else happens on the machine meets both.
+/// Compares the claims of a pair, and removes it.
 async fn compare(bench: &mut Bench, pair: Pair) -> anyhow::Result<()> {
-    let mut p99 = [Vec::new(), Vec::new()];
-    let mut p50 = [Vec::new(), Vec::new()];
-    let samples = SAMPLES.min(bench.tasks);
+    let mut note =
+        "claims of one task through the store, in turns with the baseline's; each is finished and replaced".to_owned();
+    for scratch in [&pair.large, &pair.small] {
+        if let Scratch::Schema(schema) = scratch {
+            schema.vacuum().await?;
+        }
+    }
+    if bench.scratch.is_shared() {
+        note.push_str("; after VACUUM (ANALYZE)");
+    }
+    let (mut p50, mut p99) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
     let meter = bench.meter();
     for _ in 0..bench.runs {
-        let stores = [pair.large.open().await?, pair.small.open().await?];
-        let mut holders = Vec::new();
-        if pair.busy_key {
-            for store in &stores {
-                holders.push(hold_key(store).await?);
-            }
-        }
-        let mut spreads = [Spread::new()?, Spread::new()?];
-        for number in 0..samples {
-            for (store, spread) in stores.iter().zip(&mut spreads) {
-                spread.add(claim_one(store, pair.request(), number, bench.payload).await?);
-            }
-        }
-        for (index, spread) in spreads.iter().enumerate() {
+        for (index, spread) in one_run(bench, &pair).await?.iter().enumerate() {
             p50[index].push(spread.ms(0.5));
             p99[index].push(spread.ms(0.99));
-        }
-        for (store, holder) in stores.iter().zip(holders) {
-            finish(store, holder, Outcome::Released).await?;
-        }
-        for store in stores {
-            store.close().await?;
         }
     }
     pair.large.clear().await?;
     pair.small.clear().await?;
     let [large, small] = &pair.names;
-    let note = "claims of one task through the store, in turns with the baseline's; each is finished and replaced";
     for (share, values) in [("p50", p50), ("p99", p99)] {
         let baseline = Baseline::new(format!("claim {share} {small}"), &values[1]);
-        let figure = Figure::new(pair.mode, format!("claim {share} {large}"), "ms", &values[0], samples)
+        let metric = format!("claim {share} {large}");
+        let figure = Figure::new(pair.mode, metric, "ms", &values[0], bench.tasks.min(SAMPLES))
             .durability(&bench.durability)
             .against(&baseline);
-        bench.report.add(figure.machine(&meter).note(note))?;
+        bench.report.add(figure.machine(&meter).note(note.as_str()))?;
     }
     Ok(())
+}
+
+/// Claims from two stores in turns, so that whatever else happens on the machine meets both.
+async fn one_run(bench: &Bench, pair: &Pair) -> anyhow::Result<[Spread; 2]> {
+    let stores = [pair.large.open().await?, pair.small.open().await?];
+    let mut holders = Vec::new();
+    if pair.busy_key {
+        for store in &stores {
+            holders.push(hold_key(store).await?);
+        }
+    }
+    let mut spreads = [Spread::new()?, Spread::new()?];
+    for number in 0..bench.tasks.min(SAMPLES) {
+        for (store, spread) in stores.iter().zip(&mut spreads) {
+            spread.add(claim_one(store, pair.request(), number, bench.payload).await?);
+        }
+    }
+    for (store, holder) in stores.iter().zip(holders) {
+        finish(store, holder, Outcome::Released).await?;
+    }
+    for store in stores {
+        store.close().await?;
+    }
+    Ok(spreads)
 }
 
 /// A request for as many tasks as there are slots, which answers at once.

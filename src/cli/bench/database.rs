@@ -18,11 +18,6 @@ const NAME_PREFIX: &str = "pensum_bench_";
 /// The first schema of a database of the bench's own.
 const SCHEMA: &str = "bench";
 
-/// True for the URL of a PostgreSQL server.
-pub(super) fn is_server(url: &str) -> bool {
-    url.starts_with("postgres://") || url.starts_with("postgresql://")
-}
-
 /// Where the bench's tables are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Home {
@@ -227,6 +222,20 @@ impl Schema {
     pub(super) async fn clear(&self) -> anyhow::Result<()> {
         let sql = format!("DROP SCHEMA IF EXISTS \"{}\" CASCADE", self.name);
         Ok(self.connect().await?.batch_execute(&sql).await?)
+    }
+
+    /// Does at once what the server does by itself within minutes of a change: clears away what is dead, and counts what
+    /// is there.
+    pub(super) async fn vacuum(&self) -> anyhow::Result<()> {
+        let client = self.connect().await?;
+        let sql = "SELECT tablename::text FROM pg_tables WHERE schemaname = $1";
+        for row in client.query(sql, &[&self.name]).await? {
+            let table: String = row.try_get(0)?;
+            client
+                .batch_execute(&format!("VACUUM (ANALYZE) \"{}\".\"{table}\"", self.name))
+                .await?;
+        }
+        Ok(())
     }
 
     /// A connection outside of any store.

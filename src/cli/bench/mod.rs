@@ -167,7 +167,7 @@ pub(super) async fn bench(global: &Global, args: Args) -> anyhow::Result<Exit> {
 async fn whole(global: &Global, args: &Args) -> anyhow::Result<Exit> {
     // From here on a signal ends the measurement but not what removes its traces.
     let mut signals = Signals::new()?;
-    if !database::is_server(&args.store) {
+    if !pensum_store::is_postgres(&args.store) {
         if args.nodes > 1 {
             let message = format!(
                 "--nodes {}: one process owns a SQLite file, so several nodes need --store postgres://USER@HOST/DATABASE",

@@ -11,7 +11,6 @@ use pensum_core::{NodeId, Store, Time};
 use super::Bench;
 use super::child::{Process, Server};
 use super::claims::request;
-use super::database::is_server;
 use super::meter::{seconds_since, tick};
 use super::report::{Baseline, Figure};
 use super::scratch::open;
@@ -48,7 +47,7 @@ pub(super) async fn hold(url: &str, tasks: u64) -> anyhow::Result<()> {
         ensure!(!claimed.is_empty(), "{} of {tasks} tasks could be claimed", held.len());
         held.extend(claimed.into_iter().map(|claimed| claimed.lease));
     }
-    let left = if is_server(url) {
+    let left = if pensum_store::is_postgres(url) {
         last_renewal(&store, held).await?
     } else {
         // A write after the claims takes their manifest to the disk, as the finishes of a busy node would.

@@ -10,7 +10,6 @@ use pensum_core::Store;
 
 use super::database::Schema;
 use super::meter::tick;
-use crate::cli::client::open_store;
 use crate::cli::exit::{Exit, Failure};
 
 /// What stands beside a database file.
@@ -70,7 +69,7 @@ impl Scratch {
 /// Opens a store for this process.
 pub(super) async fn open(url: &str) -> anyhow::Result<Arc<dyn Store>> {
     let owner = format!("bench, process {}", std::process::id());
-    Ok(open_store(url, &owner).await.map_err(Failure::from)?)
+    Ok(pensum_store::connect(url, &owner).await.map_err(Failure::from)?)
 }
 
 /// A place for a database file. Whatever is there is removed in the end.

@@ -51,7 +51,9 @@ impl Holdings {
     /// What is held under this lease.
     pub(super) fn get(&self, lease: LeaseRef) -> Option<Held> {
         let held = self.held.lock();
-        held.get(&lease.task.row()).filter(|h| h.live.life.lease.is_some_and(|l| l.id == lease.lease)).cloned()
+        held.get(&lease.task.row())
+            .filter(|h| h.live.life.lease.is_some_and(|l| l.id == lease.lease))
+            .cloned()
     }
 
     /// Changes what is held under this lease.
@@ -67,7 +69,10 @@ impl Holdings {
     /// The lease is gone.
     pub(super) fn remove(&self, lease: LeaseRef) {
         let mut held = self.held.lock();
-        if held.get(&lease.task.row()).is_some_and(|h| h.live.life.lease.is_some_and(|l| l.id == lease.lease)) {
+        if held
+            .get(&lease.task.row())
+            .is_some_and(|h| h.live.life.lease.is_some_and(|l| l.id == lease.lease))
+        {
             held.remove(&lease.task.row());
         }
     }
@@ -85,7 +90,9 @@ impl Holdings {
         let held = self.held.lock();
         let mut fresh = false;
         for found in held.values() {
-            let (Some(lease), Some(run)) = (found.live.life.lease, found.live.run) else { continue };
+            let (Some(lease), Some(run)) = (found.live.life.lease, found.live.run) else {
+                continue;
+            };
             if lease.node == node && !run.checkpointed && now.since(run.taken_at) < PROBATION {
                 fresh = true;
                 if run.alone {
@@ -124,9 +131,10 @@ pub(super) async fn claim(
     claimer: &mut oneshot::Sender<Result<Vec<Claimed>, StoreError>>,
 ) -> Result<Vec<Claimed>, StoreError> {
     let started = tokio::time::Instant::now();
+    // The first try is made at the time that the claimer named, to the microsecond.
+    let mut at = now;
     loop {
         let mut heard = inner.wake.listen();
-        let at = now.plus(started.elapsed());
         let claimed = inner.retry(|| once(inner, &request, at)).await?;
         let left = request.wait.saturating_sub(started.elapsed());
         if !claimed.is_empty() || request.slots == 0 || left.is_zero() {
@@ -142,6 +150,7 @@ pub(super) async fn claim(
             () = claimer.closed() => return Ok(Vec::new()),
             () = inner.closed.cancelled() => return Err(StoreError::Closed),
         }
+        at = now.plus(started.elapsed());
     }
 }
 
@@ -174,7 +183,12 @@ fn covered(inner: &Inner, request: &ClaimRequest) -> Vec<Option<i32>> {
         .classes()
         .iter()
         .filter(|class| request.capabilities.as_ref().is_none_or(|offered| class.fits(offered)))
-        .filter(|class| request.queues.as_ref().is_none_or(|queues| queues.contains(&class.queue)))
+        .filter(|class| {
+            request
+                .queues
+                .as_ref()
+                .is_none_or(|queues| queues.contains(&class.queue))
+        })
         .map(|class| class.id as i32)
         .collect();
     classes.sort_unstable();
@@ -273,7 +287,9 @@ async fn attempt(inner: &Arc<Inner>, request: &ClaimRequest, mode: Mode, now: Ti
     let tx = inner.pool.begin(Durability::Relaxed).await?;
     let answers = tx.commit(&[Statement { sql, params }]).await?;
     let rows = answers.into_iter().next().unwrap_or_default();
-    let Some(first) = rows.first() else { return Ok(Try::Taken(Vec::new())) };
+    let Some(first) = rows.first() else {
+        return Ok(Try::Taken(Vec::new()));
+    };
     inner.note_due(first.try_get::<_, Option<i64>>(3)?);
     if first.try_get(1)? {
         return Ok(Try::Unknown);
@@ -288,7 +304,10 @@ async fn attempt(inner: &Arc<Inner>, request: &ClaimRequest, mode: Mode, now: Ti
     if first.try_get::<_, Option<i64>>(4)?.is_none() {
         return Ok(Try::Taken(Vec::new()));
     }
-    let mut claimed = rows.iter().map(|found| read(inner, found)).collect::<Result<Vec<_>, _>>()?;
+    let mut claimed = rows
+        .iter()
+        .map(|found| read(inner, found))
+        .collect::<Result<Vec<_>, _>>()?;
     // RETURNING keeps no order.
     claimed.sort_by_key(|(live, _)| (row::rank(live.priority), live.deadline.unwrap_or(Time::MAX), live.row));
     let (lives, claimed): (Vec<LiveRow>, Vec<Claimed>) = claimed.into_iter().unzip();
@@ -305,10 +324,16 @@ fn read(inner: &Inner, found: &Row) -> Result<(LiveRow, Claimed), Fault> {
         }
         _ => None,
     };
-    let class = inner.catalog.known_class(live.class).ok_or_else(|| row::damaged(live.row, "class"))?;
+    let class = inner
+        .catalog
+        .known_class(live.class)
+        .ok_or_else(|| row::damaged(live.row, "class"))?;
     let lease = live.life.lease.ok_or_else(|| row::damaged(live.row, "lease"))?;
     let claimed = Claimed {
-        lease: LeaseRef { task: task.id, lease: lease.id },
+        lease: LeaseRef {
+            task: task.id,
+            lease: lease.id,
+        },
         namespace: class.namespace.clone(),
         spec: Arc::new(task.spec),
         lifecycle: live.life.clone(),
@@ -337,13 +362,22 @@ pub(super) async fn promote(inner: &Arc<Inner>, now: Time) -> Result<(), Fault> 
             Cell::Ready as i16
         )
     };
-    let (later, retrying) = (opened(row::gate::LATER, Cell::Later), opened(row::gate::RETRYING, Cell::Retrying));
+    let (later, retrying) = (
+        opened(row::gate::LATER, Cell::Later),
+        opened(row::gate::RETRYING, Cell::Retrying),
+    );
     let at = || vec![Value::Int8(Some(now.as_micros()))];
     let mut tx = inner.pool.begin(Durability::Relaxed).await?;
     let answers = tx
         .pipeline(&[
-            Statement { sql: &later, params: at() },
-            Statement { sql: &retrying, params: at() },
+            Statement {
+                sql: &later,
+                params: at(),
+            },
+            Statement {
+                sql: &retrying,
+                params: at(),
+            },
             Statement {
                 sql: "SELECT DISTINCT scope FROM (SELECT scope FROM pensum.live WHERE timer_at <= $1 AND gate = 0
                       AND scope IS NOT NULL LIMIT 1000) overdue",
@@ -363,7 +397,10 @@ pub(super) async fn promote(inner: &Arc<Inner>, now: Time) -> Result<(), Fault> 
 
 /// Gives back what was claimed for someone who did not wait for it.
 pub(super) async fn unclaim(inner: &Arc<Inner>, lost: Vec<Claimed>, now: Time) {
-    let finishes = lost.into_iter().map(|claimed| Finish::new(claimed.lease, Outcome::Released)).collect();
+    let finishes = lost
+        .into_iter()
+        .map(|claimed| Finish::new(claimed.lease, Outcome::Released))
+        .collect();
     if let Err(error) = super::finish::finish(inner, finishes, now).await {
         tracing::debug!(%error, "claimed tasks that nobody waited for come back when their leases run out");
     }

@@ -42,7 +42,10 @@ pub(super) async fn command(
         if remembered {
             let known = work.exists(&call.namespace, *id).await?;
             let state = if known { work.state_of(*id) } else { None };
-            answers.push(Ok(Applied { state, ..Applied::default() }));
+            answers.push(Ok(Applied {
+                state,
+                ..Applied::default()
+            }));
         } else {
             answers.push(work.command(call, *id, command).await?);
         }
@@ -69,11 +72,19 @@ impl Work {
         }
     }
 
-    async fn command(&mut self, call: &Call, id: TaskId, command: &Command) -> Result<Result<Applied, Rejected>, Fault> {
+    async fn command(
+        &mut self,
+        call: &Call,
+        id: TaskId,
+        command: &Command,
+    ) -> Result<Result<Applied, Rejected>, Fault> {
         if !self.exists(&call.namespace, id).await? {
             return Ok(Err(Rejected::NotFound(id)));
         }
-        let mut facts = Facts { actor: Some(call.actor.clone()), ..Facts::default() };
+        let mut facts = Facts {
+            actor: Some(call.actor.clone()),
+            ..Facts::default()
+        };
         let event = match command {
             Command::Cancel { reason } => {
                 let message = reason.clone().unwrap_or_else(|| format!("cancelled by {}", call.actor));
@@ -114,8 +125,13 @@ impl Work {
         let found = self.tx.query(sql, &[(&row, Type::INT8)]).await?;
         let prerequisites: Vec<i64> = found.iter().map(|found| found.try_get(0)).collect::<Result<_, _>>()?;
         self.load_any(&prerequisites).await?;
-        let unfinished: Vec<i64> = prerequisites.into_iter().filter(|row| self.live(*row).is_some()).collect();
-        let event = Event::Retry { unmet: u32::try_from(unfinished.len()).unwrap_or(u32::MAX) };
+        let unfinished: Vec<i64> = prerequisites
+            .into_iter()
+            .filter(|row| self.live(*row).is_some())
+            .collect();
+        let event = Event::Retry {
+            unmet: u32::try_from(unfinished.len()).unwrap_or(u32::MAX),
+        };
         let Some(Place::Ended(outcome)) = self.place(id).cloned() else {
             return self.carry_out(id, &event, facts).await;
         };
@@ -157,13 +173,19 @@ impl Work {
 
     /// Takes the unique key again for a task that runs again; answers who has it instead.
     async fn retake_unique(&mut self, call: &Call, stored: &StoredTask) -> Result<Option<TaskId>, Fault> {
-        let Some(key) = stored.unique_key.clone() else { return Ok(None) };
+        let Some(key) = stored.unique_key.clone() else {
+            return Ok(None);
+        };
         let handler = stored.spec.handler.clone();
         let holders = self.unique_holders(&call.namespace, &[(&*handler, &*key)]).await?;
         if let Some(holder) = holders.into_values().find(|holder| *holder != stored.id) {
             return Ok(Some(holder));
         }
-        let unique = Unique { key, ttl: stored.unique_ttl, on_conflict: Default::default() };
+        let unique = Unique {
+            key,
+            ttl: stored.unique_ttl,
+            on_conflict: Default::default(),
+        };
         self.take_unique(&call.namespace, &handler, &unique, stored.id.row());
         Ok(None)
     }
@@ -177,9 +199,21 @@ impl Work {
             && outcome.marks & mark::START == 0
             && let Some(started_at) = life.started_at
         {
-            self.put_event(outcome.row, seq - 1, started_at, EventKind::Started, None, life.attempt, None);
+            self.put_event(
+                outcome.row,
+                seq - 1,
+                started_at,
+                EventKind::Started,
+                None,
+                life.attempt,
+                None,
+            );
         }
-        let (kind, error, actor) = (terminal_kind(life.state), outcome.error.as_ref(), outcome.actor.as_ref());
+        let (kind, error, actor) = (
+            terminal_kind(life.state),
+            outcome.error.as_ref(),
+            outcome.actor.as_ref(),
+        );
         self.put_event(outcome.row, seq, finished_at, kind, actor, life.attempt, error);
         let executor = match outcome.executor {
             Some(executor) => self.inner.catalog.name(&self.inner.pool, executor).await?.to_string(),
@@ -232,12 +266,17 @@ impl Work {
         if wakes {
             return self.carry_out(id, &Event::Signalled, Facts::default()).await;
         }
-        Ok(Ok(Applied { state: Some(state), ..Applied::default() }))
+        Ok(Ok(Applied {
+            state: Some(state),
+            ..Applied::default()
+        }))
     }
 
     async fn delete(&mut self, id: TaskId) -> Result<Result<Applied, Rejected>, Fault> {
         let row = id.row();
-        let Some(state) = self.state_of(id) else { return Ok(Err(Rejected::NotFound(id))) };
+        let Some(state) = self.state_of(id) else {
+            return Ok(Err(Rejected::NotFound(id)));
+        };
         if state == State::Running {
             let why = "it is running; cancel it first";
             return Ok(Err(Rejected::Forbidden { task: id, state, why }));

@@ -34,11 +34,7 @@ pub(super) struct Prepared {
 }
 
 /// Looks classes up and writes details out.
-pub(super) async fn prepare(
-    inner: &Arc<Inner>,
-    namespace: &Name,
-    tasks: Vec<NewTask>,
-) -> Result<Vec<Prepared>, Fault> {
+pub(super) async fn prepare(inner: &Arc<Inner>, namespace: &Name, tasks: Vec<NewTask>) -> Result<Vec<Prepared>, Fault> {
     let mut prepared: Vec<Prepared> = Vec::with_capacity(tasks.len());
     for task in tasks {
         let spec = &task.spec;
@@ -48,11 +44,21 @@ pub(super) async fn prepare(
             let known = &last.task.spec;
             known.handler == spec.handler
                 && known.queue == spec.queue
-                && known.details.as_ref().map(|d| d.requires.as_slice()).unwrap_or_default() == requires
+                && known
+                    .details
+                    .as_ref()
+                    .map(|d| d.requires.as_slice())
+                    .unwrap_or_default()
+                    == requires
         });
         let class = match same {
             Some(last) => last.class,
-            None => inner.catalog.class_id(&inner.pool, (namespace, &spec.queue, &spec.handler, requires)).await?,
+            None => {
+                inner
+                    .catalog
+                    .class_id(&inner.pool, (namespace, &spec.queue, &spec.handler, requires))
+                    .await?
+            }
         };
         let details = spec.details.as_ref().and_then(|d| serde_json::to_string(d).ok());
         prepared.push(Prepared { task, class, details });
@@ -89,10 +95,21 @@ pub(super) async fn enqueue(inner: &Arc<Inner>, call: Call, tasks: Vec<NewTask>)
     let tasks = prepare(inner, &call.namespace, tasks).await.map_err(fault)?;
     let actor = inner.catalog.name_id(&inner.pool, &call.actor).await.map_err(fault)?;
     if !simple {
-        return inner.retry(|| special(inner, &call, &tasks)).await?.map_err(StoreError::from);
+        return inner
+            .retry(|| special(inner, &call, &tasks))
+            .await?
+            .map_err(StoreError::from);
     }
     let (reply, answer) = oneshot::channel();
-    inner.departures.board(inner, Job { now: call.now, actor, tasks, reply });
+    inner.departures.board(
+        inner,
+        Job {
+            now: call.now,
+            actor,
+            tasks,
+            reply,
+        },
+    );
     answer.await.unwrap_or(Err(StoreError::Closed))
 }
 
@@ -141,7 +158,9 @@ async fn fly(inner: &Arc<Inner>, jobs: Vec<Job>) {
             for job in jobs {
                 let own = ids.by_ref().take(job.tasks.len());
                 // Whoever asked may have gone.
-                let _ = job.reply.send(Ok(own.map(|id| Enqueued { id, created: true }).collect()));
+                let _ = job
+                    .reply
+                    .send(Ok(own.map(|id| Enqueued { id, created: true }).collect()));
             }
             inner.wake.ready();
         }
@@ -174,7 +193,11 @@ static INSERT_NEW_LIVE: std::sync::LazyLock<String> = std::sync::LazyLock::new(|
     format!("INSERT INTO pensum.live({columns}) SELECT * FROM {arrays}")
 });
 static INSERT_TASK: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
-    format!("INSERT INTO pensum.task({}) SELECT * FROM {}", row::names(&TASK), row::unnest(&TASK, 1))
+    format!(
+        "INSERT INTO pensum.task({}) SELECT * FROM {}",
+        row::names(&TASK),
+        row::unnest(&TASK, 1)
+    )
 });
 const INSERT_TAGS: &str =
     "INSERT INTO pensum.tag(tag, row) SELECT * FROM unnest($1::text[], $2::bigint[]) ON CONFLICT DO NOTHING";
@@ -210,22 +233,42 @@ async fn simple(inner: &Arc<Inner>, jobs: &[Job]) -> Result<Vec<TaskId>, Fault> 
     let mut tallies: BTreeMap<(u32, Cell), i64> = BTreeMap::new();
     for job in jobs {
         for prepared in &job.tasks {
-            let Some(row) = rows.next() else { return Err(Fault::Damaged("too few row numbers".to_owned())) };
+            let Some(row) = rows.next() else {
+                return Err(Fault::Damaged("too few row numbers".to_owned()));
+            };
             let id = TaskId::mint(job.now, row, inner.bits());
             let live = live_of(id, prepared, None, 0, job.now);
-            *tallies.entry((prepared.class, live.cell(live.gate_at(job.now)))).or_default() += 1;
+            *tallies
+                .entry((prepared.class, live.cell(live.gate_at(job.now))))
+                .or_default() += 1;
             lives.push((live, job.now));
-            fresh.push(New { id, actor: Some(job.actor), created_at: job.now, prepared });
+            fresh.push(New {
+                id,
+                actor: Some(job.actor),
+                created_at: job.now,
+                prepared,
+            });
         }
     }
     let ids = fresh.iter().map(|new| new.id).collect();
     let mut statements = vec![
-        Statement { sql: &INSERT_TASK, params: task_values(&fresh) },
-        Statement { sql: &INSERT_NEW_LIVE, params: new_live_values(&lives) },
+        Statement {
+            sql: &INSERT_TASK,
+            params: task_values(&fresh),
+        },
+        Statement {
+            sql: &INSERT_NEW_LIVE,
+            params: new_live_values(&lives),
+        },
         tally_statement(&tallies),
     ];
     statements.extend(tag_statement(&fresh));
-    inner.pool.begin(Durability::Acknowledged).await?.commit(&statements).await?;
+    inner
+        .pool
+        .begin(Durability::Acknowledged)
+        .await?
+        .commit(&statements)
+        .await?;
     Ok(ids)
 }
 
@@ -243,9 +286,18 @@ fn new_live_values(lives: &[(LiveRow, Time)]) -> Vec<Value<'static>> {
         Value::Int4s(lives.iter().map(|(l, _)| Some(l.flags() as i32)).collect()),
         int8(&|l, now| micros(l.due_at(now))),
         int8(&|l, _| micros(l.timer_at())),
-        int8(&|l, _| if l.life.ready_at == Some(l.life.run_at) { None } else { micros(l.life.ready_at) }),
+        int8(&|l, _| {
+            if l.life.ready_at == Some(l.life.run_at) {
+                None
+            } else {
+                micros(l.life.ready_at)
+            }
+        }),
         int8(&|l, _| micros(l.expires_at)),
-        int8(&|l, _| l.queue_timeout.map(|d| i64::try_from(d.as_micros()).unwrap_or(i64::MAX))),
+        int8(&|l, _| {
+            l.queue_timeout
+                .map(|d| i64::try_from(d.as_micros()).unwrap_or(i64::MAX))
+        }),
     ]
 }
 
@@ -292,7 +344,9 @@ fn task_values<'a>(fresh: &[New<'a>]) -> Vec<Value<'a>> {
         texts(fresh, |p| rare(p).and_then(|d| d.created_by.as_deref()).map(text)),
         texts(fresh, |p| rare(p).and_then(|d| d.assigned_to.as_deref()).map(text)),
         texts(fresh, |p| p.task.unique.as_ref().map(|u| text(&u.key))),
-        int8(fresh, |n| n.prepared.task.unique.as_ref().and_then(|u| u.ttl).map(duration)),
+        int8(fresh, |n| {
+            n.prepared.task.unique.as_ref().and_then(|u| u.ttl).map(duration)
+        }),
     ]
 }
 
@@ -300,13 +354,24 @@ fn tag_statement<'a>(fresh: &[New<'a>]) -> Option<Statement<'a>> {
     let mut tags: Vec<Option<Cow<'a, str>>> = Vec::new();
     let mut rows = Vec::new();
     for new in fresh {
-        for tag in new.prepared.task.spec.details.as_ref().map(|d| d.tags.as_slice()).unwrap_or_default() {
+        for tag in new
+            .prepared
+            .task
+            .spec
+            .details
+            .as_ref()
+            .map(|d| d.tags.as_slice())
+            .unwrap_or_default()
+        {
             tags.push(Some(text(tag)));
             rows.push(Some(new.id.row()));
         }
     }
     let params = vec![Value::Texts(tags), Value::Int8s(rows)];
-    matches!(&params[0], Value::Texts(tags) if !tags.is_empty()).then_some(Statement { sql: INSERT_TAGS, params })
+    matches!(&params[0], Value::Texts(tags) if !tags.is_empty()).then_some(Statement {
+        sql: INSERT_TAGS,
+        params,
+    })
 }
 
 /// Replaces the tags of a task.
@@ -316,9 +381,15 @@ pub(super) fn retag(row: i64, tags: &[String]) -> Vec<Statement<'static>> {
         params: vec![Value::Int8(Some(row))],
     }];
     if !tags.is_empty() {
-        let texts = tags.iter().map(|tag| Some(Cow::Owned(text(tag).into_owned()))).collect();
+        let texts = tags
+            .iter()
+            .map(|tag| Some(Cow::Owned(text(tag).into_owned())))
+            .collect();
         let params = vec![Value::Texts(texts), Value::Int8s(vec![Some(row); tags.len()])];
-        statements.push(Statement { sql: INSERT_TAGS, params });
+        statements.push(Statement {
+            sql: INSERT_TAGS,
+            params,
+        });
     }
     statements
 }
@@ -380,7 +451,9 @@ impl Work {
             Ok(plan) => plan,
             Err(rejected) => return Ok(Err(rejected)),
         };
-        let enqueued = self.write_batch(&call.namespace, Some(&call.actor), tasks, plan).await?;
+        let enqueued = self
+            .write_batch(&call.namespace, Some(&call.actor), tasks, plan)
+            .await?;
         self.remember(call, enqueued.iter().map(|e| e.id));
         Ok(Ok(enqueued))
     }
@@ -425,7 +498,12 @@ impl Work {
         let items = tasks.len();
         let unknown = pensum_core::graph::find_unknown_item(items, tasks.iter().map(|t| &t.task));
         if let Some((item, position, index)) = unknown {
-            return Ok(Err(Rejected::UnknownItem { item, position, index, items }));
+            return Ok(Err(Rejected::UnknownItem {
+                item,
+                position,
+                index,
+                items,
+            }));
         }
         if let Some(cycle) = find_cycle(tasks, &[]) {
             return Ok(Err(Rejected::Cycle(cycle)));
@@ -445,7 +523,9 @@ impl Work {
 
     /// True when the namespace has this task, which must have been loaded.
     pub(super) async fn exists(&self, namespace: &str, id: TaskId) -> Result<bool, Fault> {
-        let Some(class) = self.class_of(id.row()) else { return Ok(false) };
+        let Some(class) = self.class_of(id.row()) else {
+            return Ok(false);
+        };
         if matches!(self.place(id), None | Some(Whereabouts::Unknown)) {
             return Ok(false);
         }
@@ -460,16 +540,24 @@ impl Work {
         taken: &mut HashMap<(Name, Name), usize>,
         replaced: &mut Vec<TaskId>,
     ) -> Result<Place, Rejected> {
-        let Some(unique) = &task.unique else { return Ok(Place::New) };
+        let Some(unique) = &task.unique else {
+            return Ok(Place::New);
+        };
         let scope = (task.spec.handler.clone(), unique.key.clone());
         let key = unique.key.clone();
         if let Some(earlier) = taken.get(&scope) {
             if unique.on_conflict == OnConflict::Reject {
-                return Err(Rejected::UniqueTwice { item, earlier: *earlier, key });
+                return Err(Rejected::UniqueTwice {
+                    item,
+                    earlier: *earlier,
+                    key,
+                });
             }
             return Ok(Place::Same(*earlier));
         }
-        let holder = holders.get(&(scope.0.to_string(), text(&scope.1).into_owned())).copied();
+        let holder = holders
+            .get(&(scope.0.to_string(), text(&scope.1).into_owned()))
+            .copied();
         taken.insert(scope, item);
         match (holder, unique.on_conflict) {
             (None, _) => Ok(Place::New),
@@ -483,7 +571,8 @@ impl Work {
     }
 
     fn is_unstarted(&self, id: TaskId) -> bool {
-        self.live(id.row()).is_some_and(|(found, live)| found == id && !live.life.has_started())
+        self.live(id.row())
+            .is_some_and(|(found, live)| found == id && !live.life.has_started())
     }
 
     /// Who has these unique keys of the namespace, by handler and key. Locks the keys first.
@@ -545,22 +634,41 @@ impl Work {
         let now = self.now;
         for old in plan.replaced {
             let error = Some(ErrorInfo::new("replaced", "a newer task took its unique key"));
-            let facts = Facts { actor: actor.cloned(), error, ..Facts::default() };
+            let facts = Facts {
+                actor: actor.cloned(),
+                error,
+                ..Facts::default()
+            };
             // It had not started a moment ago, and is locked since.
-            let _ = self.happen(old.row(), &Event::Cancel, facts, &mut Applied::default()).await?;
+            let _ = self
+                .happen(old.row(), &Event::Cancel, facts, &mut Applied::default())
+                .await?;
         }
-        let count = (0..tasks.len()).filter(|i| matches!(plan.places.get(*i), None | Some(Place::New))).count();
+        let count = (0..tasks.len())
+            .filter(|i| matches!(plan.places.get(*i), None | Some(Place::New)))
+            .count();
         let inner = Arc::clone(&self.inner);
         let mut rows = inner.rows.take(&inner.pool, count).await?.into_iter();
         let mut ids: Vec<Enqueued> = Vec::with_capacity(tasks.len());
         for item in 0..tasks.len() {
             ids.push(match plan.places.get(item) {
                 None | Some(Place::New) => {
-                    let row = rows.next().ok_or_else(|| Fault::Damaged("too few row numbers".to_owned()))?;
-                    Enqueued { id: TaskId::mint(now, row, inner.bits()), created: true }
+                    let row = rows
+                        .next()
+                        .ok_or_else(|| Fault::Damaged("too few row numbers".to_owned()))?;
+                    Enqueued {
+                        id: TaskId::mint(now, row, inner.bits()),
+                        created: true,
+                    }
                 }
-                Some(Place::Existing(id)) => Enqueued { id: *id, created: false },
-                Some(Place::Same(earlier)) => Enqueued { id: ids[*earlier].id, created: false },
+                Some(Place::Existing(id)) => Enqueued {
+                    id: *id,
+                    created: false,
+                },
+                Some(Place::Same(earlier)) => Enqueued {
+                    id: ids[*earlier].id,
+                    created: false,
+                },
             });
         }
         let actor = match actor {
@@ -573,16 +681,27 @@ impl Work {
         let mut fresh = Vec::with_capacity(count);
         for (item, prepared) in tasks.iter().enumerate().filter(|(item, _)| ids[*item].created) {
             let id = ids[item].id;
-            fresh.push(New { id, actor, created_at: now, prepared });
+            fresh.push(New {
+                id,
+                actor,
+                created_at: now,
+                prepared,
+            });
             self.write_task(namespace, id, prepared, &ids, &mut edges, &mut ended);
         }
         let task_params = task_values(&fresh).into_iter().map(Value::into_owned).collect();
         if !fresh.is_empty() {
-            self.extra.push(Statement { sql: &INSERT_TASK, params: task_params });
+            self.extra.push(Statement {
+                sql: &INSERT_TASK,
+                params: task_params,
+            });
         }
         if let Some(tags) = tag_statement(&fresh) {
             let params = tags.params.into_iter().map(Value::into_owned).collect();
-            self.extra.push(Statement { sql: INSERT_TAGS, params });
+            self.extra.push(Statement {
+                sql: INSERT_TAGS,
+                params,
+            });
         }
         if !edges.is_empty() {
             self.extra.push(Statement {
@@ -600,7 +719,10 @@ impl Work {
         for (row, of, state) in ended {
             let completed = state == State::Completed;
             let error = (!completed).then(|| dependency_failed(of, state));
-            let facts = Facts { error, ..Facts::default() };
+            let facts = Facts {
+                error,
+                ..Facts::default()
+            };
             let event = Event::DependencyEnded(completed);
             let _ = self.happen(row, &event, facts, &mut Applied::default()).await?;
         }
@@ -658,9 +780,14 @@ impl Work {
 
     /// The ids that the same request answered before. Locks the key: a repeat at the same moment waits for the first.
     pub(super) async fn remembered(&mut self, call: &Call) -> Result<Result<Option<Vec<TaskId>>, Rejected>, Fault> {
-        let Some(key) = &call.idempotency else { return Ok(Ok(None)) };
+        let Some(key) = &call.idempotency else {
+            return Ok(Ok(None));
+        };
         let params = || {
-            vec![Value::Text(Some(Cow::Borrowed(&*call.namespace))), Value::Text(Some(text(&key.key)))]
+            vec![
+                Value::Text(Some(Cow::Borrowed(&*call.namespace))),
+                Value::Text(Some(text(&key.key))),
+            ]
         };
         let answers = self
             .tx
@@ -676,7 +803,9 @@ impl Work {
                 },
             ])
             .await?;
-        let Some(found) = answers.get(1).and_then(|rows| rows.first()) else { return Ok(Ok(None)) };
+        let Some(found) = answers.get(1).and_then(|rows| rows.first()) else {
+            return Ok(Ok(None));
+        };
         if found.try_get::<_, i64>(2)? <= call.now.as_micros() {
             return Ok(Ok(None));
         }
@@ -684,7 +813,13 @@ impl Work {
             return Ok(Err(Rejected::IdempotencyMismatch));
         }
         let ids: &[u8] = found.try_get(1)?;
-        Ok(Ok(Some(ids.as_chunks::<16>().0.iter().map(|bytes| TaskId::from_bytes(*bytes)).collect())))
+        Ok(Ok(Some(
+            ids.as_chunks::<16>()
+                .0
+                .iter()
+                .map(|bytes| TaskId::from_bytes(*bytes))
+                .collect(),
+        )))
     }
 
     /// Remembers what a request answered.
@@ -734,5 +869,8 @@ fn find_cycle(tasks: &[Prepared], places: &[Place]) -> Option<Vec<usize>> {
 }
 
 fn policy(spec: &Spec) -> OnDependencyFailure {
-    spec.details.as_ref().map(|d| d.on_dependency_failure).unwrap_or_default()
+    spec.details
+        .as_ref()
+        .map(|d| d.on_dependency_failure)
+        .unwrap_or_default()
 }

@@ -20,7 +20,8 @@ use super::row::{self, Cell, LiveRow, OUTCOME, OutcomeRow, damaged, mark, stored
 use super::step::{Facts, Place, Work};
 
 /// Marks that an end has nothing to do with: a task that has no others ends by one statement.
-const QUIET: u32 = mark::STEPS | mark::DEPENDS | mark::LOGS | mark::EVENTS | mark::EXECUTIONS | mark::TAGS | mark::START;
+const QUIET: u32 =
+    mark::STEPS | mark::DEPENDS | mark::LOGS | mark::EVENTS | mark::EXECUTIONS | mark::TAGS | mark::START;
 
 /// Ends runs; per-item results, in order.
 pub(super) async fn finish(
@@ -37,15 +38,25 @@ pub(super) async fn finish(
     let mut seen = std::collections::HashSet::new();
     plain.retain(|(_, end)| seen.insert(end.outcome.row));
     if !plain.is_empty() {
-        let gone = inner.retry(|| end_plainly(inner, plain.iter().map(|(_, end)| end).collect())).await?;
+        let gone = inner
+            .retry(|| end_plainly(inner, plain.iter().map(|(_, end)| end).collect()))
+            .await?;
         for (at, _) in plain.iter().filter(|(_, end)| gone.contains(&end.outcome.row)) {
             let lease = finishes[*at].lease;
             inner.holdings.remove(lease);
             let ended = vec![(lease.task, State::Completed)];
-            answers[*at] = Some(Ok(Applied { state: Some(State::Completed), ended, ..Applied::default() }));
+            answers[*at] = Some(Ok(Applied {
+                state: Some(State::Completed),
+                ended,
+                ..Applied::default()
+            }));
         }
     }
-    let rest: Vec<(usize, &Finish)> = finishes.iter().enumerate().filter(|(at, _)| answers[*at].is_none()).collect();
+    let rest: Vec<(usize, &Finish)> = finishes
+        .iter()
+        .enumerate()
+        .filter(|(at, _)| answers[*at].is_none())
+        .collect();
     if !rest.is_empty() {
         let only: Vec<&Finish> = rest.iter().map(|(_, finish)| *finish).collect();
         let results = inner.retry(|| end_fully(inner, &only, now)).await?;
@@ -60,7 +71,11 @@ pub(super) async fn finish(
         }
     }
     let lost = |at: usize| Err(Rejected::LeaseLost(finishes[at].lease.task));
-    Ok(answers.into_iter().enumerate().map(|(at, answer)| answer.unwrap_or_else(|| lost(at))).collect())
+    Ok(answers
+        .into_iter()
+        .enumerate()
+        .map(|(at, answer)| answer.unwrap_or_else(|| lost(at)))
+        .collect())
 }
 
 /// The end of a run that touches nothing but its own rows, decided on what was read at the claim: it stands only if the
@@ -73,7 +88,9 @@ struct PlainEnd {
 }
 
 fn plain_end(inner: &Inner, finish: &Finish, now: Time) -> Option<PlainEnd> {
-    let Outcome::Done(result) = &finish.outcome else { return None };
+    let Outcome::Done(result) = &finish.outcome else {
+        return None;
+    };
     if !finish.logs.is_empty() || !finish.consumed.is_empty() || !finish.spawn.is_empty() {
         return None;
     }
@@ -142,7 +159,9 @@ async fn end_plainly(inner: &Arc<Inner>, ends: Vec<&PlainEnd>) -> Result<std::co
     let outcomes: Vec<&OutcomeRow> = ends.iter().map(|end| &end.outcome).collect();
     let mut params = OutcomeRow::values(&outcomes);
     params.push(Value::Uuids(ends.iter().map(|end| Some(end.lease)).collect()));
-    params.push(Value::Int8s(ends.iter().map(|end| Some(i64::from(end.version))).collect()));
+    params.push(Value::Int8s(
+        ends.iter().map(|end| Some(i64::from(end.version))).collect(),
+    ));
     params.push(Value::Int4s(ends.iter().map(|end| Some(end.class as i32)).collect()));
     let tx = inner.pool.begin(Durability::Acknowledged).await?;
     let answers = tx.commit(&[Statement { sql: &END, params }]).await?;
@@ -194,7 +213,10 @@ impl Work {
         if rows.is_empty() {
             return Ok(Specs::new());
         }
-        let sql = format!("SELECT {} FROM pensum.task t WHERE t.row = ANY($1)", row::list(&TASK, "t"));
+        let sql = format!(
+            "SELECT {} FROM pensum.task t WHERE t.row = ANY($1)",
+            row::list(&TASK, "t")
+        );
         let found = self.tx.query(&sql, &[(&rows, Type::INT8_ARRAY)]).await?;
         let mut stored = Specs::new();
         for found in found {
@@ -224,21 +246,37 @@ impl Work {
             live.progress.clone_from(&finish.progress);
         }
         let met = self.is_met(row, &finish.outcome, &finish.consumed).await?;
-        let Some(live) = self.held(lease) else { return Ok(Err(Rejected::LeaseLost(lease.task))) };
+        let Some(live) = self.held(lease) else {
+            return Ok(Err(Rejected::LeaseLost(lease.task)));
+        };
         let (max_retries, policy) = match specs.get(&row) {
             Some(task) => (task.spec.max_retries(), task.spec.retry()),
             None if matches!(finish.outcome, Outcome::Retry { .. }) => return Err(damaged(row, "task")),
             None => (0, Default::default()),
         };
-        let said = finish.outcome.clone().said(live.life.failures, max_retries, policy, finish.draw, self.now, met);
-        let facts = Facts { usage: finish.usage, error: said.error, result: said.result, actor: None };
+        let said = finish
+            .outcome
+            .clone()
+            .said(live.life.failures, max_retries, policy, finish.draw, self.now, met);
+        let facts = Facts {
+            usage: finish.usage,
+            error: said.error,
+            result: said.result,
+            actor: None,
+        };
         if said.checkpoint.is_some()
             && let Some(live) = self.live_mut(row)
         {
             live.marks |= mark::CHECKPOINT;
         }
-        let mut applied = Applied { spawned, ..Applied::default() };
-        if let Err(rejected) = self.happen(row, &Event::Holder(lease.lease, said.report), facts, &mut applied).await? {
+        let mut applied = Applied {
+            spawned,
+            ..Applied::default()
+        };
+        if let Err(rejected) = self
+            .happen(row, &Event::Holder(lease.lease, said.report), facts, &mut applied)
+            .await?
+        {
             return Ok(Err(rejected));
         }
         if let Some(state) = said.checkpoint {
@@ -254,7 +292,9 @@ impl Work {
 
     /// True when what a handler wants to wait for is there already.
     async fn is_met(&mut self, row: i64, outcome: &Outcome, consumed: &[u64]) -> Result<bool, Fault> {
-        let Outcome::Wait { on, .. } = outcome else { return Ok(false) };
+        let Outcome::Wait { on, .. } = outcome else {
+            return Ok(false);
+        };
         Ok(match on {
             Wait::Children => self.live(row).is_some_and(|(_, live)| live.children == 0),
             Wait::Until(at) => *at <= self.now,
@@ -262,7 +302,11 @@ impl Work {
                 let used: Vec<i64> = consumed.iter().map(|seq| *seq as i64).collect();
                 let sql = "SELECT 1 FROM pensum.inbox WHERE row = $1 AND name = $2 AND seq <> ALL($3) LIMIT 1";
                 let name = text(name);
-                let params = [(&row as _, Type::INT8), (&name as _, Type::TEXT), (&used as _, Type::INT8_ARRAY)];
+                let params = [
+                    (&row as _, Type::INT8),
+                    (&name as _, Type::TEXT),
+                    (&used as _, Type::INT8_ARRAY),
+                ];
                 !self.tx.query(sql, &params).await?.is_empty()
             }
         })
@@ -273,7 +317,9 @@ impl Work {
         if spawn.is_empty() {
             return Ok(Ok(Vec::new()));
         }
-        let Some(class) = self.class_of(parent.row()) else { return Ok(Ok(Vec::new())) };
+        let Some(class) = self.class_of(parent.row()) else {
+            return Ok(Ok(Vec::new()));
+        };
         let inner = Arc::clone(&self.inner);
         let namespace = inner.catalog.class(&inner.pool, class).await?.namespace.clone();
         let mut children = spawn.to_vec();
@@ -366,11 +412,11 @@ const RENEW: &str = "WITH given AS MATERIALIZED (
         SELECT * FROM unnest($1::bigint[], $2::uuid[], $3::text[], $4::boolean[]) AS g(row, lease, progress, logs))
     UPDATE pensum.live l SET due_at = $5, progress = coalesce(given.progress, l.progress),
         flags = CASE WHEN given.logs THEN l.flags | 32 ELSE l.flags END
-    FROM given WHERE l.row = given.row AND l.ctid = ANY(ARRAY(
+    FROM given WHERE l.row = given.row AND l.lease = given.lease AND l.ctid = ANY(ARRAY(
         SELECT held.place FROM given CROSS JOIN LATERAL (
             SELECT ctid AS place FROM pensum.live h WHERE h.row = given.row AND h.lease = given.lease AND h.gate = 6
             FOR UPDATE) held))
-    RETURNING l.row, l.cancel_requested_at IS NOT NULL, coalesce(l.pause_requested_at, l.paused_at) IS NOT NULL";
+    RETURNING l.row, l.lease, l.cancel_requested_at IS NOT NULL, coalesce(l.pause_requested_at, l.paused_at) IS NOT NULL";
 
 /// Renews leases for `lease` from `now`.
 pub(super) async fn renew(
@@ -384,24 +430,41 @@ pub(super) async fn renew(
     }
     let expires_at = now.plus(lease);
     let mut sorted: Vec<&Beat> = beats.iter().collect();
-    sorted.sort_unstable_by_key(|beat| beat.lease.task.row());
-    sorted.dedup_by_key(|beat| beat.lease.task.row());
+    sorted.sort_unstable_by_key(|beat| (beat.lease.task.row(), beat.lease.lease));
+    sorted.dedup_by_key(|beat| beat.lease);
     let params = vec![
         Value::Int8s(sorted.iter().map(|b| Some(b.lease.task.row())).collect()),
-        Value::Uuids(sorted.iter().map(|b| Some(stored_lease(b.lease.lease, b.lease.task.row()))).collect()),
-        Value::Texts(sorted.iter().map(|b| row::write_progress(b.progress.as_ref()).map(Cow::Owned)).collect()),
+        Value::Uuids(
+            sorted
+                .iter()
+                .map(|b| Some(stored_lease(b.lease.lease, b.lease.task.row())))
+                .collect(),
+        ),
+        Value::Texts(
+            sorted
+                .iter()
+                .map(|b| row::write_progress(b.progress.as_ref()).map(Cow::Owned))
+                .collect(),
+        ),
         Value::Bools(sorted.iter().map(|b| Some(!b.logs.is_empty())).collect()),
         Value::Int8(Some(expires_at.as_micros())),
     ];
     let mut tx = inner.pool.begin(Durability::Relaxed).await?;
     let answers = tx.pipeline(&[Statement { sql: RENEW, params }]).await?;
-    let mut found: HashMap<i64, (bool, bool)> = HashMap::new();
+    let mut found: HashMap<(i64, uuid::Uuid), (bool, bool)> = HashMap::new();
     for held in answers.iter().flatten() {
-        found.insert(held.try_get(0)?, (held.try_get(1)?, held.try_get(2)?));
+        found.insert(
+            (held.try_get(0)?, held.try_get(1)?),
+            (held.try_get(2)?, held.try_get(3)?),
+        );
     }
+    let key = |lease: LeaseRef| (lease.task.row(), stored_lease(lease.lease, lease.task.row()));
     let mut logs = Vec::new();
     let mut counts = Vec::new();
-    for beat in beats.iter().filter(|b| !b.logs.is_empty() && found.contains_key(&b.lease.task.row())) {
+    for beat in beats
+        .iter()
+        .filter(|b| !b.logs.is_empty() && found.contains_key(&key(b.lease)))
+    {
         let row = beat.lease.task.row();
         let kept = match inner.holdings.get(beat.lease).and_then(|held| held.log_lines) {
             Some(kept) => kept,
@@ -424,7 +487,7 @@ pub(super) async fn renew(
     }
     let mut renewals = Vec::with_capacity(beats.len());
     for beat in beats {
-        renewals.push(match found.get(&beat.lease.task.row()) {
+        renewals.push(match found.get(&key(beat.lease)) {
             Some((cancel, pause)) => {
                 inner.holdings.change(beat.lease, |held| {
                     if let Some(lease) = &mut held.live.life.lease {
@@ -434,7 +497,11 @@ pub(super) async fn renew(
                         held.live.progress.clone_from(&beat.progress);
                     }
                 });
-                Renewal::Held { expires_at, cancel: *cancel, pause: *pause }
+                Renewal::Held {
+                    expires_at,
+                    cancel: *cancel,
+                    pause: *pause,
+                }
             }
             None => {
                 inner.holdings.remove(beat.lease);

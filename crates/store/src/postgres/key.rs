@@ -56,7 +56,10 @@ fn keys(scopes: &BTreeSet<Name>) -> Value<'_> {
 
 /// The statement that locks keys; nothing for none.
 pub(super) fn lock(scopes: &BTreeSet<Name>) -> Option<Statement<'_>> {
-    (!scopes.is_empty()).then(|| Statement { sql: LOCK, params: vec![keys(scopes)] })
+    (!scopes.is_empty()).then(|| Statement {
+        sql: LOCK,
+        params: vec![keys(scopes)],
+    })
 }
 
 /// The statements that settle the turns of keys, after the rows are written; nothing for none.
@@ -66,8 +69,17 @@ pub(super) fn settle(scopes: &BTreeSet<Name>, now: Time) -> Vec<Statement<'_>> {
     }
     let with_time = || vec![keys(scopes), Value::Int8(Some(now.as_micros()))];
     vec![
-        Statement { sql: HOLD, params: vec![keys(scopes)] },
-        Statement { sql: DEMOTE, params: with_time() },
-        Statement { sql: PROMOTE, params: with_time() },
+        Statement {
+            sql: HOLD,
+            params: vec![keys(scopes)],
+        },
+        Statement {
+            sql: DEMOTE,
+            params: with_time(),
+        },
+        Statement {
+            sql: PROMOTE,
+            params: with_time(),
+        },
     ]
 }

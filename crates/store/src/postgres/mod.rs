@@ -22,9 +22,11 @@ mod reap;
 mod row;
 mod rows;
 mod schema;
+mod stats;
 mod step;
 mod tls;
 mod update;
+mod verify;
 mod wake;
 
 use std::path::Path;
@@ -39,12 +41,13 @@ use pensum_core::query::{Counts, Page, Paged, TaskFilter};
 use pensum_core::seam::Clock;
 use pensum_core::store::{
     Applied, Beat, Call, Checkpoint, ClaimRequest, Claimed, Command, Enqueued, Finish, LogEntry, NodeBeat, NodeRecord,
-    NodeReply, Pruned, Reaped, Rejected, Renewal, Retention, Signal, Store, StoreError, StoreStats, TaskEvent, Verified,
+    NodeReply, Pruned, Reaped, Rejected, Renewal, Retention, Signal, Store, StoreError, StoreStats, TaskEvent,
+    Verified,
 };
 use pensum_core::task::Execution;
 use pensum_core::{Json, Name, NewTask, NodeId, TaskId, TaskRecord, Time};
-use rand::rngs::StdRng;
 use rand::Rng;
+use rand::rngs::StdRng;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
@@ -66,7 +69,6 @@ pub struct PostgresStore {
 /// What the verbs share.
 struct Inner {
     pool: Arc<Pool>,
-    schema: String,
     server: schema::Server,
     catalog: names::Catalog,
     rows: rows::Rows,
@@ -130,7 +132,10 @@ impl PostgresStore {
         let pool = Arc::new(Pool::new(&options)?);
         let server = schema::inspect(&pool).await?;
         if server.fsync != "on" {
-            tracing::warn!("this PostgreSQL runs with fsync={}: a crash of its machine may lose acknowledged tasks", server.fsync);
+            tracing::warn!(
+                "this PostgreSQL runs with fsync={}: a crash of its machine may lose acknowledged tasks",
+                server.fsync
+            );
         }
         pool.set_careless(matches!(server.synchronous_commit.as_str(), "off"));
         schema::migrate(&pool, &options.schema).await?;
@@ -147,20 +152,28 @@ impl PostgresStore {
             passes: AtomicU64::new(0),
             prune_cursor: AtomicI64::new(0),
             closed: CancellationToken::new(),
-            schema: options.schema.clone(),
             pool,
         });
         let fault = |fault: Fault| fault.describe(&inner.pool.location);
         node::set_clock(&inner).await.map_err(fault)?;
         inner.catalog.refresh(&inner.pool).await.map_err(fault)?;
         let (wake, closed) = (Arc::clone(&inner.wake), inner.closed.clone());
-        tokio::spawn(wake::send(Arc::clone(&wake), Arc::clone(&inner.pool), options.schema.clone(), closed.clone()));
+        tokio::spawn(wake::send(
+            Arc::clone(&wake),
+            Arc::clone(&inner.pool),
+            options.schema.clone(),
+            closed.clone(),
+        ));
         tokio::spawn(wake::hear(wake, options, closed));
         Ok(PostgresStore { inner })
     }
 
     fn open_inner(&self) -> Result<&Arc<Inner>, StoreError> {
-        if self.inner.closed.is_cancelled() { Err(StoreError::Closed) } else { Ok(&self.inner) }
+        if self.inner.closed.is_cancelled() {
+            Err(StoreError::Closed)
+        } else {
+            Ok(&self.inner)
+        }
     }
 
     fn describe(&self, fault: Fault) -> StoreError {
@@ -228,7 +241,9 @@ impl Store for PostgresStore {
         expected_version: Option<u64>,
     ) -> Result<Result<TaskRecord, Rejected>, StoreError> {
         let inner = self.open_inner()?;
-        inner.retry(|| update::update(inner, call, task, &patch, expected_version)).await
+        inner
+            .retry(|| update::update(inner, call, task, &patch, expected_version))
+            .await
     }
 
     async fn heartbeat(&self, beat: NodeBeat, now: Time) -> Result<NodeReply, StoreError> {
@@ -257,7 +272,7 @@ impl Store for PostgresStore {
 
     async fn task(&self, namespace: &str, task: TaskId) -> Result<Option<TaskRecord>, StoreError> {
         let inner = self.open_inner()?;
-        let found = reads::find(reads::Source::Pool(&inner.pool), &inner.pool, &inner.catalog, namespace, task).await;
+        let found = reads::find(&inner.pool, &inner.catalog, namespace, task).await;
         Ok(found.map_err(|fault| self.describe(fault))?.map(reads::Found::record))
     }
 
@@ -305,37 +320,49 @@ impl Store for PostgresStore {
 
     async fn inbox(&self, task: TaskId) -> Result<Vec<Signal>, StoreError> {
         let inner = self.open_inner()?;
-        reads::inbox(&inner.pool, task).await.map_err(|fault| self.describe(fault))
+        reads::inbox(&inner.pool, task)
+            .await
+            .map_err(|fault| self.describe(fault))
     }
 
     async fn steps(&self, task: TaskId) -> Result<Vec<(Name, Json)>, StoreError> {
         let inner = self.open_inner()?;
-        reads::steps(&inner.pool, task).await.map_err(|fault| self.describe(fault))
+        reads::steps(&inner.pool, task)
+            .await
+            .map_err(|fault| self.describe(fault))
     }
 
     async fn key_holder(&self, namespace: &str, key: &str) -> Result<Option<TaskId>, StoreError> {
         let inner = self.open_inner()?;
-        reads::key_holder(&inner.pool, namespace, key).await.map_err(|fault| self.describe(fault))
+        reads::key_holder(&inner.pool, namespace, key)
+            .await
+            .map_err(|fault| self.describe(fault))
     }
 
     async fn counts(&self, namespace: &str, now: Time) -> Result<Counts, StoreError> {
         let inner = self.open_inner()?;
-        counts::counts(&inner.pool, &inner.catalog, namespace, now).await.map_err(|fault| self.describe(fault))
+        counts::counts(&inner.pool, &inner.catalog, namespace, now)
+            .await
+            .map_err(|fault| self.describe(fault))
     }
 
     async fn prune(&self, retention: Retention, now: Time, limit: usize) -> Result<Pruned, StoreError> {
         let inner = self.open_inner()?;
-        inner.retry(|| prune::prune(&inner.pool, &inner.prune_cursor, retention, now, limit)).await
+        inner
+            .retry(|| prune::prune(&inner.pool, &inner.prune_cursor, retention, now, limit))
+            .await
     }
 
     async fn verify(&self) -> Result<Verified, StoreError> {
         let inner = self.open_inner()?;
-        let _ = inner; Ok(Verified::default())
+        verify::verify(&inner.pool).await.map_err(|fault| self.describe(fault))
     }
 
     async fn stats(&self) -> Result<StoreStats, StoreError> {
         let inner = self.open_inner()?;
-        let _ = inner; Ok(StoreStats::default())
+        stats::stats(&inner.pool, &inner.server)
+            .await
+            .map_err(|fault| self.describe(fault))
     }
 
     async fn backup(&self, _to: &Path) -> Result<(), StoreError> {

@@ -2,9 +2,8 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::Duration;
 
-use pensum_core::store::{NodeBeat, NodeRecord, NodeReply};
+use pensum_core::store::{NODE_LISTED, NodeBeat, NodeRecord, NodeReply};
 use pensum_core::{NodeId, Time};
 use tokio_postgres::types::Type;
 
@@ -12,13 +11,11 @@ use super::Inner;
 use super::error::Fault;
 use super::pool::{Durability, Statement, Value, text};
 
-/// How long nodes that said something are listed.
-const LISTED: Duration = Duration::from_secs(3_600);
-
 /// Notes that a node lives, and what the time is.
 pub(super) async fn heartbeat(inner: &Arc<Inner>, beat: &NodeBeat, now: Time) -> Result<NodeReply, Fault> {
     let int8 = |n: usize| Value::Int8(Some(i64::try_from(n).unwrap_or(i64::MAX)));
-    let sql = "INSERT INTO pensum.node AS n (id, name, version, address, started_at, seen_at, expires_at, slots, running,
+    let sql =
+        "INSERT INTO pensum.node AS n (id, name, version, address, started_at, seen_at, expires_at, slots, running,
                commands) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0)
                ON CONFLICT (id) DO UPDATE SET seen_at = EXCLUDED.seen_at, expires_at = EXCLUDED.expires_at,
                slots = EXCLUDED.slots, running = EXCLUDED.running, address = EXCLUDED.address
@@ -37,24 +34,36 @@ pub(super) async fn heartbeat(inner: &Arc<Inner>, beat: &NodeBeat, now: Time) ->
     let tx = inner.pool.begin(Durability::Relaxed).await?;
     let asked = inner.clock.ask();
     let answers = tx.commit(&[Statement { sql, params }]).await?;
-    let Some(row) = answers.iter().flatten().next() else { return Ok(NodeReply::default()) };
+    let Some(row) = answers.iter().flatten().next() else {
+        return Ok(NodeReply::default());
+    };
     inner.clock.told(asked, row.try_get(1)?);
-    Ok(NodeReply { commands: row.try_get::<_, i64>(0)? as u64 })
+    Ok(NodeReply {
+        commands: row.try_get::<_, i64>(0)? as u64,
+    })
 }
 
 /// A node has ended in good order.
 pub(super) async fn leave(inner: &Arc<Inner>, node: NodeId) -> Result<(), Fault> {
     let sql = "DELETE FROM pensum.node WHERE id = $1";
-    let statement = Statement { sql, params: vec![Value::Int8(Some(node.0 as i64))] };
-    inner.pool.begin(Durability::Relaxed).await?.commit(&[statement]).await?;
+    let statement = Statement {
+        sql,
+        params: vec![Value::Int8(Some(node.0 as i64))],
+    };
+    inner
+        .pool
+        .begin(Durability::Relaxed)
+        .await?
+        .commit(&[statement])
+        .await?;
     Ok(())
 }
 
 /// The nodes that said something within the last hour.
 pub(super) async fn nodes(inner: &Arc<Inner>, now: Time) -> Result<Vec<NodeRecord>, Fault> {
-    let since = now.minus(LISTED).as_micros();
+    let since = now.minus(NODE_LISTED).as_micros();
     let sql = "SELECT id, name, version, address, started_at, seen_at, expires_at, slots, running FROM pensum.node
-               WHERE seen_at > $1 ORDER BY started_at, id";
+               WHERE seen_at >= $1 ORDER BY started_at, id";
     let mut nodes = Vec::new();
     for row in inner.pool.read(sql, &[(&since, Type::INT8)]).await? {
         let alive = row.try_get::<_, i64>(6)? > now.as_micros();
@@ -76,7 +85,10 @@ pub(super) async fn nodes(inner: &Arc<Inner>, now: Time) -> Result<Vec<NodeRecor
 /// Asks the server for its time.
 pub(super) async fn set_clock(inner: &Arc<Inner>) -> Result<(), Fault> {
     let asked = inner.clock.ask();
-    let rows = inner.pool.read("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint", &[]).await?;
+    let rows = inner
+        .pool
+        .read("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint", &[])
+        .await?;
     if let Some(row) = rows.first() {
         inner.clock.told(asked, row.try_get(0)?);
     }

@@ -267,7 +267,6 @@ pub(super) struct Statement<'a> {
 
 /// A parameter that owns or borrows what it carries.
 pub(super) enum Value<'a> {
-    Bool(bool),
     Int8(Option<i64>),
     Text(Option<Cow<'a, str>>),
     Uuid(uuid::Uuid),
@@ -286,7 +285,6 @@ impl Value<'_> {
     pub(super) fn into_owned(self) -> Value<'static> {
         let own = |text: Cow<'_, str>| Cow::Owned(text.into_owned());
         match self {
-            Value::Bool(v) => Value::Bool(v),
             Value::Int8(v) => Value::Int8(v),
             Value::Text(v) => Value::Text(v.map(own)),
             Value::Uuid(v) => Value::Uuid(v),
@@ -303,7 +301,6 @@ impl Value<'_> {
 
     pub(super) fn as_param(&self) -> Param<'_> {
         match self {
-            Value::Bool(v) => (v, Type::BOOL),
             Value::Int8(v) => (v, Type::INT8),
             Value::Text(v) => (v, Type::TEXT),
             Value::Uuid(v) => (v, Type::UUID),

@@ -12,7 +12,7 @@ use tokio_postgres::types::Type;
 
 use super::error::Fault;
 use super::names::Catalog;
-use super::pool::{Param, Pool, Statement, Tx, Value, text};
+use super::pool::{Param, Pool, Statement, Value, text};
 use super::row::{
     LIVE, LIVE_LIST, LiveRow, OUTCOME, OUTCOME_LIST, OutcomeRow, damaged, gate, list, mark, read_error, scope_of,
     task_id,
@@ -116,21 +116,6 @@ pub(super) struct Found {
     pub(super) depends_on: Vec<TaskId>,
 }
 
-/// Where a read takes place: on any connection, or inside a transaction.
-pub(super) enum Source<'a> {
-    Pool(&'a Arc<Pool>),
-    Tx(&'a mut Tx),
-}
-
-impl Source<'_> {
-    async fn query(self, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>, Fault> {
-        match self {
-            Source::Pool(pool) => pool.read(sql, params).await,
-            Source::Tx(tx) => tx.query(sql, params).await,
-        }
-    }
-}
-
 /// Selects what [`Found::read`] takes; what follows says which tasks.
 pub(super) static FOUND: LazyLock<String> = LazyLock::new(|| {
     format!(
@@ -202,15 +187,13 @@ impl Found {
 
 /// A task, if the namespace has it under this id.
 pub(super) async fn find(
-    source: Source<'_>,
     pool: &Arc<Pool>,
     catalog: &Catalog,
     namespace: &str,
     id: TaskId,
 ) -> Result<Option<Found>, Fault> {
-    let rows = source
-        .query(&FIND, &[(&id.row(), Type::INT8), (&id.uuid(), Type::UUID)])
-        .await?;
+    let params: [Param<'_>; 2] = [(&id.row(), Type::INT8), (&id.uuid(), Type::UUID)];
+    let rows = pool.read(&FIND, &params).await?;
     let Some(row) = rows.first() else { return Ok(None) };
     let found = Found::read(row, pool, catalog).await?;
     Ok(found.filter(|found| found.is_in(namespace, catalog)))

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use pensum_core::store::{Applied, Reaped};
+use pensum_core::store::{Applied, NODE_LISTED, Reaped};
 use pensum_core::transition::{Blame, Event};
 use pensum_core::{ErrorInfo, NodeId, State, Time};
 use tokio_postgres::types::Type;
@@ -18,9 +18,6 @@ use super::step::{Facts, Work};
 
 /// How many passes go by between two foldings of the counts.
 const FOLD_EVERY: u64 = 4;
-/// How long nodes that fell silent stay listed.
-const SILENT_KEPT: std::time::Duration = std::time::Duration::from_secs(3_600);
-
 /// When the next pass has something to do.
 const NEXT_DUE: &str = "SELECT least((SELECT min(due_at) FROM pensum.live WHERE gate = 6),
     (SELECT min(due_at) FROM pensum.live WHERE gate = 4), (SELECT min(timer_at) FROM pensum.live WHERE timer_at IS NOT NULL))";
@@ -50,12 +47,26 @@ pub(super) async fn reap(inner: &Arc<Inner>, now: Time, limit: usize) -> Result<
         ])
         .await?;
     let column = |answer: usize| -> Result<Vec<i64>, Fault> {
-        answers.get(answer).into_iter().flatten().map(|found| Ok(found.try_get(0)?)).collect()
+        answers
+            .get(answer)
+            .into_iter()
+            .flatten()
+            .map(|found| Ok(found.try_get(0)?))
+            .collect()
     };
-    let mine = answers.first().and_then(|rows| rows.first()).map_or(Ok(false), |found| found.try_get(0))?;
-    let next: Option<i64> = answers.get(3).and_then(|rows| rows.first()).map_or(Ok(None), |found| found.try_get(0))?;
+    let mine = answers
+        .first()
+        .and_then(|rows| rows.first())
+        .map_or(Ok(false), |found| found.try_get(0))?;
+    let next: Option<i64> = answers
+        .get(3)
+        .and_then(|rows| rows.first())
+        .map_or(Ok(None), |found| found.try_get(0))?;
     let (leases, timers) = (column(1)?, column(2)?);
-    let mut reaped = Reaped { next_due: next.map(Time::from_micros), ..Reaped::default() };
+    let mut reaped = Reaped {
+        next_due: next.map(Time::from_micros),
+        ..Reaped::default()
+    };
     if !mine || leases.is_empty() && timers.is_empty() {
         work.tx.rollback().await?;
         if mine {
@@ -70,8 +81,13 @@ pub(super) async fn reap(inner: &Arc<Inner>, now: Time, limit: usize) -> Result<
         if done == limit {
             break;
         }
-        let Some((event, error)) = work.live(row).and_then(|(_, live)| overdue(live, now)) else { continue };
-        let facts = Facts { error, ..Facts::default() };
+        let Some((event, error)) = work.live(row).and_then(|(_, live)| overdue(live, now)) else {
+            continue;
+        };
+        let facts = Facts {
+            error,
+            ..Facts::default()
+        };
         if work.happen(row, &event, facts, &mut applied).await?.is_ok() {
             done += 1;
             match event {
@@ -98,40 +114,49 @@ async fn keep_up(inner: &Arc<Inner>, now: Time) -> Result<(), Fault> {
         return Ok(());
     }
     super::counts::fold(&inner.pool).await?;
-    let silent = now.minus(SILENT_KEPT).as_micros();
-    let sql = "DELETE FROM pensum.node n WHERE n.expires_at <= $1
+    let silent = now.minus(NODE_LISTED).as_micros();
+    let sql = "DELETE FROM pensum.node n WHERE n.seen_at < $1
                AND NOT EXISTS (SELECT 1 FROM pensum.live l WHERE l.gate = 6 AND l.node = n.id)";
-    inner.pool.begin(Durability::Relaxed).await?.commit(&[Statement { sql, params: vec![Value::Int8(Some(silent))] }]).await?;
+    inner
+        .pool
+        .begin(Durability::Relaxed)
+        .await?
+        .commit(&[Statement {
+            sql,
+            params: vec![Value::Int8(Some(silent))],
+        }])
+        .await?;
     Ok(())
 }
 
 impl Work {
     /// Takes back leases that have run out; a dead node's with the blame that its run deserves.
-    async fn end_leases(
-        &mut self,
-        rows: &[i64],
-        reaped: &mut Reaped,
-        applied: &mut Applied,
-    ) -> Result<usize, Fault> {
+    async fn end_leases(&mut self, rows: &[i64], reaped: &mut Reaped, applied: &mut Applied) -> Result<usize, Fault> {
         if rows.is_empty() {
             return Ok(0);
         }
         self.load(rows).await?;
         self.look_ahead(rows).await?;
-        let sql = "SELECT id, expires_at <= $1 FROM pensum.node";
-        let mut dead: HashMap<u64, bool> = HashMap::new();
+        let sql = "SELECT id, seen_at FROM pensum.node WHERE expires_at <= $1";
+        // When those were last heard that have fallen silent.
+        let mut dead: HashMap<u64, Time> = HashMap::new();
         for node in self.tx.query(sql, &[(&self.now.as_micros(), Type::INT8)]).await? {
-            dead.insert(node.try_get::<_, i64>(0)? as u64, node.try_get(1)?);
+            dead.insert(node.try_get::<_, i64>(0)? as u64, Time::from_micros(node.try_get(1)?));
         }
         let mut done = 0;
         for row in rows {
             let Some((_, live)) = self.live(*row) else { continue };
-            let Some(lease) = live.life.lease.filter(|l| l.expires_at <= self.now) else { continue };
-            let (event, error) = match dead.get(&lease.node.0) {
-                Some(true) => died(live, lease.node, self.now),
-                _ => (Event::LeaseExpired, None),
+            let Some(lease) = live.life.lease.filter(|l| l.expires_at <= self.now) else {
+                continue;
             };
-            let facts = Facts { error, ..Facts::default() };
+            let (event, error) = match dead.get(&lease.node.0) {
+                Some(heard_at) => died(live, lease.node, *heard_at),
+                None => (Event::LeaseExpired, None),
+            };
+            let facts = Facts {
+                error,
+                ..Facts::default()
+            };
             if self.happen(*row, &event, facts, applied).await?.is_ok() {
                 reaped.leases_expired += 1;
                 done += 1;
@@ -141,9 +166,10 @@ impl Work {
     }
 }
 
-fn died(live: &LiveRow, node: NodeId, now: Time) -> (Event, Option<ErrorInfo>) {
+/// The node that held a task died. The run counts until the node was last heard, not until somebody noticed.
+fn died(live: &LiveRow, node: NodeId, heard_at: Time) -> (Event, Option<ErrorInfo>) {
     let blame = match live.run {
-        Some(run) if run.checkpointed || now.since(run.taken_at) >= PROBATION => Blame::None,
+        Some(run) if run.checkpointed || heard_at.since(run.taken_at) >= PROBATION => Blame::None,
         Some(run) if run.alone => Blame::Alone,
         _ => Blame::Suspect,
     };
@@ -155,7 +181,10 @@ fn died(live: &LiveRow, node: NodeId, now: Time) -> (Event, Option<ErrorInfo>) {
 fn overdue(live: &LiveRow, now: Time) -> Option<(Event, Option<ErrorInfo>)> {
     let life = &live.life;
     if life.state == State::Waiting {
-        return life.wake_at.filter(|at| *at <= now && life.paused_at.is_none()).map(|_| (Event::WakeDue, None));
+        return life
+            .wake_at
+            .filter(|at| *at <= now && life.paused_at.is_none())
+            .map(|_| (Event::WakeDue, None));
     }
     if life.state != State::Queued {
         return None;

@@ -90,7 +90,10 @@ pub(super) struct Work {
 }
 
 pub(super) fn dependency_failed(id: TaskId, state: State) -> ErrorInfo {
-    ErrorInfo::new("dependency_failed", format!("task {id}, which it depends on, is {state}"))
+    ErrorInfo::new(
+        "dependency_failed",
+        format!("task {id}, which it depends on, is {state}"),
+    )
 }
 
 impl Work {
@@ -122,7 +125,11 @@ impl Work {
 
     /// Loads and locks unfinished tasks, the turns of their keys first: whoever settles a turn wants rows of that key.
     pub(super) async fn load(&mut self, rows: &[i64]) -> Result<(), Fault> {
-        let missing: Vec<i64> = rows.iter().copied().filter(|row| !self.slots.contains_key(row)).collect();
+        let missing: Vec<i64> = rows
+            .iter()
+            .copied()
+            .filter(|row| !self.slots.contains_key(row))
+            .collect();
         if missing.is_empty() {
             return Ok(());
         }
@@ -141,7 +148,10 @@ impl Work {
                            ORDER BY scope) keys",
                     params: ids(),
                 },
-                Statement { sql: &sql, params: ids() },
+                Statement {
+                    sql: &sql,
+                    params: ids(),
+                },
             ])
             .await?;
         for found in answers.get(1).into_iter().flatten() {
@@ -149,7 +159,14 @@ impl Work {
             let id = row::task_id(found, row::LIVE.len())?;
             let before = Some((live.class, live.cell(live.gate)));
             let class = live.class;
-            let slot = Slot { id, class, before, was_live: true, place: Place::Live(Box::new(live)), changed: false };
+            let slot = Slot {
+                id,
+                class,
+                before,
+                was_live: true,
+                place: Place::Live(Box::new(live)),
+                changed: false,
+            };
             self.slots.insert(id.row(), slot);
         }
         for row in missing {
@@ -185,7 +202,17 @@ impl Work {
                 let class = found.try_get::<_, i32>(row::OUTCOME.len() + 1)? as u32;
                 let before = Some((class, Cell::of_end(outcome.life.state)));
                 let place = Place::Ended(Box::new(outcome));
-                self.slots.insert(id.row(), Slot { id, class, before, was_live: false, place, changed: false });
+                self.slots.insert(
+                    id.row(),
+                    Slot {
+                        id,
+                        class,
+                        before,
+                        was_live: false,
+                        place,
+                        changed: false,
+                    },
+                );
             }
             let lost: Vec<i64> = ended.into_iter().filter(|row| self.is_unknown(*row)).collect();
             if lost.is_empty() {
@@ -203,18 +230,27 @@ impl Work {
     }
 
     fn is_unknown(&self, row: i64) -> bool {
-        self.slots.get(&row).is_none_or(|slot| matches!(slot.place, Place::Unknown))
+        self.slots
+            .get(&row)
+            .is_none_or(|slot| matches!(slot.place, Place::Unknown))
     }
 
     /// The task of this id, where this transaction has loaded it.
     pub(super) fn place(&self, id: TaskId) -> Option<&Place> {
-        self.slots.get(&id.row()).filter(|slot| slot.id == id).map(|slot| &slot.place)
+        self.slots
+            .get(&id.row())
+            .filter(|slot| slot.id == id)
+            .map(|slot| &slot.place)
     }
 
     /// The unfinished task in a row that was loaded.
     pub(super) fn live(&self, row: i64) -> Option<(TaskId, &LiveRow)> {
         match self.slots.get(&row) {
-            Some(Slot { id, place: Place::Live(live), .. }) => Some((*id, live)),
+            Some(Slot {
+                id,
+                place: Place::Live(live),
+                ..
+            }) => Some((*id, live)),
             _ => None,
         }
     }
@@ -222,7 +258,11 @@ impl Work {
     /// The same, to be changed.
     pub(super) fn live_mut(&mut self, row: i64) -> Option<&mut LiveRow> {
         match self.slots.get_mut(&row) {
-            Some(Slot { place: Place::Live(live), changed, .. }) => {
+            Some(Slot {
+                place: Place::Live(live),
+                changed,
+                ..
+            }) => {
                 *changed = true;
                 Some(live)
             }
@@ -239,7 +279,17 @@ impl Work {
     pub(super) fn add(&mut self, id: TaskId, live: LiveRow) {
         let class = live.class;
         let place = Place::Live(Box::new(live));
-        self.slots.insert(id.row(), Slot { id, class, before: None, was_live: false, place, changed: true });
+        self.slots.insert(
+            id.row(),
+            Slot {
+                id,
+                class,
+                before: None,
+                was_live: false,
+                place,
+                changed: true,
+            },
+        );
     }
 
     /// Notes new edges, by dependent and prerequisite: the ends of the prerequisites tell the dependents.
@@ -267,10 +317,19 @@ impl Work {
 
     /// Makes an ended task one that is about to run again.
     pub(super) fn unend(&mut self, outcome: &OutcomeRow, stored: &StoredTask) {
-        let namespace = self.inner.catalog.known_class(stored.class).map(|c| c.namespace.clone());
+        let namespace = self
+            .inner
+            .catalog
+            .known_class(stored.class)
+            .map(|c| c.namespace.clone());
         let live = LiveRow {
             deadline: stored.spec.deadline,
-            scope: stored.spec.key.as_ref().zip(namespace).map(|(key, ns)| scope_of(&ns, key)),
+            scope: stored
+                .spec
+                .key
+                .as_ref()
+                .zip(namespace)
+                .map(|(key, ns)| scope_of(&ns, key)),
             life: outcome.life.clone(),
             version: outcome.version,
             expires_at: stored.spec.expires_at(),
@@ -339,7 +398,10 @@ impl Work {
             let Some((_, live)) = self.live(row) else { continue };
             // One that does not wait (any more) refuses, which is fine.
             if let Ok(transition) = apply(&live.life, &event, self.now) {
-                let facts = Facts { error, ..Facts::default() };
+                let facts = Facts {
+                    error,
+                    ..Facts::default()
+                };
                 self.step(row, transition, facts, applied, &mut following).await?;
             }
         }
@@ -354,7 +416,9 @@ impl Work {
         applied: &mut Applied,
         following: &mut Following,
     ) -> Result<(), Fault> {
-        let Some(slot) = self.slots.get_mut(&row) else { return Ok(()) };
+        let Some(slot) = self.slots.get_mut(&row) else {
+            return Ok(());
+        };
         let Place::Live(place) = &slot.place else { return Ok(()) };
         let (id, mut live, now) = (slot.id, place.clone(), self.now);
         let Transition { next, kind, effects } = transition;
@@ -375,7 +439,8 @@ impl Work {
         }
         self.scopes.extend(live.scope.clone());
         if let Some(state) = effects.ended {
-            self.end(*live, id, state, effects.attempt_ended, facts, run, following).await?;
+            self.end(*live, id, state, effects.attempt_ended, facts, run, following)
+                .await?;
             applied.ended.push((id, state));
             return Ok(());
         }
@@ -409,7 +474,11 @@ impl Work {
             if !waiting.is_empty() {
                 live.marks |= mark::AWAITED;
             }
-            following.extend(waiting.into_iter().map(|dependant| (dependant, Event::DependencyRevived, None)));
+            following.extend(
+                waiting
+                    .into_iter()
+                    .map(|dependant| (dependant, Event::DependencyRevived, None)),
+            );
         }
         self.put(live);
         Ok(())
@@ -424,7 +493,12 @@ impl Work {
 
     async fn executor_of(&self, run: Option<Run>) -> Result<String, Fault> {
         match run {
-            Some(run) => Ok(self.inner.catalog.name(&self.inner.pool, run.executor).await?.to_string()),
+            Some(run) => Ok(self
+                .inner
+                .catalog
+                .name(&self.inner.pool, run.executor)
+                .await?
+                .to_string()),
             None => Ok(String::new()),
         }
     }
@@ -511,7 +585,10 @@ impl Work {
             .filter(|row| self.live(*row).is_some_and(|(_, live)| live.marks & mark::AWAITED != 0))
             .filter(|row| !self.dependants.contains_key(row))
             .collect();
-        let mut next: Vec<i64> = rows.iter().filter_map(|row| self.live(*row).and_then(|(_, l)| l.parent)).collect();
+        let mut next: Vec<i64> = rows
+            .iter()
+            .filter_map(|row| self.live(*row).and_then(|(_, l)| l.parent))
+            .collect();
         if !awaited.is_empty() {
             let sql = "SELECT prerequisite, dependent FROM pensum.dependency WHERE prerequisite = ANY($1)
                        ORDER BY prerequisite, dependent";
@@ -571,14 +648,30 @@ impl Work {
             self.log_start(live, run);
         }
         live.marks |= mark::EVENTS;
-        self.put_event(live.row, seq_of(live.version), self.now, kind, actor, live.life.attempt, error);
+        self.put_event(
+            live.row,
+            seq_of(live.version),
+            self.now,
+            kind,
+            actor,
+            live.life.attempt,
+            error,
+        );
     }
 
     fn log_start(&mut self, live: &mut LiveRow, run: Run) {
         if live.marks & mark::START == 0 {
             live.marks |= mark::START | mark::EVENTS;
             let seq = seq_of(live.version) - 1;
-            self.put_event(live.row, seq, run.taken_at, EventKind::Started, None, live.life.attempt, None);
+            self.put_event(
+                live.row,
+                seq,
+                run.taken_at,
+                EventKind::Started,
+                None,
+                live.life.attempt,
+                None,
+            );
         }
     }
 
@@ -593,7 +686,15 @@ impl Work {
         attempt: u32,
         error: Option<&ErrorInfo>,
     ) {
-        self.events.push(EventRow { row, seq, at, kind, actor: actor.cloned(), attempt, error: error.cloned() });
+        self.events.push(EventRow {
+            row,
+            seq,
+            at,
+            kind,
+            actor: actor.cloned(),
+            attempt,
+            error: error.cloned(),
+        });
     }
 
     pub(super) fn put_execution(&mut self, execution: Execution) {
@@ -638,7 +739,9 @@ impl Work {
                     }
                 }
                 Place::Ended(outcome) => {
-                    *tallies.entry((slot.class, Cell::of_end(outcome.life.state))).or_default() += 1;
+                    *tallies
+                        .entry((slot.class, Cell::of_end(outcome.life.state)))
+                        .or_default() += 1;
                     ended.push(outcome);
                     if slot.was_live {
                         gone.push(Some(*row));
@@ -657,10 +760,16 @@ impl Work {
             statements.push(say("DELETE FROM pensum.outcome WHERE row = ANY($1)", revived));
         }
         if !saved.is_empty() {
-            statements.push(Statement { sql: &row::SAVE_LIVE, params: LiveRow::values(&saved, now) });
+            statements.push(Statement {
+                sql: &row::SAVE_LIVE,
+                params: LiveRow::values(&saved, now),
+            });
         }
         if !ended.is_empty() {
-            statements.push(Statement { sql: &row::SAVE_OUTCOME, params: OutcomeRow::values(&ended) });
+            statements.push(Statement {
+                sql: &row::SAVE_OUTCOME,
+                params: OutcomeRow::values(&ended),
+            });
         }
         if !events.is_empty() {
             statements.push(event_statement(&events));
@@ -670,7 +779,10 @@ impl Work {
         }
         if !unique_freed.is_empty() {
             let rows = unique_freed.into_iter().map(Some).collect();
-            statements.push(say("DELETE FROM pensum.unique_key WHERE row = ANY($1) AND expires_at IS NULL", rows));
+            statements.push(say(
+                "DELETE FROM pensum.unique_key WHERE row = ANY($1) AND expires_at IS NULL",
+                rows,
+            ));
         }
         if !emptied.is_empty() {
             let rows: Vec<Option<i64>> = emptied.into_iter().map(Some).collect();
@@ -694,7 +806,10 @@ impl Work {
         }
         if !commanded.is_empty() {
             let nodes = commanded.iter().copied().map(Some).collect();
-            statements.push(say("UPDATE pensum.node SET commands = commands + 1 WHERE id = ANY($1)", nodes));
+            statements.push(say(
+                "UPDATE pensum.node SET commands = commands + 1 WHERE id = ANY($1)",
+                nodes,
+            ));
         }
         statements.extend(key::settle(&scopes, now));
         tx.commit(&statements).await?;
@@ -704,7 +819,10 @@ impl Work {
 
 /// A statement whose one parameter is a list of rows.
 fn say(sql: &'static str, rows: Vec<Option<i64>>) -> Statement<'static> {
-    Statement { sql, params: vec![Value::Int8s(rows)] }
+    Statement {
+        sql,
+        params: vec![Value::Int8s(rows)],
+    }
 }
 
 /// Appends changes of counts.
@@ -749,7 +867,9 @@ fn execution_statement(executions: &[Execution]) -> Statement<'_> {
     }
     let all: Vec<&Execution> = latest.into_values().collect();
     let usage = |e: &Execution| {
-        (e.usage != Usage::default()).then(|| serde_json::to_string(&e.usage).ok().map(Cow::Owned)).flatten()
+        (e.usage != Usage::default())
+            .then(|| serde_json::to_string(&e.usage).ok().map(Cow::Owned))
+            .flatten()
     };
     Statement {
         sql: "INSERT INTO pensum.execution(row, attempt, executor, status, started_at, finished_at, usage, result,
@@ -777,7 +897,10 @@ fn execution_statement(executions: &[Execution]) -> Statement<'_> {
 fn settle_error(live: &mut LiveRow, facts: &mut Facts, before: State, effects: Effects) {
     if live.life.state == State::Cancelled || effects.interrupt.is_some() {
         // The reason given with the request outlives the handler's own last words.
-        let reason = live.cancel_reason.take().map(|message| ErrorInfo::new("cancelled", message));
+        let reason = live
+            .cancel_reason
+            .take()
+            .map(|message| ErrorInfo::new("cancelled", message));
         if live.life.state != State::Cancelled {
             live.cancel_reason = reason.as_ref().map(|r| r.message.clone());
         }

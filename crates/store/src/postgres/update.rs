@@ -12,7 +12,7 @@ use super::Inner;
 use super::enqueue::retag;
 use super::error::Fault;
 use super::pool::{Durability, Statement, Value, text};
-use super::reads::{self, Source};
+use super::reads;
 use super::row::{mark, micros};
 use super::step::{Facts, Place, Work};
 
@@ -38,7 +38,7 @@ pub(super) async fn update(
             return Ok(Err(rejected));
         }
     }
-    let found = reads::find(Source::Pool(&inner.pool), &inner.pool, &inner.catalog, &call.namespace, id).await?;
+    let found = reads::find(&inner.pool, &inner.catalog, &call.namespace, id).await?;
     Ok(found.map(reads::Found::record).ok_or(Rejected::NotFound(id)))
 }
 
@@ -69,15 +69,26 @@ impl Work {
             _ => return Ok(Err(Rejected::NotFound(id))),
         };
         if let Some(expected) = expected_version.filter(|v| *v != found) {
-            return Ok(Err(Rejected::VersionMismatch { task: id, expected, found }));
+            return Ok(Err(Rejected::VersionMismatch {
+                task: id,
+                expected,
+                found,
+            }));
         }
         if let Some(why) = patch.refusal(life) {
-            return Ok(Err(Rejected::Forbidden { task: id, state: life.state, why }));
+            return Ok(Err(Rejected::Forbidden {
+                task: id,
+                state: life.state,
+                why,
+            }));
         }
         if let Some(at) = patch.start(call.now)
             && self.live(row).is_some()
         {
-            let facts = Facts { actor: Some(call.actor.clone()), ..Facts::default() };
+            let facts = Facts {
+                actor: Some(call.actor.clone()),
+                ..Facts::default()
+            };
             let event = Event::Reschedule(at);
             if let Err(rejected) = self.happen(row, &event, facts, &mut Applied::default()).await? {
                 return Ok(Err(rejected));
@@ -90,8 +101,10 @@ impl Work {
         patch.apply_to(&mut spec);
         let requires = spec.details.as_ref().map(|d| d.requires.as_slice()).unwrap_or_default();
         let inner = Arc::clone(&self.inner);
-        let class =
-            inner.catalog.class_id(&inner.pool, (&call.namespace, &spec.queue, &spec.handler, requires)).await?;
+        let class = inner
+            .catalog
+            .class_id(&inner.pool, (&call.namespace, &spec.queue, &spec.handler, requires))
+            .await?;
         self.extra.push(rewrite_task(row, class, &spec));
         let tags = spec.details.as_ref().map(|d| d.tags.clone()).unwrap_or_default();
         match self.place(id).cloned() {

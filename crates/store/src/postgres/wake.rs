@@ -49,7 +49,11 @@ impl Ear {
 
 impl Wake {
     pub(super) fn new() -> Wake {
-        Wake { ready: watch::Sender::new(0), outbox: Notify::new(), deaf: AtomicBool::new(true) }
+        Wake {
+            ready: watch::Sender::new(0),
+            outbox: Notify::new(),
+            deaf: AtomicBool::new(true),
+        }
     }
 
     /// There may be work, for this node and all others.
@@ -138,7 +142,9 @@ async fn hear_once(wake: &Wake, options: &PostgresOptions, said: &mut bool) -> R
     let channel = channel(&options.schema);
     let sent = async {
         client.batch_execute(&format!("LISTEN \"{channel}\"")).await?;
-        client.execute_typed("SELECT pg_notify($1, '')", &[(&channel, Type::TEXT)]).await
+        client
+            .execute_typed("SELECT pg_notify($1, '')", &[(&channel, Type::TEXT)])
+            .await
     };
     let mut sent = std::pin::pin!(sent);
     let mut is_sent = false;
