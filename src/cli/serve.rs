@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use pensum_core::{Store, StoreError};
-use pensum_engine::{Engine, SLOTS_DEFAULT};
+use pensum_engine::{Engine, LEASE_DEFAULT, SLOTS_DEFAULT};
 use pensum_server::{AppState, ServerOptions};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -20,6 +20,8 @@ use super::{Global, init_logging, output};
 
 /// Where a node listens when it is not told.
 const LISTEN_DEFAULT: &str = "127.0.0.1:7400";
+/// The longest lease. A node that dies holds on to its tasks for as long, and nothing is gained by more.
+const LEASE_SECONDS_MAX: u64 = 3_600;
 /// How long closing the store may take before the process ends all the same.
 const CLOSE_TIME_MAX: Duration = Duration::from_secs(10);
 
@@ -37,6 +39,10 @@ pub(crate) struct Args {
     /// How long running tasks may go on after SIGTERM or SIGINT, in seconds, before they are given back.
     #[arg(long, env = "PENSUM_GRACE", value_name = "SECONDS", default_value_t = 30)]
     grace: u64,
+    /// How long a task stays with a node that falls silent, in whole seconds, before another node may run it.
+    #[arg(long, env = "PENSUM_LEASE", value_name = "SECONDS", default_value_t = LEASE_DEFAULT.as_secs(),
+          value_parser = clap::value_parser!(u64).range(1..=LEASE_SECONDS_MAX))]
+    lease: u64,
     /// Whether tasks may name the handlers `command` and `http` themselves. [default: true]
     #[arg(long, value_name = "true|false", num_args = 0..=1, default_missing_value = "true")]
     allow_inline: Option<bool>,
@@ -123,6 +129,7 @@ fn build(
     let mut builder = Engine::builder(Arc::clone(store))
         .builtin_handlers()
         .slots(args.slots)
+        .lease(Duration::from_secs(args.lease))
         .address(format!("http://{address}"))
         .retention(retention);
     for (name, handler) in handlers {
