@@ -4,6 +4,7 @@
 
 mod conformance;
 mod copies;
+mod postgres_reads;
 mod postgres_suite;
 mod random;
 mod sqlite_files;
