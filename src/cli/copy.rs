@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pensum_core::{Store, Time};
-use pensum_store::copy::{self, Copied, Stage};
+use pensum_store::copy::{self, Copied, Side, Stage};
 use serde_json::json;
 
 use super::client::{check_url, must_exist, open_store, store_path};
@@ -89,8 +89,25 @@ fn check(global: &Global, from: &str, to: &str) -> Result<(), Failure> {
 async fn carry(from: &Arc<dyn Store>, to: &Arc<dyn Store>) -> Result<(Copied, Duration), Failure> {
     let start = now();
     let mut teller = Teller::default();
-    let copied = copy::copy(&**from, &**to, &now, &mut |stage, tasks| teller.tell(stage, tasks)).await;
+    let (at_source, at_target) = (clock_of(from), clock_of(to));
+    let source = Side {
+        store: &**from,
+        now: &*at_source,
+    };
+    let target = Side {
+        store: &**to,
+        now: &*at_target,
+    };
+    let copied = copy::copy(source, target, &mut |stage, tasks| teller.tell(stage, tasks)).await;
     Ok((copied.map_err(Failure::from)?, now().since(start)))
+}
+
+/// The clock that judges the leases of a store.
+fn clock_of(store: &Arc<dyn Store>) -> Box<dyn Fn() -> Time + Sync> {
+    match store.clock() {
+        Some(clock) => Box::new(move || clock.now()),
+        None => Box::new(now),
+    }
 }
 
 /// Says what goes on, when something new does and every now and then.

@@ -32,7 +32,7 @@ pub struct Dossier {
     pub checkpoint: Option<Json>,
     /// The attempts that have ended, first to last.
     pub executions: Vec<Execution>,
-    /// Its history by sequence number, without its creation, which `creator` and `task.created_at` tell.
+    /// Its history in the order of its sequence numbers, without its creation, which `creator` and `task.created_at` tell.
     pub events: Vec<TaskEvent>,
     /// Its log lines, oldest first.
     pub logs: Vec<LogEntry>,
@@ -210,6 +210,17 @@ impl Dossier {
         let logs = self.logs.iter().map(|l| l.seq);
         let inbox = self.inbox.iter().map(|s| s.seq);
         events.chain(logs).chain(inbox).max().unwrap_or(0)
+    }
+
+    /// The same with places instead of sequence numbers, for a comparison with a store that counts otherwise: the order
+    /// of events, of log lines and of signals is what both keep.
+    pub fn by_places(mut self) -> Dossier {
+        (1..).zip(&mut self.events).for_each(|(place, event)| event.seq = place);
+        (1..).zip(&mut self.logs).for_each(|(place, entry)| entry.seq = place);
+        (1..)
+            .zip(&mut self.inbox)
+            .for_each(|(place, signal)| signal.seq = place);
+        self
     }
 
     /// About how much it weighs, in bytes: its texts, and some for each row.

@@ -39,6 +39,21 @@ pub enum Stage {
     Verifying,
 }
 
+/// One of two stores, and the clock that judges its leases.
+#[derive(Clone, Copy)]
+pub struct Side<'a> {
+    /// The store.
+    pub store: &'a dyn Store,
+    /// The present there.
+    pub now: &'a (dyn Fn() -> Time + Sync),
+}
+
+impl Side<'_> {
+    fn now(&self) -> Time {
+        (self.now)()
+    }
+}
+
 /// Copies everything in `from` to `to`, which is empty; then reads both, compares every task and every count, and checks
 /// the invariants of both. Only then is `to` a store that can be opened again. `tell` hears how many tasks a stage has
 /// got through.
@@ -49,56 +64,34 @@ pub enum Stage {
 /// [`StoreError::Conflict`] while tasks run in `from`, while nodes work on either, or when `to` holds anything; else
 /// whatever goes wrong in one of the stores.
 pub async fn copy(
-    from: &dyn Store,
-    to: &dyn Store,
-    now: &(dyn Fn() -> Time + Sync),
+    from: Side<'_>,
+    to: Side<'_>,
     tell: &mut (dyn FnMut(Stage, u64) + Send),
 ) -> Result<Copied, StoreError> {
     tell(Stage::Preparing, 0);
-    let clocks = (Clock::of(from, now), Clock::of(to, now));
-    refuse_nodes(from, clocks.0.now(), "the source").await?;
-    refuse_nodes(to, clocks.1.now(), "the target").await?;
-    while from.reap(clocks.0.now(), REAP_LIMIT).await?.leases_expired > 0 {}
-    let mut copied = carry(from, to, &clocks, tell).await?;
-    let namespaces = compare(from, to, &clocks, &mut copied.faults, tell).await?;
-    compare_counts(from, to, &namespaces, clocks.0.now(), &mut copied.faults).await?;
+    refuse_nodes(from, "the source").await?;
+    refuse_nodes(to, "the target").await?;
+    while from.store.reap(from.now(), REAP_LIMIT).await?.leases_expired > 0 {}
+    let mut copied = carry(from, to, tell).await?;
+    let namespaces = compare(from, to, &mut copied.faults, tell).await?;
+    compare_counts(from, to, &namespaces, &mut copied.faults).await?;
     tell(Stage::Verifying, copied.tasks);
-    let (ours, theirs) = (from.verify().await?, to.verify().await?);
-    for (what, verified) in [("the source", ours), ("the target", theirs)] {
-        let sentences = verified.violations.into_iter();
+    for (what, side) in [("the source", from), ("the target", to)] {
+        let violations = side.store.verify().await?.violations.into_iter();
         copied
             .faults
-            .extend(sentences.map(|sentence| format!("{what}: {sentence}")));
+            .extend(violations.map(|sentence| format!("{what}: {sentence}")));
     }
     copied.faults.truncate(FAULTS_MAX);
     if copied.faults.is_empty() {
-        to.import(Import::End, clocks.1.now()).await?;
+        to.store.import(Import::End, to.now()).await?;
     }
     Ok(copied)
 }
 
-/// The clock that judges the leases of a store.
-enum Clock<'a> {
-    Own(std::sync::Arc<dyn pensum_core::seam::Clock>),
-    Given(&'a (dyn Fn() -> Time + Sync)),
-}
-
-impl<'a> Clock<'a> {
-    fn of(store: &dyn Store, given: &'a (dyn Fn() -> Time + Sync)) -> Clock<'a> {
-        store.clock().map_or(Clock::Given(given), Clock::Own)
-    }
-
-    fn now(&self) -> Time {
-        match self {
-            Clock::Own(clock) => clock.now(),
-            Clock::Given(now) => now(),
-        }
-    }
-}
-
 /// A node that is idle now may claim or enqueue in the middle of the copy.
-async fn refuse_nodes(store: &dyn Store, now: Time, what: &str) -> Result<(), StoreError> {
-    let nodes = store.nodes(now).await?;
+async fn refuse_nodes(side: Side<'_>, what: &str) -> Result<(), StoreError> {
+    let nodes = side.store.nodes(side.now()).await?;
     let alive: Vec<&str> = nodes
         .iter()
         .filter(|node| node.status == "running")
@@ -113,27 +106,22 @@ async fn refuse_nodes(store: &dyn Store, now: Time, what: &str) -> Result<(), St
     }
 }
 
-async fn carry(
-    from: &dyn Store,
-    to: &dyn Store,
-    clocks: &(Clock<'_>, Clock<'_>),
-    tell: &mut (dyn FnMut(Stage, u64) + Send),
-) -> Result<Copied, StoreError> {
+async fn carry(from: Side<'_>, to: Side<'_>, tell: &mut (dyn FnMut(Stage, u64) + Send)) -> Result<Copied, StoreError> {
     let mut copied = Copied::default();
     // Whatever refuses the first page refuses it before the target is marked.
-    let mut parcel = from.export(Bookmark::START, PARCEL_MAX, clocks.0.now()).await?;
-    to.import(Import::Begin, clocks.1.now()).await?;
+    let mut parcel = from.store.export(Bookmark::START, PARCEL_MAX, from.now()).await?;
+    to.store.import(Import::Begin, to.now()).await?;
     tell(Stage::Copying, 0);
     loop {
         count(&parcel, &mut copied);
         let next = parcel.next.take();
-        let import = to.import(Import::Parcel(parcel), clocks.1.now());
+        let import = to.store.import(Import::Parcel(parcel), to.now());
         let Some(next) = next else {
             import.await?;
             return Ok(copied);
         };
         // The next page is read while this one is written.
-        let export = from.export(next, PARCEL_MAX, clocks.0.now());
+        let export = from.store.export(next, PARCEL_MAX, from.now());
         let (imported, exported) = tokio::join!(import, export);
         imported?;
         parcel = exported?;
@@ -153,18 +141,16 @@ fn count(parcel: &Parcel, copied: &mut Copied) {
 
 /// Reads a store in order.
 struct Pages<'a> {
-    store: &'a dyn Store,
-    clock: &'a Clock<'a>,
+    side: Side<'a>,
     next: Option<Bookmark>,
     dossiers: VecDeque<Dossier>,
     remembered: VecDeque<Remembered>,
 }
 
 impl<'a> Pages<'a> {
-    fn of(store: &'a dyn Store, clock: &'a Clock<'a>) -> Pages<'a> {
+    fn of(side: Side<'a>) -> Pages<'a> {
         Pages {
-            store,
-            clock,
+            side,
             next: Some(Bookmark::START),
             dossiers: VecDeque::new(),
             remembered: VecDeque::new(),
@@ -177,7 +163,7 @@ impl<'a> Pages<'a> {
             && self.remembered.is_empty()
             && let Some(next) = self.next.take()
         {
-            let parcel = self.store.export(next, PARCEL_MAX, self.clock.now()).await?;
+            let parcel = self.side.store.export(next, PARCEL_MAX, self.side.now()).await?;
             self.next = parcel.next;
             self.dossiers = parcel.dossiers.into();
             self.remembered = parcel.remembered.into();
@@ -210,13 +196,12 @@ fn take<T, K: Ord>(
 
 /// Compares both stores row by row; answers the namespaces that they have tasks in.
 async fn compare(
-    from: &dyn Store,
-    to: &dyn Store,
-    clocks: &(Clock<'_>, Clock<'_>),
+    from: Side<'_>,
+    to: Side<'_>,
     faults: &mut Vec<String>,
     tell: &mut (dyn FnMut(Stage, u64) + Send),
 ) -> Result<BTreeSet<Name>, StoreError> {
-    let (mut left, mut right) = (Pages::of(from, &clocks.0), Pages::of(to, &clocks.1));
+    let (mut left, mut right) = (Pages::of(from), Pages::of(to));
     let mut namespaces = BTreeSet::new();
     let mut compared = 0;
     tell(Stage::Comparing, compared);
@@ -255,6 +240,11 @@ async fn compare(
 fn describe(ours: Option<Dossier>, theirs: Option<Dossier>) -> Option<String> {
     match (ours, theirs) {
         (Some(ours), Some(theirs)) => {
+            if ours == theirs {
+                return None;
+            }
+            // Stores of another kind count otherwise.
+            let (ours, theirs) = (ours.by_places(), theirs.by_places());
             let fields = ours.differences(&theirs);
             (!fields.is_empty()).then(|| format!("task {} differs in {}", ours.task.id, fields.join(", ")))
         }
@@ -268,14 +258,16 @@ fn describe(ours: Option<Dossier>, theirs: Option<Dossier>) -> Option<String> {
 }
 
 async fn compare_counts(
-    from: &dyn Store,
-    to: &dyn Store,
+    from: Side<'_>,
+    to: Side<'_>,
     namespaces: &BTreeSet<Name>,
-    now: Time,
     faults: &mut Vec<String>,
 ) -> Result<(), StoreError> {
+    // One moment for both: what comes due counts elsewhere.
+    let now = from.now();
     for namespace in namespaces {
-        let (ours, theirs) = (from.counts(namespace, now).await?, to.counts(namespace, now).await?);
+        let ours = from.store.counts(namespace, now).await?;
+        let theirs = to.store.counts(namespace, now).await?;
         if ours != theirs {
             faults.push(format!(
                 "the counts of the namespace {namespace} differ: {} tasks and {} attempts in the source, {} and {} in \

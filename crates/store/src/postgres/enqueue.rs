@@ -29,8 +29,8 @@ const FLIGHT_TASKS_MAX: usize = 4_000;
 /// A task to enqueue, with what does not depend on the transaction.
 pub(super) struct Prepared {
     pub(super) task: NewTask,
-    class: u32,
-    details: Option<String>,
+    pub(super) class: u32,
+    pub(super) details: Option<String>,
 }
 
 /// Looks classes up and writes details out.
@@ -192,7 +192,7 @@ static INSERT_NEW_LIVE: std::sync::LazyLock<String> = std::sync::LazyLock::new(|
     let (columns, arrays) = (row::names(&NEW_LIVE), row::unnest(&NEW_LIVE, 1));
     format!("INSERT INTO pensum.live({columns}) SELECT * FROM {arrays}")
 });
-static INSERT_TASK: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
+pub(super) static INSERT_TASK: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
     format!(
         "INSERT INTO pensum.task({}) SELECT * FROM {}",
         row::names(&TASK),
@@ -302,14 +302,14 @@ fn new_live_values(lives: &[(LiveRow, Time)]) -> Vec<Value<'static>> {
 }
 
 /// A task on its way into its row.
-struct New<'a> {
-    id: TaskId,
-    actor: Option<u32>,
-    created_at: Time,
-    prepared: &'a Prepared,
+pub(super) struct New<'a> {
+    pub(super) id: TaskId,
+    pub(super) actor: Option<u32>,
+    pub(super) created_at: Time,
+    pub(super) prepared: &'a Prepared,
 }
 
-fn task_values<'a>(fresh: &[New<'a>]) -> Vec<Value<'a>> {
+pub(super) fn task_values<'a>(fresh: &[New<'a>]) -> Vec<Value<'a>> {
     fn int8<'a>(fresh: &[New<'a>], f: impl Fn(&New<'a>) -> Option<i64>) -> Value<'a> {
         Value::Int8s(fresh.iter().map(f).collect())
     }
@@ -350,7 +350,7 @@ fn task_values<'a>(fresh: &[New<'a>]) -> Vec<Value<'a>> {
     ]
 }
 
-fn tag_statement<'a>(fresh: &[New<'a>]) -> Option<Statement<'a>> {
+pub(super) fn tag_statement<'a>(fresh: &[New<'a>]) -> Option<Statement<'a>> {
     let mut tags: Vec<Option<Cow<'a, str>>> = Vec::new();
     let mut rows = Vec::new();
     for new in fresh {

@@ -7,9 +7,11 @@ mod claim;
 mod clock;
 mod command;
 mod counts;
+mod dossier;
 mod enqueue;
 mod error;
 mod finish;
+mod import;
 mod key;
 mod list;
 mod names;
@@ -36,6 +38,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
+use pensum_core::dossier::{Bookmark, Import, Parcel};
 use pensum_core::input::Patch;
 use pensum_core::query::{Counts, Page, Paged, TaskFilter};
 use pensum_core::seam::Clock;
@@ -139,6 +142,9 @@ impl PostgresStore {
         }
         pool.set_careless(matches!(server.synchronous_commit.as_str(), "off"));
         schema::migrate(&pool, &options.schema).await?;
+        if import::is_half_copied(&pool).await.map_err(|fault| fault.describe(&pool.location))? {
+            return Err(pensum_core::dossier::half_copied(&pool.location));
+        }
         let inner = Arc::new(Inner {
             server,
             catalog: names::Catalog::default(),
@@ -371,6 +377,16 @@ impl Store for PostgresStore {
             "{} is backed up with PostgreSQL's own tools (pg_dump, pg_basebackup), or with `pensum db copy` into a file",
             self.inner.pool.location
         )))
+    }
+
+    async fn export(&self, from: Bookmark, limit: usize, _now: Time) -> Result<Parcel, StoreError> {
+        let inner = self.open_inner()?;
+        inner.retry(|| dossier::export(inner, &from, limit)).await?
+    }
+
+    async fn import(&self, step: Import, now: Time) -> Result<(), StoreError> {
+        let inner = self.open_inner()?;
+        inner.retry(|| import::import(inner, &step, now)).await?
     }
 
     async fn close(&self) -> Result<(), StoreError> {

@@ -33,6 +33,11 @@ pub(super) struct Rows {
 }
 
 impl Rows {
+    /// Gives up what was taken ahead: rows from elsewhere may have these numbers now.
+    pub(super) async fn forget(&self) {
+        self.spare.lock().await.rows.clear();
+    }
+
     /// Numbers for `count` tasks, rising.
     pub(super) async fn take(&self, pool: &Arc<Pool>, count: usize) -> Result<Vec<i64>, Fault> {
         if count == 0 {

@@ -56,14 +56,14 @@ struct Slot {
 }
 
 /// An event to append.
-struct EventRow {
-    row: i64,
-    seq: u64,
-    at: Time,
-    kind: EventKind,
-    actor: Option<Name>,
-    attempt: u32,
-    error: Option<ErrorInfo>,
+pub(super) struct EventRow {
+    pub(super) row: i64,
+    pub(super) seq: u64,
+    pub(super) at: Time,
+    pub(super) kind: EventKind,
+    pub(super) actor: Option<Name>,
+    pub(super) attempt: u32,
+    pub(super) error: Option<ErrorInfo>,
 }
 
 /// One transaction at work.
@@ -838,7 +838,7 @@ pub(super) fn tally_statement(tallies: &BTreeMap<(u32, Cell), i64>) -> Statement
     }
 }
 
-fn event_statement(events: &[EventRow]) -> Statement<'_> {
+pub(super) fn event_statement(events: &[EventRow]) -> Statement<'_> {
     let error = |f: fn(&ErrorInfo) -> &str| -> Value<'_> {
         Value::Texts(events.iter().map(|e| e.error.as_ref().map(|e| text(f(e)))).collect())
     };
@@ -859,7 +859,7 @@ fn event_statement(events: &[EventRow]) -> Statement<'_> {
     }
 }
 
-fn execution_statement(executions: &[Execution]) -> Statement<'_> {
+pub(super) fn execution_statement(executions: &[Execution]) -> Statement<'_> {
     // A statement may not insert one row twice; of two records of one attempt the later one stands.
     let mut latest: BTreeMap<(i64, u32), &Execution> = BTreeMap::new();
     for execution in executions {

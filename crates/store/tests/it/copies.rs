@@ -11,13 +11,14 @@ use pensum_core::outcome::Progress;
 use pensum_core::store::{Beat, Call, ClaimRequest, IdempotencyKey, LogLine, LogStream, NodeBeat, Store};
 use pensum_core::task::ExecutionStatus;
 use pensum_core::{Json, Name, NewTask, NodeId, Outcome, Spec, State, StoreError, TaskId, Time};
-use pensum_store::copy::{Copied, Stage, copy};
+use pensum_store::copy::{Copied, Side, Stage, copy};
 use pensum_store::sqlite::{SqliteOptions, SqliteStore};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, TestRunner};
 
-use crate::random::{Op, Side, op};
+use crate::postgres_suite;
+use crate::random::{self, Op, op};
 
 /// A directory beside what cargo builds.
 struct Place(tempfile::TempDir);
@@ -41,7 +42,17 @@ fn noon() -> Time {
 }
 
 async fn try_copy(from: &dyn Store, to: &dyn Store, now: Time) -> Result<Copied, StoreError> {
-    copy(from, to, &move || now, &mut |_, _| {}).await
+    copy_at(from, to, now, &mut |_, _| {}).await
+}
+
+async fn copy_at(
+    from: &dyn Store,
+    to: &dyn Store,
+    now: Time,
+    tell: &mut (dyn FnMut(Stage, u64) + Send),
+) -> Result<Copied, StoreError> {
+    let now = &move || now;
+    copy(Side { store: from, now }, Side { store: to, now }, tell).await
 }
 
 async fn good_copy(from: &dyn Store, to: &dyn Store, now: Time) -> Copied {
@@ -61,7 +72,7 @@ async fn rest(store: &dyn Store, now: Time) -> Time {
 }
 
 /// Does what the random operations leave out.
-async fn enrich(side: &Side, n: usize, now: Time) {
+async fn enrich(side: &random::Side, n: usize, now: Time) {
     let lines = ["", "one line", "a \"second\" – größer", "\u{1F980}"];
     if let Some(lease) = side.leases.last() {
         let line = |n: usize| LogLine {
@@ -72,7 +83,7 @@ async fn enrich(side: &Side, n: usize, now: Time) {
         };
         let progress = Progress {
             percent: 100.0 * (n % 97) as f64 / 97.0,
-            message: (n % 2 == 0).then(|| lines[n % lines.len()].to_owned()),
+            message: n.is_multiple_of(2).then(|| lines[n % lines.len()].to_owned()),
         };
         let beat = Beat {
             lease: *lease,
@@ -113,13 +124,13 @@ async fn enrich(side: &Side, n: usize, now: Time) {
 }
 
 /// Makes about `tasks` tasks by random operations, and lets them rest.
-pub(crate) async fn fill(store: &Arc<dyn Store>, tasks: usize, start: Time) -> Time {
+async fn fill(store: &Arc<dyn Store>, tasks: usize, start: Time) -> Time {
     /// What one side keeps of its ids would make each operation slower than the last.
     const CHAPTER: usize = 400;
     let mut runner = TestRunner::deterministic();
     let (mut now, mut made, mut steps) = (start, 0, 0);
     while made < tasks {
-        let mut side = Side::of(store.clone());
+        let mut side = random::Side::of(store.clone());
         while side.tasks.len() < CHAPTER.min(tasks) {
             let op = op().new_tree(&mut runner).unwrap().current();
             match op {
@@ -145,7 +156,7 @@ fn is_long() -> bool {
 }
 
 /// How many tasks the large copies have.
-pub(crate) fn tasks_of_a_large_copy() -> usize {
+fn tasks_of_a_large_copy() -> usize {
     if is_long() { 100_000 } else { 2_000 }
 }
 
@@ -196,7 +207,7 @@ async fn has(store: &dyn Store, state: State, now: Time) -> bool {
 }
 
 /// Copies random stores that `from` gives to ones that `to` gives, and lets both go on: they must do the same.
-pub(crate) fn compare<F, T>(from: impl Fn() -> F, to: impl Fn() -> T)
+fn compare<F, T>(cases: u32, from: impl Fn() -> F, to: impl Fn() -> T)
 where
     F: Future<Output = Arc<dyn Store>>,
     T: Future<Output = Arc<dyn Store>>,
@@ -207,8 +218,8 @@ where
         .build()
         .unwrap();
     let config = Config {
-        cases: if is_long() { 2_000 } else { 40 },
-        max_shrink_iters: 2_000,
+        cases: if is_long() { 50 * cases } else { cases },
+        max_shrink_iters: 100,
         failure_persistence: None,
         ..Config::default()
     };
@@ -228,7 +239,7 @@ async fn go_on(before: &[Op], after: &[Op], from: Arc<dyn Store>, to: Arc<dyn St
             *now = now.plus(Duration::from_secs((*seconds).into()));
         }
     };
-    let mut original = Side::of(from.clone());
+    let mut original = random::Side::of(from.clone());
     for op in before {
         pass(&mut now, op);
         original.perform(op, now).await;
@@ -236,7 +247,7 @@ async fn go_on(before: &[Op], after: &[Op], from: Arc<dyn Store>, to: Arc<dyn St
     now = rest(&*from, now).await;
     let copied = try_copy(&*from, &*to, now).await.unwrap();
     prop_assert_eq!(copied.faults, Vec::<String>::new());
-    let mut other = Side {
+    let mut other = random::Side {
         store: to.clone(),
         ..original.clone()
     };
@@ -270,17 +281,47 @@ async fn sqlite() -> Arc<dyn Store> {
 
 #[test]
 fn random_copies_of_sqlite_in_sqlite_go_on_alike() {
-    compare(sqlite, sqlite);
+    compare(40, sqlite, sqlite);
 }
 
 #[test]
 fn random_copies_of_the_model_in_sqlite_go_on_alike() {
-    compare(model, sqlite);
+    compare(40, model, sqlite);
 }
 
 #[test]
 fn random_copies_of_sqlite_in_the_model_go_on_alike() {
-    compare(sqlite, model);
+    compare(40, sqlite, model);
+}
+
+#[test]
+fn random_copies_of_sqlite_in_postgres_go_on_alike() {
+    compare(10, sqlite, postgres_suite::direct);
+}
+
+#[test]
+fn random_copies_of_postgres_in_sqlite_go_on_alike() {
+    compare(10, postgres_suite::direct, sqlite);
+}
+
+#[test]
+fn random_copies_of_the_model_in_postgres_go_on_alike() {
+    compare(10, model, postgres_suite::direct);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_store_is_copied_to_postgres_and_back() {
+    let place = Place::new();
+    let (from, between, to) = (sqlite().await, postgres_suite::direct().await, place.open("to.db"));
+    let tasks = tasks_of_a_large_copy();
+    let now = fill(&from, tasks, noon()).await;
+    let there = good_copy(&*from, &*between, now).await;
+    assert!(there.tasks as usize > tasks * 3 / 4, "{there:?}");
+    let back = good_copy(&*between, &*to, now).await;
+    assert_eq!(there, back);
+    // What the detour left out would be missing on both of its sides.
+    let faults = good_copy(&*from, &*place.open("straight.db"), now).await;
+    assert_eq!(faults, back);
 }
 
 async fn add(store: &dyn Store, count: usize) -> Vec<TaskId> {
@@ -327,7 +368,7 @@ async fn damaged_copy(sql: &str) -> (Vec<String>, Vec<TaskId>) {
             meddle(&path, sql);
         }
     };
-    let copied = copy(&*from, &*to, &noon, &mut tell).await.unwrap();
+    let copied = copy_at(&*from, &*to, noon(), &mut tell).await.unwrap();
     assert!(damage.is_none(), "the copy was not compared");
     // What is wrong must not pass for complete.
     to.close().await.unwrap();

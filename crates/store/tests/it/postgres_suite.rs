@@ -16,7 +16,7 @@ async fn database() -> Database {
     .await
 }
 
-async fn direct() -> Arc<dyn Store> {
+pub(crate) async fn direct() -> Arc<dyn Store> {
     let database = database().await;
     let store = pensum_store::connect(&database.url(), "tests").await.unwrap();
     std::mem::forget(database);

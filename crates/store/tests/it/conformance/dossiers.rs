@@ -6,6 +6,7 @@ use pensum_core::dossier::{Bookmark, Dossier, Import, PARCEL_BYTES, Parcel, Reme
 use pensum_core::outcome::Wait;
 use pensum_core::store::{Call, Command, Finish, IdempotencyKey, Rejected};
 use pensum_core::task::{Dependency, OnConflict};
+use pensum_core::transition::EventKind;
 use pensum_core::{Json, Name, Outcome, State, Status, StoreError, TaskFilter, TaskId};
 
 use super::World;
@@ -168,26 +169,40 @@ pub(crate) async fn a_copy_goes_on_counting_where_its_original_stopped(w: &World
     settle(w).await;
     let other = copy(w).await;
     let (dossiers, _) = export(w, 100).await;
-    let (row, seq) = (
-        dossiers.iter().map(Dossier::row).max().unwrap(),
-        dossiers.iter().map(Dossier::seq_max).max().unwrap(),
-    );
-    let claimed = start(&other, of("new")).await;
-    assert_eq!(claimed.lease.task.row(), row + 1);
+    let row = dossiers.iter().map(Dossier::row).max().unwrap();
+    let new = start(&other, of("new")).await;
+    assert_eq!(new.lease.task.row(), row + 1);
+    other.done(&new).await;
+    // What comes to a task comes after all that it had.
+    let saved = dossiers.iter().find(|d| &*d.task.spec.queue == "saved").unwrap();
+    assert!(!saved.inbox.is_empty() && !saved.logs.is_empty());
+    let claimed = claim_of(&other, "saved").await;
+    let id = saved.task.id;
+    assert_eq!(claimed.lease.task, id);
     let signal = Command::Signal {
-        name: Name::from("note"),
+        name: Name::from("last"),
         payload: Json::null(),
     };
-    other.command(claimed.lease.task, signal).await.unwrap();
-    let signals = other.store.inbox(claimed.lease.task).await.unwrap();
-    assert!(signals[0].seq > seq, "{} comes after {seq}", signals[0].seq);
+    other.command(id, signal).await.unwrap();
+    let signals = other.store.inbox(id).await.unwrap();
+    assert_eq!((signals.len(), &*signals.last().unwrap().name), (4, "last"));
     let finish = Finish {
-        logs: vec![line(&other, "new")],
-        ..Finish::new(claimed.lease, Outcome::Done(Json::null()))
+        logs: vec![line(&other, "the last line")],
+        ..Finish::new(claimed.lease, retry())
     };
     other.end(finish).await.unwrap();
-    let logs = other.store.logs("default", claimed.lease.task, seq, 10).await.unwrap();
-    assert_eq!(logs.len(), 1);
+    let logs = other.store.logs("default", id, 0, 100).await.unwrap();
+    assert_eq!(logs.len(), saved.logs.len() + 1);
+    assert_eq!(logs.last().unwrap().line.message, "the last line");
+    let after = other
+        .store
+        .logs("default", id, logs[logs.len() - 2].seq, 100)
+        .await
+        .unwrap();
+    assert_eq!(after.len(), 1);
+    let events = other.store.events("default", id).await.unwrap();
+    let kinds: Vec<_> = events.iter().rev().take(3).map(|event| event.kind).collect();
+    assert_eq!(kinds, [EventKind::Retrying, EventKind::Signalled, EventKind::Started]);
 }
 
 pub(crate) async fn what_a_copy_waits_for_still_comes(w: &World) {
