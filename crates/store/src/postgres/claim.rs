@@ -1,6 +1,6 @@
 //! Claims: one statement takes the best rows of the lanes that the claimer covers and that no one else is taking.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use super::key;
 use super::pool::{Durability, Statement, Value};
 use super::reads::{StoredTask, TASK};
 use super::row::{self, Cell, LIVE, LiveRow, mark, stored_lease};
+use super::step::tally_statement;
 
 /// A run that goes on for this long, or has checkpointed, has survived its start: a node's death is not charged to it.
 pub(super) const PROBATION: Duration = Duration::from_secs(60);
@@ -311,7 +312,11 @@ async fn attempt(inner: &Arc<Inner>, request: &ClaimRequest, mode: Mode, now: Ti
     // RETURNING keeps no order.
     claimed.sort_by_key(|(live, _)| (row::rank(live.priority), live.deadline.unwrap_or(Time::MAX), live.row));
     let (lives, claimed): (Vec<LiveRow>, Vec<Claimed>) = claimed.into_iter().unzip();
+    let keyed = lives.iter().find(|live| live.scope.is_some()).map(|live| live.class);
     inner.holdings.add(lives);
+    if let Some(class) = keyed {
+        settle_on_disk(inner, class).await?;
+    }
     Ok(Try::Taken(claimed))
 }
 
@@ -341,6 +346,16 @@ fn read(inner: &Inner, found: &Row) -> Result<(LiveRow, Claimed), Fault> {
         created_at: task.created_at,
     };
     Ok((live, claimed))
+}
+
+/// Returns once everything that was committed before is on disk. A claim that a crash of the server undoes would give the
+/// turn of its key to another task while the claimed one runs.
+async fn settle_on_disk(inner: &Arc<Inner>, class: u32) -> Result<(), Fault> {
+    // Any write will do; this one changes no count.
+    let nothing = BTreeMap::from([((class, Cell::Running), 0)]);
+    let tx = inner.pool.begin(Durability::Acknowledged).await?;
+    tx.commit(&[tally_statement(&nothing)]).await?;
+    Ok(())
 }
 
 /// Opens the gates of rows that have come due, and passes on the turns of keys whose head is overdue.

@@ -418,7 +418,8 @@ const RENEW: &str = "WITH given AS MATERIALIZED (
             FOR UPDATE) held))
     RETURNING l.row, l.lease, l.cancel_requested_at IS NOT NULL, coalesce(l.pause_requested_at, l.paused_at) IS NOT NULL";
 
-/// Renews leases for `lease` from `now`.
+/// Renews leases for `lease` from `now`. Durable, for all its cost of a commit every few seconds: a renewal that a crash of
+/// the server undid would let another node take over while the holder still trusts its lease.
 pub(super) async fn renew(
     inner: &Arc<Inner>,
     beats: &[Beat],
@@ -449,7 +450,7 @@ pub(super) async fn renew(
         Value::Bools(sorted.iter().map(|b| Some(!b.logs.is_empty())).collect()),
         Value::Int8(Some(expires_at.as_micros())),
     ];
-    let mut tx = inner.pool.begin(Durability::Relaxed).await?;
+    let mut tx = inner.pool.begin(Durability::Acknowledged).await?;
     let answers = tx.pipeline(&[Statement { sql: RENEW, params }]).await?;
     let mut found: HashMap<(i64, uuid::Uuid), (bool, bool)> = HashMap::new();
     for held in answers.iter().flatten() {

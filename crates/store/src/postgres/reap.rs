@@ -35,7 +35,7 @@ pub(super) async fn reap(inner: &Arc<Inner>, now: Time, limit: usize) -> Result<
                 params: Vec::new(),
             },
             Statement {
-                sql: "SELECT row FROM pensum.live WHERE gate = 6 AND due_at <= $1 ORDER BY row LIMIT $2",
+                sql: "SELECT row FROM pensum.live WHERE gate = 6 AND due_at <= $1 ORDER BY due_at, row LIMIT $2",
                 params: vec![at(), most()],
             },
             Statement {

@@ -66,6 +66,8 @@ async fn migrate_all(pool: &Arc<Pool>, schema: &str) -> Result<Result<(), StoreE
         Found::Version(_) | Found::Nothing => {}
     }
     let mut tx = pool.begin(Durability::Acknowledged).await?;
+    // What exists already is no news to anyone.
+    tx.query("SET LOCAL client_min_messages = warning", &[]).await?;
     tx.query(
         "SELECT pg_advisory_xact_lock(hashtextextended('pensum migrate ' || $1, 0))",
         &[(&schema, Type::TEXT)],
