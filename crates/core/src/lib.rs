@@ -10,6 +10,7 @@ pub mod dossier;
 pub mod graph;
 pub mod id;
 pub mod input;
+pub mod intake;
 pub mod json;
 #[cfg(feature = "testkit")]
 pub mod model;

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::dossier::{Bookmark, Import, Parcel};
 use crate::input::Patch;
+use crate::intake::{AdmitRequest, Admitted, IntakeRecord, IntakeStatus, Judge};
 use crate::outcome::{ErrorInfo, Outcome, Progress, Usage};
 use crate::query::{Counts, Page, Paged, TaskFilter};
 use crate::seam::Clock;
@@ -757,6 +758,47 @@ pub trait Store: Send + Sync + 'static {
 
     /// Writes a consistent copy to a new file while work goes on.
     async fn backup(&self, to: &Path) -> Result<(), StoreError>;
+
+    /// True for a store with an intake: a table where other programs leave tasks within transactions of their own.
+    fn has_intake(&self) -> bool {
+        false
+    }
+
+    /// Admits rows of the intake in the order of their numbers: what `judge` answers for one is enqueued, and the row
+    /// goes, both in one transaction; what it refuses, or the store does, stays with the reason.
+    async fn admit(&self, request: AdmitRequest, now: Time, judge: Judge<'_>) -> Result<Admitted, StoreError> {
+        let _ = (request, now, judge);
+        Ok(Admitted::default())
+    }
+
+    /// The rows of the intake that ask for tasks in a namespace, newest first.
+    async fn intake(
+        &self,
+        namespace: &str,
+        status: Option<IntakeStatus>,
+        page: Page,
+    ) -> Result<Paged<IntakeRecord>, StoreError> {
+        let _ = (namespace, status, page);
+        Ok(Paged {
+            items: Vec::new(),
+            next: None,
+        })
+    }
+
+    /// Has a rejected row of the intake looked at again, with another text where one is given. False when there is no such
+    /// row in the namespace; a row that waits goes on waiting.
+    ///
+    /// Refused with [`StoreError::Conflict`] where a row that waits would get another text.
+    async fn retry_intake(&self, call: &Call, id: i64, task: Option<Json>) -> Result<bool, StoreError> {
+        let _ = (call, id, task);
+        Ok(false)
+    }
+
+    /// Removes a row of the intake, so that it is never admitted. False when there is no such row in the namespace.
+    async fn delete_intake(&self, call: &Call, id: i64) -> Result<bool, StoreError> {
+        let _ = (call, id);
+        Ok(false)
+    }
 
     /// A page of everything that the store keeps, to be imported elsewhere: tasks by row, then idempotency keys. At most
     /// `limit` of each, and no more once the page weighs [`PARCEL_BYTES`](crate::dossier::PARCEL_BYTES).

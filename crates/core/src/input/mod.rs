@@ -174,6 +174,35 @@ mod tests {
     }
 
     #[test]
+    fn a_task_can_be_written_down_and_read_again() {
+        let batch = r#"{"tasks":[{"ref":"0","handler":"a","priority":"high","queue":"q","timeout":0,"key":"k"},
+            {"ref":"1","handler":"b","task_type":"testing","name":"n","description":"d","parameters":{"x":[1,2.5]},
+             "metadata":1,"execution_context":{},"depends_on":["0","0198c1f0-7f3c-7abc-8def-0123456789ab"],
+             "on_dependency_failure":"run","run_at":"1970-01-02T00:00:00Z","deadline":"1970-01-03T00:00:00Z",
+             "expires_at":"1970-01-04T00:00:00Z","timeout":1.5,"queue_timeout":2,"heartbeat_timeout":3,"max_retries":7,
+             "on_limit":"reject","retry":{"strategy":"fixed","delay":4},"requires":["r"],"agent_id":"g",
+             "unique":{"key":"u","ttl":5,"on_conflict":"replace"},"resources":{"cpu_cores":2},"created_by":"c",
+             "assigned_to":"s","tags":["t"]}]}"#;
+        let tasks = parse::<BatchInput>(batch.as_bytes())
+            .unwrap()
+            .resolve(Time::EPOCH)
+            .unwrap();
+        let inputs = tasks.iter().enumerate().map(|(index, task)| TaskInput {
+            reference: Some(index.to_string()),
+            ..TaskInput::from(task.clone())
+        });
+        let written = serde_json::to_string(&BatchInput {
+            tasks: inputs.collect(),
+        })
+        .unwrap();
+        let again = parse::<BatchInput>(written.as_bytes())
+            .unwrap()
+            .resolve(Time::EPOCH)
+            .unwrap();
+        assert_eq!(tasks, again);
+    }
+
+    #[test]
     fn a_patch_can_clear_what_may_be_absent() {
         let patch: Patch = parse(br#"{"name":null,"deadline":null,"priority":"high"}"#).unwrap();
         assert_eq!((patch.name.clone(), patch.deadline), (Some(None), Some(None)));

@@ -323,6 +323,60 @@ impl TaskInput {
     }
 }
 
+/// The task as its author would have written it; what only the engine sets is left out. A dependency on another item of
+/// the batch names that one's index.
+impl From<NewTask> for TaskInput {
+    fn from(task: NewTask) -> TaskInput {
+        let NewTask {
+            spec,
+            run_at,
+            depends_on,
+            unique,
+        } = task;
+        let details = spec.details.map(|details| *details).unwrap_or_default();
+        let name_of = |dependency: &Dependency| match dependency {
+            Dependency::Task(id) => id.to_string(),
+            Dependency::Item(index) => index.to_string(),
+        };
+        TaskInput {
+            reference: None,
+            handler: Some(spec.handler.to_string()),
+            name: details.name,
+            description: details.description,
+            task_type: details.task_type,
+            parameters: Some(spec.parameters),
+            metadata: details.metadata,
+            execution_context: details.execution_context,
+            queue: Some(spec.queue.to_string()),
+            priority: Some(spec.priority),
+            depends_on: depends_on.iter().map(name_of).collect(),
+            on_dependency_failure: details.on_dependency_failure,
+            run_at,
+            delay: None,
+            deadline: spec.deadline,
+            expires_at: details.expires_at,
+            timeout: spec.timeout.map(Span),
+            queue_timeout: details.queue_timeout,
+            heartbeat_timeout: details.heartbeat_timeout,
+            max_retries: spec.max_retries,
+            on_limit: details.on_limit,
+            retry: details.retry,
+            key: spec.key.map(|key| key.to_string()),
+            unique: unique.map(|unique| UniqueInput {
+                key: unique.key.to_string(),
+                ttl: unique.ttl.map(Span),
+                on_conflict: unique.on_conflict,
+            }),
+            requires: details.requires.iter().map(Name::to_string).collect(),
+            agent_id: details.agent_id,
+            resources: details.resources,
+            created_by: details.created_by,
+            assigned_to: details.assigned_to,
+            tags: details.tags,
+        }
+    }
+}
+
 /// Checks a task that a program made without a [`TaskInput`], by the same bounds.
 ///
 /// # Errors
