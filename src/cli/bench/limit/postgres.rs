@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use tokio::task::JoinSet;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row, Statement};
 
@@ -95,8 +96,8 @@ pub(super) async fn run(bench: &mut Bench, schema: &Schema) -> anyhow::Result<Li
         let meter = bench.meter();
         let mut rates = Rates::default();
         for _ in 0..bench.runs {
-            three_transactions(schema, shape, &mut rates).await?;
-            rates.one.push(one_transaction(schema, shape).await?);
+            three_transactions(schema, shape, &mut rates).await.map_err(explained)?;
+            rates.one.push(one_transaction(schema, shape).await.map_err(explained)?);
         }
         let figures = [
             ("insert", rates.insert, Some(0)),
@@ -131,6 +132,18 @@ pub(super) async fn run(bench: &mut Bench, schema: &Schema) -> anyhow::Result<Li
             life_cycle,
         }),
         _ => anyhow::bail!("nothing was measured"),
+    }
+}
+
+/// A statement that was prepared and is gone, or is there already, belongs to another connection of a pooler.
+fn explained(error: anyhow::Error) -> anyhow::Error {
+    let database_error = error.downcast_ref::<tokio_postgres::Error>();
+    let pooled = [SqlState::INVALID_SQL_STATEMENT_NAME, SqlState::DUPLICATE_PSTATEMENT];
+    match database_error.and_then(tokio_postgres::Error::code) {
+        Some(code) if pooled.contains(code) => error.context(
+            "the baseline prepares its statements, which a pooler in transaction mode mixes up; name the server itself",
+        ),
+        _ => error,
     }
 }
 
