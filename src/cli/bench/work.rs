@@ -27,7 +27,9 @@ pub(super) const BULKS_IN_FLIGHT: usize = 2;
 /// Between two questions whether the store is empty, at least.
 const LOOK: Duration = Duration::from_millis(1);
 /// The same in times of what the question takes, so that asking is no load of its own.
-const LOOK_SHARE: u32 = 5;
+const LOOK_SHARE: u32 = 20;
+/// The same, at most.
+const LOOK_MAX: Duration = Duration::from_millis(50);
 /// A store that is not empty and in which nothing ends for this long, in seconds, has lost tasks.
 const STALL_MAX: f64 = 120.0;
 
@@ -233,7 +235,7 @@ impl World {
                 "{left} tasks are left ({} running) and none has ended for {STALL_MAX} s: they are lost",
                 total.running
             );
-            tokio::time::sleep(LOOK.max(asked.elapsed() * LOOK_SHARE)).await;
+            tokio::time::sleep((asked.elapsed() * LOOK_SHARE).clamp(LOOK, LOOK_MAX)).await;
         }
     }
 
@@ -285,6 +287,22 @@ pub(super) async fn durability_of(store: &Arc<dyn Store>) -> anyhow::Result<Stri
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn tasks_that_were_lost_or_ran_twice_are_an_error() {
+        let store = pensum_store::connect("sqlite::memory:", "test").await.unwrap();
+        let world = Arc::new(World::new(store, 4, 0));
+        let sample = world.enqueue_bulk(HANDLER, 3).await.unwrap();
+        world.engine.start();
+        world.until_empty().await.unwrap();
+        assert_eq!(world.runs(), 3);
+        world.check(3, sample, 3).await.unwrap();
+        let lost = world.check(4, sample, 4).await.unwrap_err().to_string();
+        assert!(lost.contains("3 of 4") && lost.contains("lost"), "{lost}");
+        let twice = world.check(3, sample, 4).await.unwrap_err().to_string();
+        assert!(twice.contains("ran twice"), "{twice}");
+        world.close().await.unwrap();
+    }
 
     #[test]
     fn a_payload_is_json_of_the_size_asked_for() {
