@@ -33,6 +33,7 @@
 //! - [`Task`] and [`Batch`] say what to do, when, and after what.
 //! - A handler is an `async fn(Context, Parameters) -> Result<Output, TaskError>` over serde types, or a [`Handler`].
 //! - [`Pensum`] enqueues, waits, cancels, pauses; [`Pensum::engine`] has the full set of verbs.
+//! - [`Outbox`] enqueues within transactions of your own on PostgreSQL.
 //! - [`testkit`] runs handlers in your tests, inline or step by step, on a clock that you move.
 
 mod facade;
@@ -42,7 +43,7 @@ mod facade;
 mod library_page {}
 pub mod testkit;
 
-pub use facade::{Batch, Builder, Error, ItemRef, Pensum, Task, TaskError};
+pub use facade::{Batch, Builder, Error, ItemRef, Outbox, Pensum, Task, TaskError};
 pub use pensum_core::outcome::{Progress, Wait};
 pub use pensum_core::task::{NewTask, OnConflict, OnDependencyFailure, Spec, TaskRecord};
 pub use pensum_core::{ErrorInfo, Json, Outcome, Priority, RetryPolicy, State, Status, TaskId, Time};

@@ -8,6 +8,7 @@ mod copy;
 mod db;
 mod dlq;
 mod exit;
+mod intake;
 mod node;
 pub(crate) mod output;
 mod run;
@@ -126,6 +127,9 @@ enum Command {
     /// Show and mend failed tasks.
     #[command(subcommand)]
     Dlq(dlq::Command),
+    /// Show and mend what other programs left in the store and could not be enqueued.
+    #[command(subcommand)]
+    Intake(intake::Command),
     /// Look after a store.
     #[command(subcommand)]
     Db(db::Command),
@@ -177,6 +181,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Status => status::status(&global).await,
         Command::Node(command) => node::node(&global, command).await,
         Command::Dlq(command) => dlq::dlq(&global, command).await,
+        Command::Intake(command) => intake::intake(&global, command).await,
         Command::Db(command) => db::db(&global, command).await,
         Command::Bench(args) => bench::bench(&global, args).await,
         Command::Completions { shell } => {

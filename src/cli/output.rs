@@ -154,11 +154,8 @@ fn yaml_text(text: &str) -> anyhow::Result<String> {
 }
 
 fn name_of(item: &Value) -> String {
-    ["id", "name", "task"]
-        .iter()
-        .find_map(|key| item[*key].as_str())
-        .unwrap_or_default()
-        .to_owned()
+    let named = ["id", "name", "task"].iter().map(|key| plain(&item[*key]));
+    named.into_iter().find(|name| !name.is_empty()).unwrap_or_default()
 }
 
 /// The lines of a table.

@@ -74,10 +74,20 @@ pub(crate) async fn serve(global: &Global, args: Args) -> anyhow::Result<Exit> {
         }
         Err(error) => return Err(Failure::from(error).into()),
     };
-    let engine = build(&store, &args, address, config.retention(), config.handlers);
+    let allow_inline = args.allow_inline.or(config.allow_inline);
+    // Whoever may insert into the intake of a shared store may be anywhere.
+    let intake_inline = allow_inline.unwrap_or(false);
+    let engine = build(
+        &store,
+        &args,
+        address,
+        config.retention(),
+        config.handlers,
+        intake_inline,
+    );
     let options = ServerOptions {
         // Only users of this machine can reach a node of this version.
-        allow_inline: args.allow_inline.or(config.allow_inline).unwrap_or(true),
+        allow_inline: allow_inline.unwrap_or(true),
         allowed_hosts: config.allowed_hosts,
         listen: Some(address),
         ..ServerOptions::new(engine.now())
@@ -125,13 +135,15 @@ fn build(
     address: SocketAddr,
     retention: pensum_core::store::Retention,
     handlers: Vec<(String, super::bound::BoundHandler)>,
+    intake_inline: bool,
 ) -> Engine {
     let mut builder = Engine::builder(Arc::clone(store))
         .builtin_handlers()
         .slots(args.slots)
         .lease(Duration::from_secs(args.lease))
         .address(format!("http://{address}"))
-        .retention(retention);
+        .retention(retention)
+        .allow_inline(intake_inline);
     for (name, handler) in handlers {
         builder = builder.handler(name, handler);
     }

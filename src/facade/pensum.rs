@@ -6,10 +6,11 @@ use std::time::Duration;
 use pensum_core::store::{Applied, Call, Command, Rejected};
 use pensum_core::{Name, NewTask, State, TaskId, TaskRecord};
 use pensum_engine::{Context, Engine, EngineBuilder, EngineError, EngineEvent, Handler};
+use pensum_store::postgres::{self, PostgresOptions};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Batch, Error, Task, TaskError, Typed};
+use super::{Batch, Error, Outbox, Task, TaskError, Typed};
 
 /// How long [`Pensum::shutdown`] lets running handlers go on.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(30);
@@ -19,6 +20,7 @@ const SHUTDOWN_GRACE: Duration = Duration::from_secs(30);
 pub struct Pensum {
     engine: Engine,
     actor: Name,
+    outbox: Option<postgres::Outbox>,
 }
 
 impl Pensum {
@@ -179,6 +181,12 @@ impl Pensum {
         }
     }
 
+    /// Enqueues on the database of this engine's store, where that is on PostgreSQL.
+    pub(super) fn own_outbox(&self) -> Option<Outbox> {
+        let outbox = self.outbox.clone()?;
+        Some(Outbox::of(outbox, self.engine.clone(), self.actor.clone()))
+    }
+
     fn call(&self) -> Call {
         Call::new(self.actor.clone(), self.engine.now())
     }
@@ -264,6 +272,12 @@ impl Builder {
         self.with(move |engine| engine.grace(grace))
     }
 
+    /// Whether tasks that come through the intake of a store on PostgreSQL may name `command` and `http`, which run whatever
+    /// their parameters say; not by default, for whoever may insert there could run any command here.
+    pub fn allow_inline(self, allow: bool) -> Builder {
+        self.with(move |engine| engine.allow_inline(allow))
+    }
+
     /// Calls a hook for every event of this node: created, started, progress, ended. It must return quickly.
     pub fn on_event(self, hook: impl Fn(&EngineEvent) + Send + Sync + 'static) -> Builder {
         self.with(move |engine| engine.on_event(hook))
@@ -287,12 +301,17 @@ impl Builder {
     /// When the store cannot be opened: in use by another process, damaged, newer than this program, not writable.
     pub async fn start(self) -> Result<Pensum, Error> {
         let owner = format!("process {}", std::process::id());
+        let outbox = match pensum_store::is_postgres(&self.url) {
+            true => Some(postgres::Outbox::new(&PostgresOptions::parse(&self.url)?.schema)?),
+            false => None,
+        };
         let store = pensum_store::connect(&self.url, &owner).await?;
         let engine = self.configure(Engine::builder(store)).build();
         engine.start();
         Ok(Pensum {
             engine,
             actor: Name::from("library"),
+            outbox,
         })
     }
 }

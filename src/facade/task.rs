@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use pensum_core::input::check_new;
+use pensum_core::input::{TaskInput, check_new};
 use pensum_core::task::{Dependency, NewTask, OnConflict, OnDependencyFailure, Spec, Unique};
+use pensum_core::time::Span;
 use pensum_core::{Json, Name, Priority, RetryPolicy, TaskId, Time};
 use serde::Serialize;
 
@@ -172,6 +173,18 @@ impl Task {
         check_new(&self.new, now)?;
         Ok(self.new)
     }
+
+    /// The task, and how its author would have written it.
+    pub(super) fn input(self, now: Time) -> Result<(NewTask, TaskInput), Error> {
+        let delay = self.delay;
+        let task = self.resolve(now)?;
+        let mut input = TaskInput::from(task.clone());
+        if let Some(delay) = delay {
+            input.run_at = None;
+            input.delay = Some(Span(delay));
+        }
+        Ok((task, input))
+    }
 }
 
 /// Tasks to enqueue together, all or none; they may wait for each other.
@@ -206,6 +219,19 @@ impl Batch {
 
     pub(crate) fn resolve(self, now: Time) -> Result<Vec<NewTask>, Error> {
         self.tasks.into_iter().map(|task| task.resolve(now)).collect()
+    }
+
+    /// The tasks, and how their author would have written them: each bears its position as `ref`.
+    pub(super) fn inputs(self, now: Time) -> Result<Vec<(NewTask, TaskInput)>, Error> {
+        let mut inputs = self
+            .tasks
+            .into_iter()
+            .map(|task| task.input(now))
+            .collect::<Result<Vec<_>, _>>()?;
+        for (index, (_, input)) in inputs.iter_mut().enumerate() {
+            input.reference = Some(index.to_string());
+        }
+        Ok(inputs)
     }
 }
 

@@ -37,8 +37,11 @@ where
     async fn run(&self, ctx: Context) -> Outcome {
         let parameters = match ctx.parameters::<P>() {
             Ok(parameters) => parameters,
-            // Parameters that do not fit today will not fit tomorrow either.
-            Err(error) => return Outcome::Fail(error),
+            Err(error) => match ctx.parameters::<Json>().map(|given| read(&given)) {
+                Ok(Ok(parameters)) => parameters,
+                // Parameters that do not fit today will not fit tomorrow either.
+                _ => return Outcome::Fail(error),
+            },
         };
         match (self.function)(ctx, parameters).await {
             Ok(output) => match Json::of(&output) {
@@ -50,6 +53,15 @@ where
     }
 
     fn check(&self, parameters: &Json) -> Result<(), Invalid> {
-        parse::<P>(parameters.get().as_bytes()).map(drop)
+        read::<P>(parameters).map(drop)
     }
+}
+
+/// Reads parameters. Where none are given they are an empty object, which stands for `null` where the type takes that: a
+/// handler without parameters has the type `()`.
+fn read<P: DeserializeOwned>(parameters: &Json) -> Result<P, Invalid> {
+    parse(parameters.get().as_bytes()).or_else(|problem| match parameters.get() {
+        "{}" => parse(b"null").map_err(|_| problem),
+        _ => Err(problem),
+    })
 }

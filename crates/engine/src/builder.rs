@@ -27,6 +27,7 @@ pub struct EngineBuilder {
     lease: Duration,
     grace: Duration,
     retention: Retention,
+    allow_inline: bool,
     hooks: Vec<Hook>,
 }
 
@@ -44,6 +45,7 @@ impl EngineBuilder {
             lease: LEASE_DEFAULT,
             grace: GRACE_DEFAULT,
             retention: Retention::default(),
+            allow_inline: false,
             hooks: Vec::new(),
         }
     }
@@ -127,6 +129,14 @@ impl EngineBuilder {
         self
     }
 
+    /// Whether tasks that come through the [intake](pensum_core::intake) of the store may name `command` and `http`, which
+    /// run whatever their parameters say; not by default, for whoever may insert there could run any command here.
+    #[must_use]
+    pub fn allow_inline(mut self, allow: bool) -> EngineBuilder {
+        self.allow_inline = allow;
+        self
+    }
+
     /// Has a closure see every event of this node. It is called where the event happens: it must return at once.
     #[must_use]
     pub fn on_event(mut self, hook: impl Fn(&EngineEvent) + Send + Sync + 'static) -> EngineBuilder {
@@ -160,6 +170,7 @@ impl EngineBuilder {
             lease: self.lease,
             grace: self.grace,
             retention: self.retention,
+            allow_inline: self.allow_inline,
             hub: Hub::new(self.hooks),
             node: Node::new(info.slots, info.started_at),
             info,

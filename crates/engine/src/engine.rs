@@ -18,7 +18,7 @@ use crate::metrics::{HandlerMetrics, Metrics, NodeMetrics};
 use crate::node::Node;
 use crate::shutdown::{self, ShutdownReport};
 use crate::status::{self, SystemStatus};
-use crate::{EngineBuilder, EngineError, Handler, claim, completer, heartbeat, keeper, process, reaper};
+use crate::{EngineBuilder, EngineError, Handler, claim, completer, heartbeat, intake, keeper, process, reaper};
 
 /// How many tasks a node runs at once when it is not told.
 pub const SLOTS_DEFAULT: usize = 64;
@@ -67,6 +67,7 @@ pub(crate) struct Inner {
     pub(crate) lease: Duration,
     pub(crate) grace: Duration,
     pub(crate) retention: Retention,
+    pub(crate) allow_inline: bool,
     pub(crate) hub: Hub,
     pub(crate) node: Node,
     pub(crate) metrics: Metrics,
@@ -147,6 +148,10 @@ impl Engine {
 
     pub(crate) fn retention(&self) -> Retention {
         self.inner.retention
+    }
+
+    pub(crate) fn allows_inline(&self) -> bool {
+        self.inner.allow_inline
     }
 
     pub(crate) fn hub(&self) -> &Hub {
@@ -452,6 +457,9 @@ impl Engine {
         seams.spawn("keeper", keeper::run(self.clone()));
         seams.spawn("reaper", reaper::run(self.clone()));
         seams.spawn("pruner", reaper::prune(self.clone()));
+        if self.store().has_intake() {
+            seams.spawn("intake", intake::run(self.clone()));
+        }
         seams.spawn("claims", claim::run(self.clone()));
     }
 

@@ -18,6 +18,7 @@ mod handler;
 pub mod handlers;
 mod heartbeat;
 mod hub;
+mod intake;
 mod keeper;
 pub mod kinds;
 mod manual;

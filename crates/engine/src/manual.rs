@@ -5,7 +5,7 @@ use std::time::Duration;
 use pensum_core::StoreError;
 use pensum_core::store::ClaimRequest;
 
-use crate::{Engine, claim, completer};
+use crate::{Engine, claim, completer, intake};
 
 /// Most overdue tasks that one call ends.
 const REAP_MAX: usize = 1_000;
@@ -18,6 +18,7 @@ impl Engine {
     /// # Errors
     /// When the store fails.
     pub async fn run_due(&self) -> Result<usize, StoreError> {
+        while self.store().has_intake() && intake::pass(self, Duration::ZERO).await?.more {}
         self.store().reap(self.now(), REAP_MAX).await?;
         let mut runs = 0;
         loop {

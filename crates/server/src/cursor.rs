@@ -19,6 +19,8 @@ pub(crate) enum List {
     Items = 3,
     /// Sequence numbers of log lines.
     Logs = 4,
+    /// Rows of the intake.
+    Intake = 5,
 }
 
 const LENGTH: usize = 13;

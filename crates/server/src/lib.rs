@@ -11,6 +11,7 @@ mod commands;
 mod cursor;
 mod executions;
 mod extract;
+mod intake;
 mod logs;
 mod openapi;
 mod problem;

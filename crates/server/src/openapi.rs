@@ -11,7 +11,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::app::App;
-use crate::{batch, bulk, commands, executions, logs, system, tasks};
+use crate::{batch, bulk, commands, executions, intake, logs, system, tasks};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -29,6 +29,7 @@ use crate::{batch, bulk, commands, executions, logs, system, tasks};
         (name = "commands", description = "What people ask of tasks"),
         (name = "executions", description = "Attempts of tasks"),
         (name = "queues", description = "Queues and the dead-letter queue"),
+        (name = "intake", description = "What other programs left in the store within transactions of their own"),
         (name = "system", description = "The server itself"),
     )
 )]
@@ -102,6 +103,9 @@ fn list() -> OpenApiRouter<App> {
         .routes(routes!(system::nodes))
         .routes(routes!(system::queues))
         .routes(routes!(tasks::dead_letters))
+        .routes(routes!(intake::list))
+        .routes(routes!(intake::delete))
+        .routes(routes!(intake::retry))
         .routes(routes!(system::healthz))
         .routes(routes!(system::readyz))
         .routes(routes!(document))

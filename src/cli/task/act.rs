@@ -187,11 +187,11 @@ pub(crate) fn id_of(task: &str) -> anyhow::Result<TaskId> {
 
 /// Refusals of single tasks, told at once, remembered for the exit code.
 #[derive(Default)]
-struct Refusals(Option<Exit>);
+pub(crate) struct Refusals(Option<Exit>);
 
 impl Refusals {
     /// Notes a refusal; an error that will meet every task comes back.
-    fn note(&mut self, error: anyhow::Error) -> anyhow::Result<()> {
+    pub(crate) fn note(&mut self, error: anyhow::Error) -> anyhow::Result<()> {
         match error.downcast_ref::<Failure>() {
             Some(failure) if matches!(failure.exit, Exit::NotFound | Exit::Conflict) => {
                 output::warn(&format!("error: {failure}"));
@@ -202,7 +202,7 @@ impl Refusals {
         }
     }
 
-    fn or(self, exit: Exit) -> anyhow::Result<Exit> {
+    pub(crate) fn or(self, exit: Exit) -> anyhow::Result<Exit> {
         Ok(self.0.unwrap_or(exit))
     }
 }

@@ -278,12 +278,12 @@ fn parameters(pairs: &[String]) -> Result<Value, Failure> {
     Ok(Value::Object(parameters))
 }
 
-fn json_of(flag: &str, text: &str) -> anyhow::Result<Value> {
+pub(crate) fn json_of(flag: &str, text: &str) -> anyhow::Result<Value> {
     serde_json::from_str(text).map_err(|error| Failure::usage(format!("{flag}: is not JSON: {error}")).into())
 }
 
 /// The text itself, of `@FILE` the file, of `-` standard input.
-fn source(text: &str) -> anyhow::Result<String> {
+pub(crate) fn source(text: &str) -> anyhow::Result<String> {
     match text.strip_prefix('@') {
         Some(file) => read(file),
         None if text == "-" => read("-"),

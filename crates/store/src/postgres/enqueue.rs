@@ -67,7 +67,7 @@ pub(super) async fn prepare(inner: &Arc<Inner>, namespace: &Name, tasks: Vec<New
 }
 
 /// True for a task that touches no other: no dependency, key or parent.
-fn is_simple(task: &NewTask) -> bool {
+pub(super) fn is_simple(task: &NewTask) -> bool {
     task.depends_on.is_empty()
         && task.unique.is_none()
         && task.spec.key.is_none()
@@ -188,7 +188,7 @@ const NEW_LIVE: [(&str, &str); 12] = [
     ("queue_timeout", "bigint"),
 ];
 
-static INSERT_NEW_LIVE: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
+pub(super) static INSERT_NEW_LIVE: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
     let (columns, arrays) = (row::names(&NEW_LIVE), row::unnest(&NEW_LIVE, 1));
     format!("INSERT INTO pensum.live({columns}) SELECT * FROM {arrays}")
 });
@@ -203,7 +203,7 @@ const INSERT_TAGS: &str =
     "INSERT INTO pensum.tag(tag, row) SELECT * FROM unnest($1::text[], $2::bigint[]) ON CONFLICT DO NOTHING";
 
 /// The row of a task that is new.
-fn live_of(id: TaskId, prepared: &Prepared, scope: Option<Name>, unmet: u32, now: Time) -> LiveRow {
+pub(super) fn live_of(id: TaskId, prepared: &Prepared, scope: Option<Name>, unmet: u32, now: Time) -> LiveRow {
     let (task, spec) = (&prepared.task, &prepared.task.spec);
     let mut live = LiveRow {
         deadline: spec.deadline,
@@ -272,7 +272,7 @@ async fn simple(inner: &Arc<Inner>, jobs: &[Job]) -> Result<Vec<TaskId>, Fault> 
     Ok(ids)
 }
 
-fn new_live_values(lives: &[(LiveRow, Time)]) -> Vec<Value<'static>> {
+pub(super) fn new_live_values(lives: &[(LiveRow, Time)]) -> Vec<Value<'static>> {
     let int8 = |f: &dyn Fn(&LiveRow, Time) -> Option<i64>| -> Value<'static> {
         Value::Int8s(lives.iter().map(|(live, now)| f(live, *now)).collect())
     };

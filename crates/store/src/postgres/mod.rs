@@ -12,11 +12,13 @@ mod enqueue;
 mod error;
 mod finish;
 mod import;
+mod intake;
 mod key;
 mod list;
 mod names;
 mod node;
 mod options;
+mod outbox;
 mod pool;
 mod prune;
 mod reads;
@@ -40,6 +42,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use pensum_core::dossier::{Bookmark, Import, Parcel};
 use pensum_core::input::Patch;
+use pensum_core::intake::{AdmitRequest, Admitted, IntakeRecord, IntakeStatus, Judge};
 use pensum_core::query::{Counts, Page, Paged, TaskFilter};
 use pensum_core::seam::Clock;
 use pensum_core::store::{
@@ -57,6 +60,7 @@ use tokio_util::sync::CancellationToken;
 use clock::DatabaseClock;
 use error::Fault;
 pub use options::PostgresOptions;
+pub use outbox::Outbox;
 use pool::Pool;
 
 /// How often a transaction that met others at the same moment is tried.
@@ -355,6 +359,9 @@ impl Store for PostgresStore {
     async fn prune(&self, retention: Retention, now: Time, limit: usize) -> Result<Pruned, StoreError> {
         let inner = self.open_inner()?;
         inner
+            .retry(|| intake::forget(&inner.pool, now.minus(retention.failed), limit))
+            .await?;
+        inner
             .retry(|| prune::prune(&inner.pool, &inner.prune_cursor, retention, now, limit))
             .await
     }
@@ -377,6 +384,35 @@ impl Store for PostgresStore {
             "{} is backed up with PostgreSQL's own tools (pg_dump, pg_basebackup), or with `pensum db copy` into a file",
             self.inner.pool.location
         )))
+    }
+
+    fn has_intake(&self) -> bool {
+        true
+    }
+
+    async fn admit(&self, request: AdmitRequest, now: Time, judge: Judge<'_>) -> Result<Admitted, StoreError> {
+        intake::admit(self.open_inner()?, request, now, judge).await
+    }
+
+    async fn intake(
+        &self,
+        namespace: &str,
+        status: Option<IntakeStatus>,
+        page: Page,
+    ) -> Result<Paged<IntakeRecord>, StoreError> {
+        let inner = self.open_inner()?;
+        let listed = intake::list(&inner.pool, namespace, status, &page).await;
+        listed.map_err(|fault| self.describe(fault))
+    }
+
+    async fn retry_intake(&self, call: &Call, id: i64, task: Option<Json>) -> Result<bool, StoreError> {
+        let inner = self.open_inner()?;
+        inner.retry(|| intake::retry(inner, call, id, task.as_ref())).await?
+    }
+
+    async fn delete_intake(&self, call: &Call, id: i64) -> Result<bool, StoreError> {
+        let inner = self.open_inner()?;
+        inner.retry(|| intake::delete(&inner.pool, call, id)).await
     }
 
     async fn export(&self, from: Bookmark, limit: usize, _now: Time) -> Result<Parcel, StoreError> {

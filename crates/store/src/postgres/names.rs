@@ -50,7 +50,8 @@ pub(super) struct Catalog {
     known: RwLock<Known>,
 }
 
-fn requires_text(requires: &[Name]) -> String {
+/// Requirements as they are kept.
+pub(super) fn requires_text(requires: &[Name]) -> String {
     serde_json::to_string(requires).unwrap_or_else(|_| "[]".to_owned())
 }
 

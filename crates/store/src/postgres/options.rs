@@ -44,6 +44,17 @@ fn wrong(what: impl std::fmt::Display) -> StoreError {
     StoreError::Unavailable(format!("the store's URL: {what}"))
 }
 
+/// Refuses what would have to be quoted, or is PostgreSQL's own.
+pub(super) fn check_schema(schema: &str) -> Result<(), String> {
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    if schema.is_empty() || schema.len() > 63 || !schema.chars().all(fits) || schema.starts_with("pg_") {
+        return Err(format!(
+            "schema={schema} must be 1 to 63 of a–z, 0–9 and _, and must not begin with pg_"
+        ));
+    }
+    Ok(())
+}
+
 impl PostgresOptions {
     /// Reads `postgres://USER:PASSWORD@HOST:PORT[,HOST:PORT…]/DATABASE?…`. Beside the parameters of libpq that
     /// tokio-postgres knows: `schema` ([`SCHEMA_DEFAULT`]), `pool_size` ([`POOL_SIZE_DEFAULT`]), `sslmode` with all of
@@ -93,12 +104,7 @@ impl PostgresOptions {
                 _ => rest.push(pair.to_owned()),
             }
         }
-        let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
-        if schema.is_empty() || schema.len() > 63 || !schema.chars().all(fits) || schema.starts_with("pg_") {
-            return Err(wrong(format!(
-                "schema={schema} must be 1 to 63 of a–z, 0–9 and _, and must not begin with pg_"
-            )));
-        }
+        check_schema(&schema).map_err(wrong)?;
         let url = if rest.is_empty() {
             base.to_owned()
         } else {

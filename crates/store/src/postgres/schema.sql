@@ -105,8 +105,9 @@ CREATE TABLE pensum.node(
 -- Tasks that other programs enqueue with a plain INSERT, inside transactions of their own. A node admits them; what it
 -- refuses stays here with the reason.
 CREATE TABLE pensum.intake(
-    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, task jsonb NOT NULL, namespace text NOT NULL DEFAULT 'default',
-    actor text NOT NULL DEFAULT current_user, created_at timestamptz NOT NULL DEFAULT now(), rejected_at timestamptz,
-    error text
-);
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, task jsonb NOT NULL,
+    namespace text NOT NULL DEFAULT 'default' CHECK (namespace ~ '^[A-Za-z0-9_.:/-]{1,200}$'),
+    actor text NOT NULL DEFAULT current_user CHECK (char_length(actor) BETWEEN 1 AND 200 AND actor !~ '[[:cntrl:]]'),
+    created_at timestamptz NOT NULL DEFAULT now(), rejected_at timestamptz, error text
+) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0);
 CREATE INDEX intake_open ON pensum.intake(id) WHERE rejected_at IS NULL;

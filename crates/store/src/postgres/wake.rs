@@ -76,7 +76,8 @@ impl Wake {
     }
 }
 
-fn channel(schema: &str) -> String {
+/// The channel on which the nodes of a store listen.
+pub(super) fn channel(schema: &str) -> String {
     // A name of PostgreSQL has 63 bytes at most; what is cut off only makes a notice reach one more store.
     format!("pensum_{schema}").chars().take(63).collect()
 }
