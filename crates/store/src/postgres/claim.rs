@@ -1,6 +1,7 @@
 //! Claims: one statement takes the best rows of the lanes that the claimer covers and that no one else is taking.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 use pensum_core::store::{ClaimRequest, Claimed, Finish, LeaseRef};
 use pensum_core::{Json, LeaseId, Name, NodeId, Outcome, StoreError, Time};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio_postgres::Row;
 
 use super::Inner;
@@ -41,6 +42,10 @@ pub(super) struct Held {
 #[derive(Default)]
 pub(super) struct Holdings {
     held: Mutex<HashMap<i64, Held, RandomState>>,
+    /// A claim holds back until a run ends. Changed under the lock of `held`.
+    awaited: AtomicBool,
+    /// Tells claims that held back for a run that one has ended.
+    ended: Notify,
 }
 
 impl Holdings {
@@ -75,6 +80,7 @@ impl Holdings {
             .is_some_and(|h| h.live.life.lease.is_some_and(|l| l.id == lease.lease))
         {
             held.remove(&lease.task.row());
+            self.tell();
         }
     }
 
@@ -84,24 +90,39 @@ impl Holdings {
         for row in rows {
             held.remove(&row);
         }
+        self.tell();
     }
 
-    /// Whether the node holds anything that could be blamed for its death at `now`, and whether that runs alone.
-    fn fresh(&self, node: NodeId, now: Time) -> (bool, bool) {
-        let held = self.held.lock();
-        let mut fresh = false;
-        for found in held.values() {
-            let (Some(lease), Some(run)) = (found.live.life.lease, found.live.run) else {
-                continue;
-            };
-            if lease.node == node && !run.checkpointed && now.since(run.taken_at) < PROBATION {
-                fresh = true;
-                if run.alone {
-                    return (true, true);
-                }
-            }
+    /// Lets claims that held back look again.
+    fn tell(&self) {
+        if self.awaited.swap(false, Ordering::Relaxed) {
+            self.ended.notify_waiters();
         }
-        (fresh, false)
+    }
+
+    /// Whether the node holds anything that could be blamed for its death at `now`; a claim that holds back for that is
+    /// told when a run ends.
+    fn any_fresh(&self, node: NodeId, now: Time) -> bool {
+        self.any(node, now, |_| true)
+    }
+
+    /// The same of what runs alone.
+    fn any_alone(&self, node: NodeId, now: Time) -> bool {
+        self.any(node, now, |run| run.alone)
+    }
+
+    fn any(&self, node: NodeId, now: Time, which: impl Fn(&row::Run) -> bool) -> bool {
+        let held = self.held.lock();
+        let found = held.values().any(|found| {
+            let (Some(lease), Some(run)) = (found.live.life.lease, &found.live.run) else {
+                return false;
+            };
+            lease.node == node && !run.checkpointed && now.since(run.taken_at) < PROBATION && which(run)
+        });
+        if found {
+            self.awaited.store(true, Ordering::Relaxed);
+        }
+        found
     }
 }
 
@@ -136,6 +157,8 @@ pub(super) async fn claim(
     let mut at = now;
     loop {
         let mut heard = inner.wake.listen();
+        let mut ended = std::pin::pin!(inner.holdings.ended.notified());
+        ended.as_mut().enable();
         let claimed = inner.retry(|| once(inner, &request, at)).await?;
         let left = request.wait.saturating_sub(started.elapsed());
         if !claimed.is_empty() || request.slots == 0 || left.is_zero() {
@@ -148,6 +171,7 @@ pub(super) async fn claim(
         tokio::select! {
             () = tokio::time::sleep(nap) => {}
             () = heard.ready() => {}
+            () = ended => {}
             () = claimer.closed() => return Ok(Vec::new()),
             () = inner.closed.cancelled() => return Err(StoreError::Closed),
         }
@@ -159,7 +183,7 @@ async fn once(inner: &Arc<Inner>, request: &ClaimRequest, now: Time) -> Result<V
     if request.slots == 0 {
         return Ok(Vec::new());
     }
-    if inner.holdings.fresh(request.node, now).1 {
+    if inner.holdings.any_alone(request.node, now) {
         return Ok(Vec::new());
     }
     let mut mode = Mode::Usual;
@@ -170,7 +194,7 @@ async fn once(inner: &Arc<Inner>, request: &ClaimRequest, now: Time) -> Result<V
             Try::Unknown => inner.catalog.refresh(&inner.pool).await?,
             // It waits only for what could be blamed with it, and nothing new starts meanwhile: else a busy node would
             // never come to it.
-            Try::Suspect if inner.holdings.fresh(request.node, now).0 => return Ok(Vec::new()),
+            Try::Suspect if inner.holdings.any_fresh(request.node, now) => return Ok(Vec::new()),
             Try::Suspect => mode = Mode::Alone,
         }
     }

@@ -433,33 +433,28 @@ pub(super) async fn renew(
     let mut sorted: Vec<&Beat> = beats.iter().collect();
     sorted.sort_unstable_by_key(|beat| (beat.lease.task.row(), beat.lease.lease));
     sorted.dedup_by_key(|beat| beat.lease);
-    let params = vec![
-        Value::Int8s(sorted.iter().map(|b| Some(b.lease.task.row())).collect()),
-        Value::Uuids(
-            sorted
-                .iter()
-                .map(|b| Some(stored_lease(b.lease.lease, b.lease.task.row())))
-                .collect(),
-        ),
-        Value::Texts(
-            sorted
-                .iter()
-                .map(|b| row::write_progress(b.progress.as_ref()).map(Cow::Owned))
-                .collect(),
-        ),
-        Value::Bools(sorted.iter().map(|b| Some(!b.logs.is_empty())).collect()),
-        Value::Int8(Some(expires_at.as_micros())),
-    ];
-    let mut tx = inner.pool.begin(Durability::Acknowledged).await?;
-    let answers = tx.pipeline(&[Statement { sql: RENEW, params }]).await?;
-    let mut found: HashMap<(i64, uuid::Uuid), (bool, bool)> = HashMap::new();
-    for held in answers.iter().flatten() {
-        found.insert(
-            (held.try_get(0)?, held.try_get(1)?),
-            (held.try_get(2)?, held.try_get(3)?),
-        );
-    }
     let key = |lease: LeaseRef| (lease.task.row(), stored_lease(lease.lease, lease.task.row()));
+    let mut tx = inner.pool.begin(Durability::Acknowledged).await?;
+    let mut found: HashMap<(i64, uuid::Uuid), (bool, bool)> = HashMap::new();
+    // A row that somebody changed just now was waited for, and then not seen: the statement sees the moment that it began
+    // in. By now it is locked here, and the second look sees what it has become. Only what that does not find is lost.
+    for _ in 0..2 {
+        let left: Vec<&Beat> = sorted
+            .iter()
+            .copied()
+            .filter(|b| !found.contains_key(&key(b.lease)))
+            .collect();
+        if left.is_empty() {
+            break;
+        }
+        let params = renewal(&left, expires_at);
+        for held in tx.pipeline(&[Statement { sql: RENEW, params }]).await?.iter().flatten() {
+            found.insert(
+                (held.try_get(0)?, held.try_get(1)?),
+                (held.try_get(2)?, held.try_get(3)?),
+            );
+        }
+    }
     let mut logs = Vec::new();
     let mut counts = Vec::new();
     for beat in beats
@@ -511,6 +506,19 @@ pub(super) async fn renew(
         });
     }
     Ok(renewals)
+}
+
+/// The parameters of [`RENEW`].
+fn renewal(beats: &[&Beat], expires_at: Time) -> Vec<Value<'static>> {
+    let lease = |b: &&Beat| stored_lease(b.lease.lease, b.lease.task.row());
+    let progress = |b: &&Beat| row::write_progress(b.progress.as_ref()).map(Cow::Owned);
+    vec![
+        Value::Int8s(beats.iter().map(|b| Some(b.lease.task.row())).collect()),
+        Value::Uuids(beats.iter().map(|b| Some(lease(b))).collect()),
+        Value::Texts(beats.iter().map(progress).collect()),
+        Value::Bools(beats.iter().map(|b| Some(!b.logs.is_empty())).collect()),
+        Value::Int8(Some(expires_at.as_micros())),
+    ]
 }
 
 /// Saves state of a running task, fenced by its lease.
