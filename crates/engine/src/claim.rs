@@ -12,13 +12,16 @@ use crate::run::Run;
 
 /// How long a store may hold a claim that finds nothing.
 const CLAIM_WAIT: Duration = Duration::from_secs(10);
+/// The same as a share of the lease, which by this node's clock begins when the claim is sent: what comes of it must have
+/// time left to run.
+const CLAIM_WAIT_DIVISOR: u32 = 3;
 /// How long to wait before asking again a store that does not hold claims.
 const POLL_MAX: Duration = Duration::from_millis(250);
 /// An empty answer that took at least this long was held by the store, which can be asked again at once.
 const HELD_MIN: Duration = Duration::from_millis(50);
 /// First and longest pause after a claim that failed.
 const FAILURE_PAUSE_MIN: Duration = Duration::from_millis(100);
-const FAILURE_PAUSE_MAX: Duration = Duration::from_secs(5);
+const FAILURE_PAUSE_MAX: Duration = Duration::from_secs(2);
 /// Most outcomes that wait for the disk before no more work is claimed: what a slow disk must bring to a standstill.
 const UNACKNOWLEDGED_MAX: usize = 16_384;
 
@@ -57,7 +60,7 @@ pub(crate) async fn run(engine: Engine) {
                 return;
             }
             Some(Err(error)) => {
-                let nap = failures.next(&error);
+                let nap = failures.next(&engine, &error);
                 pause(&engine, nap).await;
             }
             None => return,
@@ -75,7 +78,7 @@ async fn claim(engine: &Engine, slots: usize, now: Time) -> Option<Result<Vec<Cl
         capabilities: Some(engine.capabilities()),
         queues: engine.queues(),
         lease: engine.lease(),
-        wait: CLAIM_WAIT,
+        wait: CLAIM_WAIT.min(engine.lease() / CLAIM_WAIT_DIVISOR),
     };
     let stopped = &engine.live().stopped;
     tokio::select! {
@@ -139,17 +142,24 @@ fn give_back(engine: &Engine, runs: Vec<Arc<Run>>) {
     engine.live().send(&mut finishes);
 }
 
-/// Failures in a row: said once, with growing pauses.
+/// Failures in a row of one loop, with growing pauses. The first one is said, unless another loop of the node has said the
+/// same a moment ago.
 #[derive(Default)]
 pub(crate) struct Failures {
     count: u32,
+    said: bool,
 }
 
 impl Failures {
     /// Counts a failure and answers how long to wait.
-    pub(crate) fn next(&mut self, error: &StoreError) -> Duration {
+    pub(crate) fn next(&mut self, engine: &Engine, error: &StoreError) -> Duration {
         if self.count == 0 {
-            tracing::warn!(%error, "the store does not answer; trying again until it does");
+            self.said = engine.live().may_complain(engine.now());
+            if self.said {
+                tracing::warn!(%error, "the store does not answer; trying again until it does");
+            } else {
+                tracing::debug!(%error, "the store does not answer here either");
+            }
         }
         self.count += 1;
         FAILURE_PAUSE_MIN
@@ -159,9 +169,9 @@ impl Failures {
 
     /// It works again.
     pub(crate) fn over(&mut self) {
-        if self.count > 0 {
+        if self.said {
             tracing::info!(failures = self.count, "the store answers again");
-            self.count = 0;
         }
+        *self = Failures::default();
     }
 }

@@ -10,6 +10,7 @@ use pensum_core::{ErrorInfo, Outcome, State, StoreError, Time, Wait};
 
 use crate::claim::Failures;
 use crate::hub::EngineEvent;
+use crate::keeper::Lost;
 use crate::run::Run;
 use crate::{Engine, kinds};
 
@@ -93,7 +94,7 @@ async fn finish(engine: &Engine, batch: Batch) {
                 return;
             }
             Err(error) => {
-                let nap = failures.next(&error).min(PAUSE_MAX);
+                let nap = failures.next(engine, &error).min(PAUSE_MAX);
                 engine.seams().clock.sleep_until(engine.now().plus(nap)).await;
             }
         }
@@ -106,6 +107,7 @@ fn settle(engine: &Engine, batch: Batch, answers: Vec<Result<Applied, Rejected>>
     let watched = engine.hub().is_watched();
     let mut again = Vec::new();
     let mut settled = Vec::with_capacity(batch.len());
+    let mut lost = Lost::default();
     for ((run, finish), answer) in batch.into_iter().zip(answers) {
         match answer {
             Ok(applied) => {
@@ -120,9 +122,8 @@ fn settle(engine: &Engine, batch: Batch, answers: Vec<Result<Applied, Rejected>>
                 announce(engine, &run, finish, &applied, watched, now);
             }
             Err(Rejected::LeaseLost(task)) => {
-                engine.counters().lease_lost();
-                tracing::warn!(%task, attempt = run.attempt, outcome = name(&finish.outcome),
-                    "an outcome came too late: the lease is lost, or the outcome was stored by an earlier try");
+                tracing::debug!(%task, attempt = run.attempt, outcome = name(&finish.outcome), "refused");
+                lost.note(engine, &run);
                 engine.hub().ended(task);
             }
             Err(Rejected::NotFound(task)) => tracing::warn!(%task, "an outcome came for a task that is gone"),
@@ -136,6 +137,7 @@ fn settle(engine: &Engine, batch: Batch, answers: Vec<Result<Applied, Rejected>>
         }
         settled.push(run);
     }
+    lost.say("outcomes came too late: the leases are lost, or the outcomes were stored by an earlier try");
     node.remove(settled.iter());
     node.acknowledged(settled.len());
     // Keys, dependants and children: something may be claimable now.

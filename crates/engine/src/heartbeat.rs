@@ -38,7 +38,7 @@ pub(crate) async fn run(engine: Engine) {
         match answer {
             Ok(()) => failures.over(),
             Err(StoreError::Closed) => return,
-            Err(error) => drop(failures.next(&error)),
+            Err(error) => drop(failures.next(&engine, &error)),
         }
         tokio::select! {
             () = engine.seams().clock.sleep_until(sent.plus(every)) => {}

@@ -41,7 +41,7 @@ pub(crate) async fn run(engine: Engine) {
                 if idle && !held { POLL } else { Duration::ZERO }
             }
             Err(StoreError::Closed) => return,
-            Err(error) => failures.next(&error),
+            Err(error) => failures.next(&engine, &error),
         };
         if !nap.is_zero() {
             tokio::select! {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use pensum_core::seam::BoxFuture;
 use pensum_core::store::{Beat, Renewal};
-use pensum_core::{StoreError, Time};
+use pensum_core::{StoreError, TaskId, Time};
 
 use crate::claim::Failures;
 use crate::run::{Run, StopReason};
@@ -21,6 +21,9 @@ const FLUSH: Duration = Duration::from_millis(200);
 const RENEWALS_PER_LEASE: u32 = 3;
 /// A share of the lease: the longest pause after a renewal that failed.
 const FAILURE_PAUSE_DIVISOR: u32 = 10;
+
+/// How many of the tasks that lost their leases at one moment are named in the log.
+const LOST_NAMED: usize = 20;
 
 /// A call under way: its answer, and what is needed to take it in.
 struct Call {
@@ -104,6 +107,31 @@ fn due_action(run: &Run, now: Time) -> Option<Due> {
     }
 }
 
+/// Runs whose leases are gone, each counted and said once, and all of one moment in one line: a store that was away for a
+/// while may take every lease of the node with it.
+#[derive(Default)]
+pub(crate) struct Lost {
+    tasks: Vec<TaskId>,
+}
+
+impl Lost {
+    pub(crate) fn note(&mut self, engine: &Engine, run: &Run) {
+        if run.lose() {
+            engine.counters().lease_lost();
+            self.tasks.push(run.id());
+        }
+    }
+
+    pub(crate) fn say(self, message: &str) {
+        if self.tasks.is_empty() {
+            return;
+        }
+        let named = &self.tasks[..self.tasks.len().min(LOST_NAMED)];
+        let tasks = named.iter().map(TaskId::to_string).collect::<Vec<_>>().join(" ");
+        tracing::warn!(count = self.tasks.len(), %tasks, "{message}");
+    }
+}
+
 struct Keeper {
     engine: Engine,
     /// When all leases were last sent for renewal.
@@ -129,17 +157,19 @@ impl Keeper {
             }
         });
         // Not under the table's lock: this wakes handlers.
+        let mut lost = Lost::default();
         for (run, action) in due {
             match action {
                 Due::Kill => run.kill(),
                 Due::Stop(reason) => {
                     if reason == StopReason::LeaseLost {
-                        tracing::warn!(task = %run.id(), "the lease could not be renewed in time; stopping the task here");
+                        lost.note(engine, &run);
                     }
                     run.stop(reason, now, grace);
                 }
             }
         }
+        lost.say("leases could not be renewed in time; these tasks are stopped here");
         let taken = engine.live().taken.load(Ordering::Relaxed);
         if taken == self.taken {
             executor::relieve(engine);
@@ -199,18 +229,19 @@ impl Keeper {
         let now = self.engine.now();
         let until = call.sent_at.plus(self.engine.lease());
         let mut finishes = Vec::new();
+        let mut lost = Lost::default();
         match answer {
             Ok(renewals) => {
                 self.failures.over();
                 for (sent, renewal) in call.runs.into_iter().zip(renewals) {
-                    self.take_renewal(&sent, renewal, until, now);
+                    self.take_renewal(&sent, renewal, until, now, &mut lost);
                     finishes.extend(sent.run.beat_answered(None).map(|finish| (sent.run, finish)));
                 }
             }
             Err(error) => {
                 self.not_before = now.plus(
                     self.failures
-                        .next(&error)
+                        .next(&self.engine, &error)
                         .min(self.engine.lease() / FAILURE_PAUSE_DIVISOR),
                 );
                 // Due again at once, as soon as the pause is over.
@@ -221,10 +252,11 @@ impl Keeper {
                 }
             }
         }
+        lost.say("leases are lost; these tasks are stopped here");
         self.engine.live().send(&mut finishes);
     }
 
-    fn take_renewal(&self, sent: &Sent, renewal: Renewal, until: Time, now: Time) {
+    fn take_renewal(&self, sent: &Sent, renewal: Renewal, until: Time, now: Time, lost: &mut Lost) {
         let run = &sent.run;
         match renewal {
             Renewal::Held { cancel, pause, .. } => {
@@ -240,8 +272,7 @@ impl Keeper {
             // Its finish may have arrived before this beat.
             Renewal::Lost if run.is_concluded() => {}
             Renewal::Lost => {
-                self.engine.counters().lease_lost();
-                tracing::warn!(task = %run.id(), attempt = run.attempt, "the lease is lost; stopping the task here");
+                lost.note(&self.engine, run);
                 run.stop(StopReason::LeaseLost, now, self.engine.grace());
             }
         }

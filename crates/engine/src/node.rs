@@ -16,6 +16,9 @@ use tokio_util::sync::CancellationToken;
 use crate::StopReason;
 use crate::run::Run;
 
+/// Time between two lines which say that the store does not answer.
+const COMPLAINTS_APART: Duration = Duration::from_secs(10);
+
 pub(crate) struct Node {
     pub(crate) slots: usize,
     /// How many threads run at once on this machine: asked once, for the answer takes reads of several files.
@@ -40,6 +43,8 @@ pub(crate) struct Node {
     pub(crate) beating: tokio::sync::Mutex<()>,
     /// When the store last heard that the node lives, in microseconds.
     heard_at: AtomicI64,
+    /// When it was last said that the store does not answer, in microseconds.
+    complained_at: AtomicI64,
     /// How often the store says that somebody asked something of what runs here.
     commands: AtomicU64,
     /// The keeper shall renew every lease at once.
@@ -83,6 +88,7 @@ impl Node {
             finish_ready: Notify::new(),
             beating: tokio::sync::Mutex::new(()),
             heard_at: AtomicI64::new(now.as_micros()),
+            complained_at: AtomicI64::new(i64::MIN),
             commands: AtomicU64::new(0),
             renewal_wanted: AtomicBool::new(false),
             unacknowledged: AtomicUsize::new(0),
@@ -208,6 +214,16 @@ impl Node {
         if self.commands.swap(commands, Ordering::SeqCst) != commands {
             self.want_renewal();
         }
+    }
+
+    /// True for whoever may say that the store does not answer: the first one in a while, since all loops fail together.
+    pub(crate) fn may_complain(&self, now: Time) -> bool {
+        let now = now.as_micros();
+        let apart = i64::try_from(COMPLAINTS_APART.as_micros()).unwrap_or(i64::MAX);
+        let passed = |last: i64| now.abs_diff(last) >= apart.unsigned_abs();
+        self.complained_at
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |last| passed(last).then_some(now))
+            .is_ok()
     }
 
     pub(crate) fn heard_at(&self) -> Time {

@@ -49,7 +49,7 @@ pub(crate) async fn run(engine: Engine) {
                 }
             }
             Err(StoreError::Closed) => return,
-            Err(error) => failures.next(&error),
+            Err(error) => failures.next(&engine, &error),
         };
         if !sleep_until_due(&engine, now.plus(nap)).await {
             return;
@@ -84,7 +84,7 @@ pub(crate) async fn prune(engine: Engine) {
                 if pruned.more { PRUNE_PAUSE } else { PRUNE_EVERY }
             }
             Err(StoreError::Closed) => return,
-            Err(error) => failures.next(&error),
+            Err(error) => failures.next(&engine, &error),
         };
         if !sleep(&engine, nap).await {
             return;

@@ -81,6 +81,8 @@ pub(crate) struct Run {
     last_life: AtomicI64,
     /// The outcome was taken: whatever the handler still says is not heard.
     concluded: AtomicBool,
+    /// The loss of its lease was noted.
+    lost: AtomicBool,
     /// There is something in `output` that the store has not seen.
     dirty: AtomicBool,
     output: Mutex<Output>,
@@ -159,6 +161,7 @@ impl Run {
             timeout_at: AtomicI64::new(timeout_at),
             last_life: AtomicI64::new(now.as_micros()),
             concluded: AtomicBool::new(false),
+            lost: AtomicBool::new(false),
             dirty: AtomicBool::new(false),
             output: Mutex::new(Output::default()),
             extras: Mutex::new(Extras::default()),
@@ -180,6 +183,11 @@ impl Run {
 
     pub(crate) fn is_concluded(&self) -> bool {
         self.concluded.load(Ordering::SeqCst)
+    }
+
+    /// True for the first caller only: it counts the loss of the lease and says so.
+    pub(crate) fn lose(&self) -> bool {
+        !self.lost.swap(true, Ordering::SeqCst)
     }
 }
 
