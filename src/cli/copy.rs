@@ -7,7 +7,7 @@ use pensum_core::{Store, Time};
 use pensum_store::copy::{self, Copied, Side, Stage};
 use serde_json::json;
 
-use super::client::{check_url, must_exist, open_store, store_path};
+use super::client::{check_url, open_store, store_path};
 use super::exit::{Exit, Failure};
 use super::{Global, now, output};
 
@@ -17,6 +17,10 @@ const TELL_EVERY: Duration = Duration::from_secs(2);
 /// Carries everything in the store `from` to the empty store `to`.
 pub(crate) async fn copy(global: &Global, from: &str, to: &str) -> anyhow::Result<Exit> {
     check(global, from, to)?;
+    if !pensum_store::exists(from).await.map_err(Failure::from)? {
+        let message = format!("there is no store at {}; check FROM", pensum_store::shown(from));
+        return Err(Failure::new(Exit::NotFound, message).into());
+    }
     let owner = format!("process {}", std::process::id());
     let source = open_store(from, &owner).await.map_err(Failure::from)?;
     let done = match open_store(to, &owner).await {
@@ -35,8 +39,9 @@ pub(crate) async fn copy(global: &Global, from: &str, to: &str) -> anyhow::Resul
     }
     if !copied.faults.is_empty() {
         let message = format!(
-            "the copy is not what it should be; {to} stays marked as half a copy, so remove it and copy again. What is \
-             wrong with the source itself, `pensum db verify` says"
+            "the copy is not what it should be; {} stays marked as half a copy, so remove it and copy again. What is \
+             wrong with the source itself, `pensum db verify` says",
+            pensum_store::shown(to)
         );
         return Err(Failure::new(Exit::Failed, message).into());
     }
@@ -76,7 +81,6 @@ fn check(global: &Global, from: &str, to: &str) -> Result<(), Failure> {
             return Err(Failure::usage(message));
         }
     }
-    must_exist(from)?;
     let file = |url: &str| store_path(url).and_then(|path| path.canonicalize().ok());
     if from == to || (file(from).is_some() && file(from) == file(to)) {
         return Err(Failure::usage(

@@ -175,7 +175,7 @@ pub fn still_running(tasks: u64, nodes: &[Name], until: Option<Time>) -> StoreEr
 /// The refusal to import into a store that holds something.
 pub fn not_empty(location: &str, tasks: u64) -> StoreError {
     let what = match tasks {
-        0 => "idempotency keys".to_owned(),
+        0 => "idempotency keys, or rows of its intake,".to_owned(),
         1 => "1 task".to_owned(),
         _ => format!("{tasks} tasks"),
     };

@@ -41,6 +41,18 @@ pub async fn connect(url: &str, owner: &str) -> Result<Arc<dyn Store>, StoreErro
     }
 }
 
+/// True when a URL names a store that is there. Makes none.
+///
+/// # Errors
+/// [`StoreError::Unavailable`] when its server cannot be reached, or for a URL of another kind.
+pub async fn exists(url: &str) -> Result<bool, StoreError> {
+    if is_postgres(url) {
+        return PostgresStore::exists(&PostgresOptions::parse(url)?).await;
+    }
+    let path = url.strip_prefix("sqlite:").map(|path| path.strip_prefix("//").unwrap_or(path));
+    Ok(path.is_some_and(|path| std::path::Path::new(path).exists()))
+}
+
 /// Opens the store on this machine that a URL names: `sqlite:PATH`, or `sqlite::memory:`. A file is created when there
 /// is none.
 ///

@@ -2,6 +2,7 @@
 
 use pensum_core::store::Call;
 use pensum_core::{Json, NewTask, Spec, Time};
+use pensum_testing::postgres::{Database, connect};
 
 use super::program::{Place, Said};
 
@@ -88,7 +89,11 @@ fn a_copy_of_a_copy_tells_the_same_to_people() {
 fn a_copy_that_cannot_be_meant_is_refused_and_changes_nothing() {
     let place = settled();
     let copy = |from: &str, to: &str| place.pensum(&["db", "copy", from, to]);
-    check_refused(&copy("sqlite:nowhere.db", TO), 3, "there is no store at nowhere.db");
+    check_refused(
+        &copy("sqlite:nowhere.db", TO),
+        3,
+        "there is no store at sqlite:nowhere.db",
+    );
     check_refused(&copy("from.db", TO), 2, "FROM from.db: is not the URL of a store");
     check_refused(&copy(FROM, "mysql:to"), 2, "TO mysql:to: is not the URL of a store");
     check_refused(&copy(FROM, "sqlite::memory:"), 2, "name a file");
@@ -107,16 +112,57 @@ fn a_copy_that_cannot_be_meant_is_refused_and_changes_nothing() {
     check_refused(&copy("sqlite:p.db", "sqlite:other.db"), 6, &address);
 }
 
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.unwrap().block_on(future)
+}
+
+#[test]
+fn a_copy_goes_to_postgres_and_back() {
+    let place = settled();
+    let database = block_on(Database::fresh());
+    let url = database.url();
+    check_refused(
+        &place.pensum(&["db", "copy", &url, TO]),
+        3,
+        "there is no store at postgres://",
+    );
+    let copied = place.ends(0, &["db", "copy", FROM, &url, "-o", "json"]).json();
+    assert_eq!(
+        (&copied["tasks"], &copied["events"]),
+        (&6.into(), &13.into()),
+        "{copied}"
+    );
+    check_refused(&place.pensum(&["db", "copy", FROM, &url]), 6, "holds 6 tasks already");
+    place.ends(0, &["db", "copy", &url, TO]);
+    assert_eq!(seen(&place, FROM), seen(&place, TO));
+    assert_eq!(
+        place.ends(0, &["db", "verify", "--db", &url]).out,
+        "6 tasks checked, 0 violations\n"
+    );
+    // As a copy that died would leave it.
+    block_on(async {
+        let half = "INSERT INTO pensum.meta(key, value) VALUES ('filling', 1)";
+        connect(&url).await.batch_execute(half).await.unwrap();
+    });
+    check_refused(
+        &place.pensum(&["db", "verify", "--db", &url]),
+        6,
+        "holds a copy that was not finished",
+    );
+    check_refused(
+        &place.pensum(&["db", "copy", FROM, &url]),
+        6,
+        "holds a copy that was not finished",
+    );
+}
+
 #[test]
 fn half_a_copy_passes_for_no_store() {
     /// A copy takes longer than this test needs to end it.
     const MANY: usize = 20_000;
     let place = Place::new();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(async {
+    block_on(async {
         let store = pensum_store::open(&format!("sqlite:{}/from.db", place.path().display()), "tests").unwrap();
         let call = Call::new("tester", Time::EPOCH);
         for _ in 0..MANY / 10_000 {

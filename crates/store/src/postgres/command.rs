@@ -1,6 +1,7 @@
 //! What people ask of tasks.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use pensum_core::store::{Applied, Call, Command, INBOX_MAX, Rejected};
@@ -194,7 +195,16 @@ impl Work {
     async fn unfold_outcome(&mut self, outcome: &OutcomeRow, id: TaskId) -> Result<(), Fault> {
         let life = &outcome.life;
         let finished_at = life.finished_at.unwrap_or(life.run_at);
-        let seq = seq_of(outcome.version);
+        let changes = if outcome.marks & mark::EVENTS == 0 {
+            Vec::new()
+        } else {
+            let sql = "SELECT seq FROM pensum.event WHERE row = $1 AND kind = $2 AND seq % 2 = 1";
+            let kind = EventKind::Updated.code() as i16;
+            let params = [(&outcome.row as _, Type::INT8), (&kind as _, Type::INT2)];
+            self.tx.query(sql, &params).await?
+        };
+        let changes: HashSet<i64> = changes.iter().map(|found| found.try_get(0)).collect::<Result<_, _>>()?;
+        let seq = seq_of(outcome.end_version(|seq| changes.contains(&(seq as i64))));
         if outcome.status.is_some()
             && outcome.marks & mark::START == 0
             && let Some(started_at) = life.started_at

@@ -270,18 +270,12 @@ impl Rest {
 /// Adds the events that the row of a finished task stands for, where they belong.
 fn unfold_events(outcome: &OutcomeRow, events: &mut Vec<TaskEvent>) {
     let life = &outcome.life;
-    // A change of an ended task moves its version on, and has the odd number below the one that follows from it.
-    let is_change = |version: u32| {
-        let seq = seq_of(version).saturating_sub(1);
+    let is_change = |seq: u64| {
         events
             .iter()
             .any(|event| event.seq == seq && event.kind == EventKind::Updated)
     };
-    let mut version = outcome.version;
-    while is_change(version) {
-        version -= 1;
-    }
-    let seq = seq_of(version);
+    let seq = seq_of(outcome.end_version(is_change));
     let derived = |seq, at, kind| TaskEvent {
         seq,
         at,

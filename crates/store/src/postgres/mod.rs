@@ -178,6 +178,17 @@ impl PostgresStore {
         Ok(PostgresStore { inner })
     }
 
+    /// True when there is a store, of whatever version. Makes none.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] when the server cannot be reached.
+    pub async fn exists(options: &PostgresOptions) -> Result<bool, StoreError> {
+        let pool = Arc::new(Pool::new(options)?);
+        let exists = schema::exists(&pool, &options.schema).await;
+        pool.close();
+        exists
+    }
+
     fn open_inner(&self) -> Result<&Arc<Inner>, StoreError> {
         if self.inner.closed.is_cancelled() {
             Err(StoreError::Closed)

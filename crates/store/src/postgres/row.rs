@@ -579,6 +579,16 @@ pub(super) fn seq_of(version: u32) -> u64 {
 }
 
 impl OutcomeRow {
+    /// The version that its end took it to. Changes since then have moved it on; each of them has an event with the odd
+    /// number below that of its version, for which `is_change` is asked.
+    pub(super) fn end_version(&self, is_change: impl Fn(u64) -> bool) -> u32 {
+        let mut version = self.version;
+        while version > 1 && is_change(seq_of(version) - 1) {
+            version -= 1;
+        }
+        version
+    }
+
     /// The number of its terminal event.
     pub(super) fn seq(&self) -> u64 {
         seq_of(self.version)

@@ -106,6 +106,14 @@ async fn migrate_all(pool: &Arc<Pool>, schema: &str) -> Result<Result<(), StoreE
     Ok(Ok(()))
 }
 
+/// True when the schema holds a store, of whatever version.
+pub(super) async fn exists(pool: &Arc<Pool>, schema: &str) -> Result<bool, StoreError> {
+    match found_version(pool, schema).await {
+        Ok(found) => Ok(matches!(found, Found::Version(_))),
+        Err(fault) => Err(fault.describe(&pool.location)),
+    }
+}
+
 /// The statements of a script, without its comments. None of ours holds a semicolon in a text.
 fn statements(script: &str) -> Vec<String> {
     let code: Vec<&str> = script

@@ -777,13 +777,6 @@ impl Work {
         if !executions.is_empty() {
             statements.push(execution_statement(&executions));
         }
-        if !unique_freed.is_empty() {
-            let rows = unique_freed.into_iter().map(Some).collect();
-            statements.push(say(
-                "DELETE FROM pensum.unique_key WHERE row = ANY($1) AND expires_at IS NULL",
-                rows,
-            ));
-        }
         if !emptied.is_empty() {
             let rows: Vec<Option<i64>> = emptied.into_iter().map(Some).collect();
             statements.push(say("DELETE FROM pensum.checkpoint WHERE row = ANY($1)", rows.clone()));
@@ -800,6 +793,14 @@ impl Work {
             });
         }
         statements.extend(extra);
+        if !unique_freed.is_empty() {
+            let rows = unique_freed.into_iter().map(Some).collect();
+            // After whatever else it writes: a task may end in the very transaction that gave it its key.
+            statements.push(say(
+                "DELETE FROM pensum.unique_key WHERE row = ANY($1) AND expires_at IS NULL",
+                rows,
+            ));
+        }
         tallies.retain(|_, n| *n != 0);
         if !tallies.is_empty() {
             statements.push(tally_statement(&tallies));

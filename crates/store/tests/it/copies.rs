@@ -385,7 +385,7 @@ async fn whatever_is_wrong_with_a_copy_is_said_with_its_task_and_field() {
     assert_eq!(faults[0], format!("task {} is not in the target", ids[1]));
     let (faults, ids) = damaged_copy(
         "UPDATE live SET run_at = run_at + 1, flags = 0 WHERE row = 5;
-         UPDATE outcome SET seq = seq + 1000 WHERE row = 1;",
+         UPDATE outcome SET actor = 'someone else' WHERE row = 1;",
     )
     .await;
     assert_eq!(faults[0], format!("task {} differs in events", ids[0]));

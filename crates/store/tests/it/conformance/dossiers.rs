@@ -144,6 +144,13 @@ async fn work_off(w: &World) -> Vec<String> {
             };
             told.push(format!("{:?}", w.command(dossier.task.id, command).await));
         }
+        if round == 9 {
+            for Dossier { namespace, task, .. } in &dossiers {
+                let events = w.store.events(namespace, task.id).await.unwrap();
+                let events: Vec<_> = events.iter().map(|event| (event.kind, event.attempt)).collect();
+                told.push(format!("{}: {events:?}", task.id));
+            }
+        }
         w.pass(100.0);
         let reaped = w.reap().await;
         told.push(format!("{} woken, ended {:?}", reaped.woken, reaped.ended));

@@ -6,7 +6,7 @@ use pensum_core::input::Patch;
 use pensum_core::outcome::{Progress, Usage, Wait};
 use pensum_core::store::{Beat, Checkpoint, ClaimRequest, Claimed, Command, Finish, LogLine, LogStream};
 use pensum_core::task::{Dependency, NewTask, OnConflict, OnDependencyFailure, Unique};
-use pensum_core::{ErrorInfo, Json, Name, Outcome, Priority, State};
+use pensum_core::{ErrorInfo, Json, Name, Outcome, Priority, State, TaskId};
 
 use super::World;
 use super::world::{json, retry, task_with};
@@ -68,6 +68,16 @@ pub(crate) fn broken(kind: &str) -> ErrorInfo {
     ErrorInfo::new(kind, "it \"broke\"\nin two lines – überall")
 }
 
+/// Gives a task another tag.
+async fn change(w: &World, id: TaskId, tag: &str) {
+    let changed = Patch {
+        tags: Some(vec![tag.to_owned()]),
+        ..Patch::default()
+    };
+    w.store.update(&w.call(), id, changed, None).await.unwrap().unwrap();
+    w.pass(0.25);
+}
+
 /// Tasks that have ended, in every way that there is.
 async fn add_ended(w: &World) {
     let rich = start(
@@ -110,12 +120,7 @@ async fn add_ended(w: &World) {
     .unwrap();
     let plain = start(w, of("plain")).await;
     end(w, &plain, Outcome::Done(Json::null())).await;
-    let changed = Patch {
-        tags: Some(vec!["late".to_owned()]),
-        ..Patch::default()
-    };
-    let update = w.store.update(&w.call(), plain.lease.task, changed, None).await;
-    update.unwrap().unwrap();
+    change(w, plain.lease.task, "late").await;
 
     // Failed for good after a first attempt that was retried.
     let failing = start(w, of_with("failing", |t| t.spec.max_retries = Some(1))).await;
@@ -124,6 +129,8 @@ async fn add_ended(w: &World) {
     let again = claim_of(w, "failing").await;
     end(w, &again, retry()).await;
     assert_eq!(w.state(failing.lease.task).await, State::Failed);
+    change(w, failing.lease.task, "mended").await;
+    change(w, failing.lease.task, "mended again").await;
 
     let queued = w.add(of("cancelled")).await;
     w.cancel(queued).await.unwrap();
@@ -292,6 +299,11 @@ async fn add_unique(w: &World) {
     for (key, ttl) in [("outlives its task", Some(900)), ("free again", None)] {
         let claimed = start(w, unique("ended", key, ttl, OnConflict::Keep)).await;
         end(w, &claimed, Outcome::Fail(broken("boom"))).await;
+        // It ends as it begins, and lets go of its key.
+        let mut doomed = unique("doomed", "doomed", None, OnConflict::Keep);
+        doomed.depends_on = vec![Dependency::Task(claimed.lease.task)].into();
+        let doomed = w.add(doomed).await;
+        assert_eq!(w.state(doomed).await, State::Cancelled);
     }
 }
 
