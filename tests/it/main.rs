@@ -15,6 +15,7 @@ mod beside;
 mod chaos;
 mod cli;
 mod crashes;
+mod deploy;
 mod disk;
 mod docs;
 mod harness;

@@ -8,9 +8,10 @@
 //! page; the lines shown of it are awaited before the next command.
 //!
 //! A block marked `yaml file=NAME` (or another language) is written to the file NAME first. The commands of a page run
-//! in one shell, in an empty directory, with this build as `pensum` and a free port for 7400. Blocks marked `sh` are
-//! not run.
+//! in one shell, in an empty directory, with this build as `pensum`, free ports for 7400 and 7401, and an empty database for
+//! `postgres://pensum@db.example/pensum`. Blocks marked `sh` are not run.
 
+mod database;
 mod facts;
 mod page;
 mod shell;
@@ -34,6 +35,12 @@ fn pages() -> Vec<PathBuf> {
     pages
 }
 
+/// The blocks of a page in one language.
+fn blocks(name: &str, language: &str) -> Vec<String> {
+    let text = std::fs::read_to_string(repository().join(name)).unwrap();
+    page::blocks(&text, language)
+}
+
 /// Runs the commands of a page, one after another.
 fn check(name: &str) {
     let path = repository().join(name);
@@ -46,7 +53,7 @@ fn check(name: &str) {
         eprintln!("{name} is not tried: there is no curl on this machine");
         return;
     }
-    let mut shell = shell::Shell::start();
+    let mut shell = shell::Shell::start(steps.iter().any(page::Step::names_database));
     for step in &steps {
         if let Err(difference) = shell.take(step) {
             panic!("{name}:{}: {difference}", step.line);
@@ -81,4 +88,5 @@ pages! {
     the_page_on_http_shows_what_happens: "docs/http.md",
     the_page_on_configuration_shows_what_happens: "docs/configuration.md",
     the_page_on_operations_shows_what_happens: "docs/operations.md",
+    the_page_on_scaling_out_shows_what_happens: "docs/scaling-out.md",
 }

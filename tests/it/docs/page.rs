@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use super::shell::names_database;
+
 /// Something that a page has its reader do.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Step {
@@ -50,11 +52,32 @@ impl Step {
             What::File { .. } => false,
         }
     }
+
+    /// True when it needs the database that pages name.
+    pub(crate) fn names_database(&self) -> bool {
+        match &self.what {
+            What::Command(command) => names_database(&command.text),
+            What::File { text, .. } => names_database(text),
+        }
+    }
 }
 
 /// The steps of a page, in its order.
 pub(crate) fn read(path: &Path) -> Vec<Step> {
     parse(&std::fs::read_to_string(path).unwrap())
+}
+
+/// The blocks of a page in one language.
+pub(crate) fn blocks(text: &str, language: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        if let Some(info) = line.trim_start().strip_prefix("```") {
+            let block: Vec<&str> = lines.by_ref().take_while(|line| line.trim() != "```").collect();
+            found.extend((info.trim() == language).then(|| block.join("\n")));
+        }
+    }
+    found
 }
 
 fn parse(text: &str) -> Vec<Step> {

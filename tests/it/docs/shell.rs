@@ -8,6 +8,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use pensum_testing::postgres::Database;
 use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
 use tempfile::TempDir;
 
@@ -21,8 +22,14 @@ const FAREWELL: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(20);
 /// Ends the output of a command.
 const MARK: char = '\u{1e}';
-/// The port that pages name.
-const PORT: &str = "127.0.0.1:7400";
+/// The addresses that pages name. The first is where a node listens that is not told otherwise.
+const ADDRESSES: [&str; 2] = ["127.0.0.1:7400", "127.0.0.1:7401"];
+/// The database that pages name, and what the program says of it.
+const DATABASE: &str = "postgres://pensum@db.example/pensum";
+const DATABASE_SHOWN: &str = "postgres://db.example:5432/pensum";
+
+/// Texts of pages, each with what stands for it here.
+type Names = Vec<(&'static str, String)>;
 
 /// A shell in a directory of its own.
 pub(crate) struct Shell {
@@ -31,12 +38,14 @@ pub(crate) struct Shell {
     output: Receiver<String>,
     /// Printed, and not taken yet.
     pending: String,
-    /// What pages call 127.0.0.1:7400.
-    address: String,
+    /// What pages name, and what that is here.
+    names: Names,
     /// Where the commands work.
     place: TempDir,
     /// The scripts, what runs beside prints, and `pensum`.
     aside: TempDir,
+    /// What pages call `postgres://pensum@db.example/pensum`, where one does.
+    _database: Option<Database>,
     steps: usize,
 }
 
@@ -46,29 +55,52 @@ pub(crate) fn has(program: &str) -> bool {
     std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
 }
 
-/// The address of a port that nobody uses now.
-fn free_address() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().to_string()
+/// Addresses of ports that nobody uses now.
+fn free_addresses() -> [String; 2] {
+    // Both are held before either is given back, so that they differ.
+    let listeners = ADDRESSES.map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
+    listeners.map(|listener| listener.local_addr().unwrap().to_string())
+}
+
+/// True when a text names the database of the pages.
+pub(crate) fn names_database(text: &str) -> bool {
+    text.contains(DATABASE)
+}
+
+/// An empty database, and the names by which the pages and the program call it.
+fn fresh_database() -> (Database, Names) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let database = runtime.block_on(Database::fresh());
+    let url = database.url();
+    let shown = pensum_store::shown(&url);
+    (database, vec![(DATABASE, url), (DATABASE_SHOWN, shown)])
 }
 
 impl Shell {
-    pub(crate) fn start() -> Shell {
+    /// A shell, and a PostgreSQL database for a page that names one.
+    pub(crate) fn start(with_database: bool) -> Shell {
+        let (database, names) = with_database.then(fresh_database).unzip();
+        let mut names: Names = names.unwrap_or_default();
         let (place, aside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_pensum"), aside.path().join("pensum")).unwrap();
         let mut command = Command::new("bash");
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("PENSUM_")) {
             command.env_remove(name);
         }
-        let address = free_address();
+        let addresses = free_addresses();
         let path = std::env::var("PATH").unwrap_or_default();
         command
             .args(["--noprofile", "--norc"])
             .env("PATH", format!("{}:{path}", aside.path().display()))
-            .env("PENSUM_URL", format!("http://{address}"))
-            .env("PENSUM_LISTEN", &address)
+            .env("PENSUM_URL", format!("http://{}", addresses[0]))
+            .env("PENSUM_LISTEN", &addresses[0])
             // Nobody waits for what still runs at the end of a page.
             .env("PENSUM_GRACE", "0")
+            // The server of the tests does not wait for its disk, and each command would warn of that.
+            .envs(with_database.then_some(("PENSUM_LOG", "error")))
             .env("NO_COLOR", "1")
             .env("COLUMNS", "100")
             .current_dir(place.path())
@@ -87,14 +119,16 @@ impl Shell {
                 let _ = to.send(String::from_utf8_lossy(&bytes[..count]).into_owned());
             }
         });
+        names.extend(ADDRESSES.into_iter().zip(addresses));
         Shell {
             child,
             input,
             output,
             pending: String::new(),
-            address,
+            names,
             place,
             aside,
+            _database: database,
             steps: 0,
         }
     }
@@ -188,13 +222,16 @@ impl Shell {
 
     /// A text of the page as it is here.
     fn there(&self, text: &str) -> String {
-        text.replace(PORT, &self.address)
+        let names = self.names.iter();
+        names.fold(text.to_owned(), |text, (name, own)| text.replace(name, own))
     }
 
     /// What was printed here as the page would show it.
     fn here(&self, text: &str) -> String {
         let place = self.place.path().display().to_string();
-        text.replace(&self.address, PORT).replace(&place, "/home/me")
+        let names = self.names.iter();
+        let text = names.fold(text.to_owned(), |text, (name, own)| text.replace(own, name));
+        text.replace(&place, "/home/me")
     }
 }
 
