@@ -7,10 +7,16 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Object, PoolError, RecyclingMethod, Runtime};
-use futures_util::future::{join, join_all};
+use deadpool_postgres::{
+    Connect, Hook, HookError, Manager, ManagerConfig, Object, PoolError, RecyclingMethod, Runtime,
+};
+use futures_util::future::{join, join_all, poll_fn};
+use pensum_core::seam::BoxFuture;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::JoinHandle;
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Client, Row};
+use tokio_postgres::{AsyncMessage, Client, Connection, Row};
+use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::error::Fault;
 use super::options::PostgresOptions;
@@ -33,6 +39,43 @@ pub(super) enum Durability {
     Relaxed,
 }
 
+/// Makes connections that say nothing when they end: what ended one is told to whoever was using it, and a server that
+/// goes away ends all of them at once.
+struct Connector {
+    tls: MakeRustlsConnect,
+}
+
+impl Connect for Connector {
+    fn connect(
+        &self,
+        config: &tokio_postgres::Config,
+    ) -> BoxFuture<'_, Result<(Client, JoinHandle<()>), tokio_postgres::Error>> {
+        let (config, tls) = (config.clone(), self.tls.clone());
+        Box::pin(async move {
+            let (client, connection) = config.connect(tls).await?;
+            Ok((client, tokio::spawn(drive(connection))))
+        })
+    }
+}
+
+/// Carries a connection's traffic until it ends.
+async fn drive<S, T>(mut connection: Connection<S, T>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    while let Some(message) = poll_fn(|ctx| connection.poll_message(ctx)).await {
+        match message {
+            Ok(AsyncMessage::Notice(notice)) => tracing::debug!(%notice, "the server says"),
+            Ok(_) => {}
+            Err(error) => {
+                tracing::debug!(%error, "a connection ended");
+                return;
+            }
+        }
+    }
+}
+
 /// The connections of one store.
 pub(super) struct Pool {
     inner: deadpool_postgres::Pool,
@@ -46,9 +89,11 @@ pub(super) struct Pool {
 
 impl Pool {
     pub(super) fn new(options: &PostgresOptions) -> Result<Pool, pensum_core::StoreError> {
-        let manager = Manager::from_config(
+        let manager = Manager::from_connect(
             options.config.clone(),
-            tls::connector(options)?,
+            Connector {
+                tls: tls::connector(options)?,
+            },
             ManagerConfig {
                 recycling_method: RecyclingMethod::Fast,
             },

@@ -23,7 +23,9 @@ const QUIET: Duration = Duration::from_millis(10);
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// How long a notice to oneself may take before nobody believes in notices.
-const ECHO_MAX: Duration = Duration::from_secs(2);
+const ECHO_MAX: Duration = Duration::from_secs(5);
+/// The pause after a notice that could not be sent.
+const SEND_PAUSE: Duration = Duration::from_millis(500);
 
 /// What wakes parked claims.
 pub(super) struct Wake {
@@ -90,9 +92,12 @@ pub(super) async fn send(wake: Arc<Wake>, pool: Arc<Pool>, schema: String, close
             () = wake.outbox.notified() => {}
             () = closed.cancelled() => return,
         }
-        // One that is lost costs a poll's time.
-        let _ = pool.read("SELECT pg_notify($1, '')", &[(&channel, Type::TEXT)]).await;
-        tokio::time::sleep(QUIET).await;
+        let sent = pool.read("SELECT pg_notify($1, '')", &[(&channel, Type::TEXT)]).await;
+        if sent.is_err() {
+            // Others find the work by looking; who waits for an echo does not.
+            wake.outbox.notify_one();
+        }
+        tokio::time::sleep(if sent.is_ok() { QUIET } else { SEND_PAUSE }).await;
     }
 }
 
@@ -137,18 +142,14 @@ enum Deaf {
     Pooler,
 }
 
+/// Listens until the connection ends. Notices count once one has come back that was sent on another connection: on the
+/// same one a pooler would pass it on as well, and nobody else's.
 async fn hear_once(wake: &Wake, options: &PostgresOptions, said: &mut bool) -> Result<(), Deaf> {
     let connector = tls::connector(options).map_err(|_| Deaf::Broken)?;
     let (client, mut connection) = options.config.connect(connector).await.map_err(|_| Deaf::Broken)?;
-    let channel = channel(&options.schema);
-    let sent = async {
-        client.batch_execute(&format!("LISTEN \"{channel}\"")).await?;
-        client
-            .execute_typed("SELECT pg_notify($1, '')", &[(&channel, Type::TEXT)])
-            .await
-    };
-    let mut sent = std::pin::pin!(sent);
-    let mut is_sent = false;
+    let listen = format!("LISTEN \"{}\"", channel(&options.schema));
+    let mut listening = std::pin::pin!(client.batch_execute(&listen));
+    let mut is_listening = false;
     let mut echoed = false;
     let patience = tokio::time::sleep(ECHO_MAX);
     let mut patience = std::pin::pin!(patience);
@@ -156,7 +157,8 @@ async fn hear_once(wake: &Wake, options: &PostgresOptions, said: &mut bool) -> R
         tokio::select! {
             message = poll_fn(|ctx| connection.poll_message(ctx)) => match message {
                 Some(Ok(AsyncMessage::Notification(_))) => {
-                    if !echoed {
+                    // One that came with the answer may have been meant for who had the pooler's connection before.
+                    if is_listening && !echoed {
                         echoed = true;
                         *said = false;
                         wake.deaf.store(false, Ordering::Relaxed);
@@ -166,11 +168,12 @@ async fn hear_once(wake: &Wake, options: &PostgresOptions, said: &mut bool) -> R
                 Some(Ok(_)) => {}
                 Some(Err(_)) | None => return if echoed { Ok(()) } else { Err(Deaf::Broken) },
             },
-            result = &mut sent, if !is_sent => {
-                is_sent = true;
+            result = &mut listening, if !is_listening => {
                 result.map_err(|_| Deaf::Broken)?;
+                is_listening = true;
+                wake.outbox.notify_one();
             }
-            () = &mut patience, if !echoed => return Err(if is_sent { Deaf::Pooler } else { Deaf::Broken }),
+            () = &mut patience, if !echoed => return Err(if is_listening { Deaf::Pooler } else { Deaf::Broken }),
         }
     }
 }
