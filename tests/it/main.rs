@@ -14,6 +14,7 @@ mod bench;
 mod beside;
 mod chaos;
 mod cli;
+mod cluster;
 mod crashes;
 mod deploy;
 mod disk;

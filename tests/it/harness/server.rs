@@ -20,7 +20,8 @@ const LOG_SHOWN: usize = 4_000;
 /// `pensum serve` on a store in a directory of its own.
 pub(crate) struct Server {
     dir: TempDir,
-    db: PathBuf,
+    /// The store's URL.
+    db: String,
     args: Vec<String>,
     child: Option<Child>,
     pub(crate) http: Http,
@@ -38,27 +39,34 @@ impl Server {
     /// Starts a node on a store; `dir` goes with the node.
     #[track_caller]
     pub(crate) fn start_on(dir: TempDir, db: PathBuf, args: &[&str]) -> Server {
-        let args = args.iter().map(|&arg| arg.to_owned()).collect();
-        let mut server = Server {
-            dir,
-            db,
-            args,
-            child: None,
-            http: Http::new(""),
-        };
+        let mut server = Server::new(dir, format!("sqlite:{}", db.display()), args);
         server.restart();
         server
     }
 
     /// A node that has yet to be started, on a store that is somewhere else.
     pub(crate) fn unstarted(db: &Path) -> Server {
+        Server::unstarted_on(format!("sqlite:{}", db.display()), &[])
+    }
+
+    /// A node that has yet to be started, on the store of this URL.
+    pub(crate) fn unstarted_on(url: String, args: &[&str]) -> Server {
+        Server::new(TempDir::with_prefix("pensum-it-").unwrap(), url, args)
+    }
+
+    fn new(dir: TempDir, db: String, args: &[&str]) -> Server {
         Server {
-            dir: TempDir::with_prefix("pensum-it-").unwrap(),
-            db: db.to_owned(),
-            args: Vec::new(),
+            dir,
+            db,
+            args: args.iter().map(|&arg| arg.to_owned()).collect(),
             child: None,
             http: Http::new(""),
         }
+    }
+
+    /// Adds an argument for the next start.
+    pub(crate) fn add_arg(&mut self, arg: impl Into<String>) {
+        self.args.push(arg.into());
     }
 
     /// Starts the node again after its end; its address is another one then.
@@ -115,11 +123,16 @@ impl Server {
     }
 
     pub(crate) fn db_url(&self) -> String {
-        format!("sqlite:{}", self.db.display())
+        self.db.clone()
     }
 
     pub(crate) fn cli(&self) -> Cli {
         Cli::of(&self.http.base)
+    }
+
+    /// True from a start until its end was seen.
+    pub(crate) fn is_running(&self) -> bool {
+        self.child.is_some()
     }
 
     pub(crate) fn pid(&self) -> i32 {
@@ -134,6 +147,11 @@ impl Server {
     pub(crate) fn log(&self) -> String {
         let log = std::fs::read_to_string(self.log_file()).unwrap_or_default();
         log[log.ceil_char_boundary(log.len().saturating_sub(LOG_SHOWN))..].to_owned()
+    }
+
+    /// Every line that the node logged, since its first start.
+    pub(crate) fn log_all(&self) -> Vec<String> {
+        super::lines(&self.log_file())
     }
 
     pub(crate) fn log_lines(&self) -> usize {
