@@ -296,10 +296,10 @@ impl Tx {
 
 impl Drop for Tx {
     fn drop(&mut self) {
-        if let Some(client) = self.client.take() {
-            if self.begin.is_none() {
-                drop(Object::take(client));
-            }
+        if let Some(client) = self.client.take()
+            && self.begin.is_none()
+        {
+            drop(Object::take(client));
         }
     }
 }
