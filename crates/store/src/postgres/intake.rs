@@ -133,21 +133,22 @@ async fn pass(inner: &Arc<Inner>, limit: usize, now: Time, judge: Judge<'_>) -> 
 
 async fn carry_out(work: Work, rows: &[Row], limit: usize, judge: Judge<'_>) -> Result<Admitted, Fault> {
     let mut admission = Admission::new(work);
-    let mut more = rows.len() >= limit;
-    for row in rows {
-        if !admission.take(row, judge).await? {
-            more = true;
-            break;
-        }
-    }
-    admission.flush().await?;
+    let taken = admission.take_all(rows, judge).await;
     let Admission {
         mut work,
         mut admitted,
         gone,
         ..
     } = admission;
-    admitted.more = more;
+    let taken = match taken {
+        Ok(taken) => taken,
+        Err(fault) => {
+            // The next try wants the turn that this one holds.
+            work.tx.rollback().await?;
+            return Err(fault);
+        }
+    };
+    admitted.more = taken < rows.len() || rows.len() >= limit;
     if !gone.is_empty() {
         work.extra.push(Statement {
             sql: "DELETE FROM pensum.intake WHERE id = ANY($1)",
@@ -237,6 +238,16 @@ impl Admission {
         }
     }
 
+    /// Takes rows in, and answers how many; the others wait for the next transaction.
+    async fn take_all(&mut self, rows: &[Row], judge: Judge<'_>) -> Result<usize, Fault> {
+        let mut taken = 0;
+        while taken < rows.len() && self.take(&rows[taken], judge).await? {
+            taken += 1;
+        }
+        self.flush().await?;
+        Ok(taken)
+    }
+
     /// Takes a row in. False when it has to wait for the next transaction.
     async fn take(&mut self, row: &Row, judge: Judge<'_>) -> Result<bool, Fault> {
         if self.tasks >= BATCH_MAX || self.bytes >= PASS_BYTES_MAX {
@@ -274,8 +285,14 @@ impl Admission {
         };
         let plain = tasks.iter().all(is_plain);
         let inner = Arc::clone(&self.work.inner);
-        let tasks = prepare(&inner, &call.namespace, tasks).await?;
-        self.add(id, call, tasks, plain).await?;
+        match prepare(&inner, &call.namespace, tasks).await {
+            Ok(tasks) => self.add(id, call, tasks, plain).await?,
+            // On a connection of its own, so that nothing else is undone.
+            Err(fault) => match refusal(&fault) {
+                Some(error) => self.reject(id, error),
+                None => return Err(fault),
+            },
+        }
         Ok(true)
     }
 

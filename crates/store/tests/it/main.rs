@@ -4,6 +4,8 @@
 
 mod conformance;
 mod copies;
+mod postgres_intake;
+mod postgres_outbox;
 mod postgres_reads;
 mod postgres_suite;
 mod random;
