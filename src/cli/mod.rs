@@ -196,7 +196,8 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
 /// Sends logs to standard error. `PENSUM_LOG` beats `level`.
 pub(crate) fn init_logging(level: &str) -> anyhow::Result<()> {
     let wanted = std::env::var("PENSUM_LOG").unwrap_or_else(|_| level.to_owned());
-    let filter = EnvFilter::try_new(&wanted).map_err(|error| {
+    // The drivers below say each broken connection once more; the store says once what that means.
+    let filter = EnvFilter::try_new(format!("deadpool=off,tokio_postgres=warn,{wanted}")).map_err(|error| {
         Failure::usage(format!(
             "PENSUM_LOG / logging.level: `{wanted}` is not a log filter ({error}); write warn, info or debug"
         ))

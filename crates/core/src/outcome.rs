@@ -62,16 +62,13 @@ pub struct Said {
 impl Outcome {
     /// What this outcome says of a task that has failed `failures` times and may be retried `max_retries` times, by the
     /// policy `retry` and a draw from `[0, 1)` for its jitter. `met`: what it wants to wait for is there already.
-    pub fn said(
-        self,
-        failures: u32,
-        max_retries: u32,
-        retry: RetryPolicy,
-        draw: f64,
-        now: Time,
-        met: bool,
-    ) -> Said {
-        let mut said = Said { report: Report::Done, result: None, error: None, checkpoint: None };
+    pub fn said(self, failures: u32, max_retries: u32, retry: RetryPolicy, draw: f64, now: Time, met: bool) -> Said {
+        let mut said = Said {
+            report: Report::Done,
+            result: None,
+            error: None,
+            checkpoint: None,
+        };
         said.report = match self {
             Outcome::Done(result) => {
                 said.result = Some(result);
@@ -92,7 +89,9 @@ impl Outcome {
             Outcome::Retry { error, after } => {
                 said.error = Some(error);
                 let delay = after.unwrap_or_else(|| retry.backoff(failures + 1, draw));
-                Report::Failed { retry_after: (failures < max_retries).then_some(delay) }
+                Report::Failed {
+                    retry_after: (failures < max_retries).then_some(delay),
+                }
             }
             Outcome::Fail(error) => {
                 said.error = Some(error);

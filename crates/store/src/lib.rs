@@ -49,7 +49,9 @@ pub async fn exists(url: &str) -> Result<bool, StoreError> {
     if is_postgres(url) {
         return PostgresStore::exists(&PostgresOptions::parse(url)?).await;
     }
-    let path = url.strip_prefix("sqlite:").map(|path| path.strip_prefix("//").unwrap_or(path));
+    let path = url
+        .strip_prefix("sqlite:")
+        .map(|path| path.strip_prefix("//").unwrap_or(path));
     Ok(path.is_some_and(|path| std::path::Path::new(path).exists()))
 }
 

@@ -165,56 +165,28 @@ impl Model {
         let (max_retries, policy) = (entry.spec.max_retries(), entry.spec.retry());
         self.next_seq += added;
         let spawned = self.spawn(lease.task, &namespace, spawn, now, bits)?;
-        let mut facts = Facts {
+        let met = match &outcome {
+            Outcome::Wait { on, .. } => match on {
+                Wait::Children => self.unfinished_children(lease.task) == 0,
+                Wait::Signal { name, .. } => self
+                    .entry(lease.task)
+                    .is_some_and(|e| e.inbox.iter().any(|s| s.name == *name)),
+                Wait::Until(at) => *at <= now,
+            },
+            _ => false,
+        };
+        let said = outcome.said(failures, max_retries, policy, draw, now, met);
+        let checkpointed = said.checkpoint;
+        let facts = Facts {
             usage,
+            result: said.result,
+            error: said.error,
             ..Facts::default()
         };
-        let mut checkpointed = None;
-        let report = match outcome {
-            Outcome::Done(result) => {
-                facts.result = Some(result);
-                Report::Done
-            }
-            Outcome::Again { after, checkpoint } => {
-                checkpointed = checkpoint;
-                Report::Again(now.plus(after))
-            }
-            Outcome::Wait { on, checkpoint } => {
-                checkpointed = checkpoint;
-                let met = match &on {
-                    Wait::Children => self.unfinished_children(lease.task) == 0,
-                    Wait::Signal { name, .. } => self
-                        .entry(lease.task)
-                        .is_some_and(|e| e.inbox.iter().any(|s| s.name == *name)),
-                    Wait::Until(at) => *at <= now,
-                };
-                Report::Wait { on, met }
-            }
-            Outcome::Yielded { checkpoint } => {
-                checkpointed = checkpoint;
-                Report::Yielded
-            }
-            Outcome::Retry { error, after } => {
-                facts.error = Some(error);
-                let delay = after.unwrap_or_else(|| policy.backoff(failures + 1, draw));
-                Report::Failed {
-                    retry_after: (failures < max_retries).then_some(delay),
-                }
-            }
-            Outcome::Fail(error) => {
-                facts.error = Some(error);
-                Report::Failed { retry_after: None }
-            }
-            Outcome::Cancelled => Report::Stopped,
-            Outcome::Released => Report::Released,
-        };
-        if report == Report::Stopped {
-            facts.error = Some(ErrorInfo::new("cancelled", "its handler stopped"));
-        }
         let mut applied = Applied::default();
         self.happen(
             lease.task.row(),
-            &Event::Holder(lease.lease, report),
+            &Event::Holder(lease.lease, said.report),
             facts,
             now,
             &mut applied,

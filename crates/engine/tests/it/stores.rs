@@ -13,6 +13,7 @@ use pensum_core::{
     ErrorInfo, Json, Name, NewTask, Outcome, Priority, Spec, State, Store, TaskFilter, TaskId, TaskRecord, Wait,
 };
 use pensum_engine::{BulkAction, BulkRequest, Engine, EngineBuilder, kinds};
+use pensum_testing::postgres::Database;
 use serde_json::json;
 
 use crate::support::{error, fun, retry_in, spec, with};
@@ -39,6 +40,18 @@ macro_rules! on_every_store {
                 bench.store.close().await.unwrap();
             })*
         }
+
+        mod postgres {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                let database = super::migrated().await;
+                let store = pensum_store::connect(&database.url(), "the engine's tests").await.unwrap();
+                let bench = super::Bench::new(store);
+                super::$name(&bench).await;
+                bench.close().await;
+                bench.store.close().await.unwrap();
+            })*
+        }
     };
 }
 
@@ -55,6 +68,15 @@ on_every_store!(
     logs_and_progress_are_kept_in_order,
     bulk_operations_reach_every_match,
 );
+
+/// A database with an empty store.
+async fn migrated() -> Database {
+    Database::from_template("engine", async |url: String| {
+        let store = pensum_store::connect(&url, "the engine's tests").await.unwrap();
+        store.close().await.unwrap();
+    })
+    .await
+}
 
 struct Bench {
     store: Arc<dyn Store>,

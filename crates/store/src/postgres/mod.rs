@@ -146,7 +146,10 @@ impl PostgresStore {
         }
         pool.set_careless(matches!(server.synchronous_commit.as_str(), "off"));
         schema::migrate(&pool, &options.schema).await?;
-        if import::is_half_copied(&pool).await.map_err(|fault| fault.describe(&pool.location))? {
+        if import::is_half_copied(&pool)
+            .await
+            .map_err(|fault| fault.describe(&pool.location))?
+        {
             return Err(pensum_core::dossier::half_copied(&pool.location));
         }
         let inner = Arc::new(Inner {

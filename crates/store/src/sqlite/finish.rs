@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use pensum_core::outcome::Wait;
+use pensum_core::outcome::{Said, Wait};
 use pensum_core::store::{Applied, Beat, Checkpoint, Finish, LOG_LINES_MAX, LeaseRef, LogLine, Rejected, Renewal};
 use pensum_core::transition::{Event, Report};
-use pensum_core::{ErrorInfo, Json, Outcome, TaskId, Time};
+use pensum_core::{Json, Outcome, TaskId, Time};
 
 use super::enqueue::{Origin as Source, Plan};
 use super::error::Fault;
@@ -164,11 +164,18 @@ impl Writer {
         self.consume(row, &consumed)?;
         subject.live.progress = progress.or(subject.live.progress.take());
         let spawned = self.spawn(lease.task, &subject.live, spawn, plan, now)?;
-        let mut facts = Facts {
+        let Said {
+            report,
+            result,
+            error,
+            checkpoint,
+        } = self.said(&subject.live, outcome, draw, now)?;
+        let facts = Facts {
             usage,
+            result,
+            error,
             ..Facts::default()
         };
-        let (report, checkpoint) = self.report(&subject.live, outcome, draw, now, &mut facts)?;
         if checkpoint.is_some() {
             subject.live.marks |= mark::CHECKPOINT;
         }
@@ -189,58 +196,31 @@ impl Writer {
         Ok(Ok(applied))
     }
 
-    /// What the handler's words mean to the life cycle; also the checkpoint that it leaves.
-    fn report(
-        &self,
-        live: &LiveRow,
-        outcome: Outcome,
-        draw: f64,
-        now: Time,
-        facts: &mut Facts,
-    ) -> Result<(Report, Option<Json>), Fault> {
-        Ok(match outcome {
-            Outcome::Done(result) => {
-                facts.result = Some(result);
-                (Report::Done, None)
-            }
-            Outcome::Again { after, checkpoint } => (Report::Again(now.plus(after)), checkpoint),
-            Outcome::Wait { on, checkpoint } => {
-                let met = match &on {
-                    Wait::Children => !self.memory.children.contains_key(&live.row),
-                    Wait::Signal { name, .. } => self
-                        .db
-                        .prepare_cached("SELECT 1 FROM inbox WHERE row = ? AND name = ?")?
-                        .exists((live.row, name))?,
-                    Wait::Until(at) => *at <= now,
-                };
-                (Report::Wait { on, met }, checkpoint)
-            }
-            Outcome::Yielded { checkpoint } => (Report::Yielded, checkpoint),
-            Outcome::Retry { error, after } => {
-                facts.error = Some(error);
-                let failures = live.life.failures;
+    /// What the handler's words mean to the life cycle, and what they leave.
+    fn said(&self, live: &LiveRow, outcome: Outcome, draw: f64, now: Time) -> Result<Said, Fault> {
+        let met = match &outcome {
+            Outcome::Wait { on, .. } => match on {
+                Wait::Children => !self.memory.children.contains_key(&live.row),
+                Wait::Signal { name, .. } => self
+                    .db
+                    .prepare_cached("SELECT 1 FROM inbox WHERE row = ? AND name = ?")?
+                    .exists((live.row, name))?,
+                Wait::Until(at) => *at <= now,
+            },
+            _ => false,
+        };
+        // Only a failure asks what the task says of retries, and only then is its row read.
+        let (max_retries, policy) = match &outcome {
+            Outcome::Retry { .. } => {
                 let stored = super::reads::stored_task(&self.db, &self.shared.catalog, live.row)?;
                 let spec = stored
                     .ok_or_else(|| Fault::Damaged(format!("row {} runs without a task", live.row)))?
                     .spec;
-                let delay = after.unwrap_or_else(|| spec.retry().backoff(failures + 1, draw));
-                (
-                    Report::Failed {
-                        retry_after: (failures < spec.max_retries()).then_some(delay),
-                    },
-                    None,
-                )
+                (spec.max_retries(), spec.retry())
             }
-            Outcome::Fail(error) => {
-                facts.error = Some(error);
-                (Report::Failed { retry_after: None }, None)
-            }
-            Outcome::Cancelled => {
-                facts.error = Some(ErrorInfo::new("cancelled", "its handler stopped"));
-                (Report::Stopped, None)
-            }
-            Outcome::Released => (Report::Released, None),
-        })
+            _ => (0, Default::default()),
+        };
+        Ok(outcome.said(live.life.failures, max_retries, policy, draw, now, met))
     }
 
     pub(super) fn checkpoint(

@@ -35,6 +35,10 @@ store_suite!(postgres_through_a_pooler, crate::postgres_suite::pooled());
 
 #[test]
 fn random_operations_on_postgres_equal_the_model() {
-    let cases = if std::env::var_os("PENSUM_TEST_LONG").is_some() { 300 } else { 60 };
+    let cases = if std::env::var_os("PENSUM_TEST_LONG").is_some() {
+        300
+    } else {
+        20
+    };
     crate::random::compare(cases, direct);
 }
