@@ -41,6 +41,10 @@ mod facade;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/library.md")]
 mod library_page {}
+/// The same of the page on transactions.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/transactions.md")]
+mod transactions_page {}
 pub mod testkit;
 
 pub use facade::{Batch, Builder, Error, ItemRef, Outbox, Pensum, Task, TaskError};

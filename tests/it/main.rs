@@ -22,6 +22,7 @@ mod docs;
 mod harness;
 mod hostile;
 mod house;
+mod intake;
 mod order;
 mod pausing;
 mod plan;

@@ -46,6 +46,13 @@ fn every_field_of_a_node_is_on_the_page_on_http() {
 }
 
 #[test]
+fn every_field_of_a_row_of_the_intake_is_on_the_page_on_http() {
+    let fields = keys(&openapi()["components"]["schemas"]["IntakeRecord"]["properties"]);
+    assert!(!fields.is_empty());
+    check("http.md", fields.iter().map(|field| format!("`{field}`")));
+}
+
+#[test]
 fn every_route_and_filter_is_on_the_page_on_http() {
     let openapi = openapi();
     for (path, item) in openapi["paths"].as_object().unwrap() {

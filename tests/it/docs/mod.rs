@@ -49,9 +49,11 @@ fn check(name: &str) {
     }
     let steps = page::read(&path);
     let uses = |program: &str| steps.iter().any(|step| step.runs(program));
-    if uses("curl") && !shell::has("curl") {
-        eprintln!("{name} is not tried: there is no curl on this machine");
-        return;
+    for program in ["curl", "psql"] {
+        if uses(program) && !shell::has(program) {
+            eprintln!("{name} is not tried: there is no {program} on this machine");
+            return;
+        }
     }
     let mut shell = shell::Shell::start(steps.iter().any(page::Step::names_database));
     for step in &steps {
@@ -89,4 +91,5 @@ pages! {
     the_page_on_configuration_shows_what_happens: "docs/configuration.md",
     the_page_on_operations_shows_what_happens: "docs/operations.md",
     the_page_on_scaling_out_shows_what_happens: "docs/scaling-out.md",
+    the_page_on_transactions_shows_what_happens: "docs/transactions.md",
 }
