@@ -102,7 +102,7 @@ impl Figure {
 
     pub(super) fn against(mut self, baseline: &Baseline) -> Figure {
         let Baseline { metric, median } = baseline.clone();
-        self.ratio = (median > 0.0).then(|| (self.median / median * 1000.0).round() / 1000.0);
+        self.ratio = (median > 0.0).then(|| rounded(self.median / median));
         self.baseline = Some(Baseline {
             metric,
             median: rounded(median),
