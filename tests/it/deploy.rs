@@ -61,11 +61,7 @@ fn flags() -> BTreeSet<String> {
 fn command_lines() -> Vec<Vec<String>> {
     let own = |words: Vec<&str>| words.into_iter().map(str::to_owned).collect();
     let image = text("Dockerfile");
-    let image = image
-        .lines()
-        .filter_map(|line| line.strip_prefix("CMD "))
-        .last()
-        .unwrap();
+    let image = image.lines().rev().find_map(|line| line.strip_prefix("CMD ")).unwrap();
     let start = unit("ExecStart").remove(0);
     vec![
         own(start.split_whitespace().skip(1).collect()),
