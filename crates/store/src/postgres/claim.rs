@@ -260,7 +260,7 @@ fn statement(picked: &str, alone: bool) -> String {
             EXISTS (SELECT 1 FROM pensum.live WHERE gate = 1 AND due_at <= $1)
             OR EXISTS (SELECT 1 FROM pensum.live WHERE gate = 5 AND due_at <= $1)
             OR EXISTS (SELECT 1 FROM pensum.live WHERE timer_at <= $1 AND gate = 0 AND scope IS NOT NULL) AS upkeep,
-            coalesce((SELECT max(id) FROM pensum.class), 0) > $7 AS unknown,
+            (SELECT count(*) FROM pensum.class) > $7 AS unknown,
             {suspect} AS suspect,
             least((SELECT min(due_at) FROM pensum.live WHERE gate = 1),
                   (SELECT min(due_at) FROM pensum.live WHERE gate = 5)) AS next_due),
@@ -306,7 +306,7 @@ async fn attempt(inner: &Arc<Inner>, request: &ClaimRequest, mode: Mode, now: Ti
         Value::Uuid(stored_lease(lease, 0)),
         Value::Int8(Some(request.node.0 as i64)),
         Value::Int8(Some(now.plus(request.lease).as_micros())),
-        Value::Int8(Some(i64::from(inner.catalog.last()))),
+        Value::Int8(Some(inner.catalog.classes_known() as i64)),
         Value::Int8(Some(i64::from(executor))),
     ];
     let tx = inner.pool.begin(Durability::Relaxed).await?;

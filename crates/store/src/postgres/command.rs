@@ -157,6 +157,7 @@ impl Work {
         let sql = "SELECT count(*) FROM pensum.task t JOIN pensum.live l ON l.row = t.row WHERE t.parent = $1";
         let found = self.tx.query(sql, &[(&row, Type::INT8)]).await?;
         let children = found.first().map_or(Ok(0), |found| found.try_get::<_, i64>(0))?;
+        let children = children + self.children_changed(row);
         let mut parent = None;
         if let Some(live) = self.live_mut(row) {
             live.children = u32::try_from(children).unwrap_or(u32::MAX);
@@ -187,7 +188,7 @@ impl Work {
             ttl: stored.unique_ttl,
             on_conflict: Default::default(),
         };
-        self.take_unique(&call.namespace, &handler, &unique, stored.id.row());
+        self.take_unique(&call.namespace, &handler, &unique, stored.id);
         Ok(None)
     }
 

@@ -472,8 +472,6 @@ impl Work {
                 .filter_map(|t| t.task.unique.as_ref().map(|u| (&*t.task.spec.handler, &*u.key)))
                 .collect();
             let holders = self.unique_holders(namespace, &wanted).await?;
-            let rows: Vec<i64> = holders.values().map(|id| id.row()).collect();
-            self.load(&rows).await?;
             let mut taken: HashMap<(Name, Name), usize> = HashMap::new();
             for (item, task) in tasks.iter().enumerate() {
                 match self.place_unique(&task.task, item, &holders, &mut taken, &mut replaced) {
@@ -575,7 +573,7 @@ impl Work {
             .is_some_and(|(found, live)| found == id && !live.life.has_started())
     }
 
-    /// Who has these unique keys of the namespace, by handler and key. Locks the keys first.
+    /// Who has these unique keys of the namespace, by handler and key. Locks the keys first, and then whoever has them.
     pub(super) async fn unique_holders(&mut self, namespace: &str, keys: &[(&str, &str)]) -> Result<Holders, Fault> {
         let handlers = || Value::Texts(keys.iter().map(|(handler, _)| Some(Cow::Borrowed(*handler))).collect());
         let names = || Value::Texts(keys.iter().map(|(_, key)| Some(text(key))).collect());
@@ -597,19 +595,38 @@ impl Work {
                 },
             ])
             .await?;
-        let mut holders = Holders::new();
+        let mut held: HashMap<(String, String), (TaskId, Option<Time>)> = HashMap::new();
         for found in answers.get(1).into_iter().flatten() {
             let expires_at: Option<i64> = found.try_get(3)?;
-            if expires_at.is_none_or(|at| at > self.now.as_micros()) {
-                holders.insert((found.try_get(0)?, found.try_get(1)?), task_id(found, 2)?);
+            let holder = (task_id(found, 2)?, expires_at.map(Time::from_micros));
+            held.insert((found.try_get(0)?, found.try_get(1)?), holder);
+        }
+        for (handler, key) in keys {
+            let key = ((*handler).to_owned(), text(key).into_owned());
+            let given = (namespace.to_owned(), key.0.clone(), key.1.clone());
+            if let Some(holder) = self.uniques.get(&given) {
+                held.insert(key, *holder);
             }
         }
-        Ok(holders)
+        let mut rows: Vec<i64> = held.values().map(|(id, _)| id.row()).collect();
+        rows.sort_unstable();
+        self.load_any(&rows).await?;
+        // One that has ended or gone since the look, which waited for that, has its key only as long as the time says.
+        let holds = |(id, expires_at): &(TaskId, Option<Time>)| match (self.place(*id), expires_at) {
+            (None | Some(Whereabouts::Unknown), _) => false,
+            (Some(_), Some(at)) => *at > self.now,
+            (Some(place), None) => matches!(place, Whereabouts::Live(_)),
+        };
+        held.retain(|_, holder| holds(holder));
+        Ok(held.into_iter().map(|(key, (id, _))| (key, id)).collect())
     }
 
     /// Gives a unique key to a row.
-    pub(super) fn take_unique(&mut self, namespace: &str, handler: &str, unique: &Unique, row: i64) {
+    pub(super) fn take_unique(&mut self, namespace: &str, handler: &str, unique: &Unique, id: TaskId) {
         let owned = |t: &str| Value::Text(Some(Cow::Owned(text(t).into_owned())));
+        let expires_at = unique.ttl.map(|ttl| self.now.plus(ttl));
+        let key = (namespace.to_owned(), handler.to_owned(), text(&unique.key).into_owned());
+        self.uniques.insert(key, (id, expires_at));
         self.extra.push(Statement {
             sql: "INSERT INTO pensum.unique_key(namespace, handler, key, row, expires_at) VALUES ($1, $2, $3, $4, $5)
                   ON CONFLICT (namespace, handler, key) DO UPDATE SET row = EXCLUDED.row, expires_at = EXCLUDED.expires_at",
@@ -617,8 +634,8 @@ impl Work {
                 owned(namespace),
                 owned(handler),
                 owned(&unique.key),
-                Value::Int8(Some(row)),
-                Value::Int8(unique.ttl.map(|ttl| self.now.plus(ttl).as_micros())),
+                Value::Int8(Some(id.row())),
+                Value::Int8(micros(expires_at)),
             ],
         });
     }
@@ -769,7 +786,7 @@ impl Work {
         let scope = task.spec.key.as_ref().map(|key| scope_of(namespace, key));
         let live = live_of(id, prepared, scope, seen.len() as u32, self.now);
         if let Some(unique) = &task.unique {
-            self.take_unique(namespace, &task.spec.handler, unique, id.row());
+            self.take_unique(namespace, &task.spec.handler, unique, id);
         }
         let parent = live.parent;
         self.add(id, live);

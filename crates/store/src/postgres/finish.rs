@@ -136,7 +136,8 @@ static END: LazyLock<String> = LazyLock::new(|| {
         gone AS (DELETE FROM pensum.live WHERE ctid = ANY(ARRAY(
             SELECT held.place FROM given CROSS JOIN LATERAL (
                 SELECT ctid AS place FROM pensum.live l WHERE l.row = given.row AND l.lease = given.lease
-                AND coalesce(l.version, 1) = given.live_version AND (l.flags & 1024) = 0 FOR UPDATE) held))
+                AND coalesce(l.version, 1) = given.live_version AND (l.flags & {marks}) = (given.flags & {marks})
+                FOR UPDATE) held))
             RETURNING row),
         kept AS (INSERT INTO pensum.outcome({columns}) SELECT {columns} FROM given WHERE row IN (SELECT row FROM gone)),
         counted AS (INSERT INTO pensum.tally(class, cell, n)
@@ -145,6 +146,7 @@ static END: LazyLock<String> = LazyLock::new(|| {
                 AS change(cell, by) GROUP BY g.class, change.cell, change.by)
         SELECT row FROM gone",
         arrays = row::arrays(&OUTCOME, 1),
+        marks = mark::ALL,
         second = first + 1,
         third = first + 2,
         running = Cell::Running as i16,

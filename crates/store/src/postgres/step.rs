@@ -4,7 +4,7 @@
 //! one round trip. Rows are locked before they are decided on, so that what was decided still holds when it is written.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use pensum_core::store::{Applied, Rejected};
@@ -44,15 +44,27 @@ pub(super) enum Place {
     Unknown,
 }
 
+/// How often a row is looked for that is just being moved between the tables.
+const MOVES_MAX: usize = 10;
+
 /// A task that this transaction has loaded.
 struct Slot {
     id: TaskId,
     class: u32,
+    /// As it was loaded from the unfinished tasks.
+    parent: Option<i64>,
     /// Where it counted when it was loaded; `None` for one that this transaction adds.
     before: Option<(u32, Cell)>,
     was_live: bool,
     place: Place,
     changed: bool,
+}
+
+impl Slot {
+    /// True for a task that this transaction adds.
+    fn is_new(&self) -> bool {
+        self.before.is_none() && !matches!(self.place, Place::Unknown)
+    }
 }
 
 /// An event to append.
@@ -72,8 +84,14 @@ pub(super) struct Work {
     pub(super) inner: Arc<Inner>,
     pub(super) now: Time,
     slots: BTreeMap<i64, Slot>,
-    /// Of rows whose dependants have been looked up.
+    /// Of rows whose dependants have been looked up while the rows were locked.
     dependants: HashMap<i64, Vec<i64>>,
+    /// Dependants that this transaction adds, by what they depend on.
+    added: HashMap<i64, Vec<i64>>,
+    /// Parents that have ended and stay so until this transaction ends.
+    ended_parents: HashSet<i64>,
+    /// Unique keys that this transaction gives away, by namespace, handler and key: to whom, and until when.
+    pub(super) uniques: HashMap<(String, String, String), (TaskId, Option<Time>)>,
     events: Vec<EventRow>,
     executions: Vec<Execution>,
     tallies: BTreeMap<(u32, Cell), i64>,
@@ -111,6 +129,9 @@ impl Work {
             now,
             slots: BTreeMap::new(),
             dependants: HashMap::new(),
+            added: HashMap::new(),
+            ended_parents: HashSet::new(),
+            uniques: HashMap::new(),
             events: Vec::new(),
             executions: Vec::new(),
             tallies: BTreeMap::new(),
@@ -162,6 +183,7 @@ impl Work {
             let slot = Slot {
                 id,
                 class,
+                parent: live.parent,
                 before,
                 was_live: true,
                 place: Place::Live(Box::new(live)),
@@ -173,6 +195,7 @@ impl Work {
             self.slots.entry(row).or_insert(Slot {
                 id: TaskId::from_bytes([0; 16]),
                 class: 0,
+                parent: None,
                 before: None,
                 was_live: false,
                 place: Place::Unknown,
@@ -185,7 +208,7 @@ impl Work {
     /// Loads and locks tasks, ended or not.
     pub(super) async fn load_any(&mut self, rows: &[i64]) -> Result<(), Fault> {
         // One that is moved between the two tables at this moment is seen in neither; the next look finds it.
-        for _ in 0..3 {
+        for _ in 0..MOVES_MAX {
             self.load(rows).await?;
             let ended: Vec<i64> = rows.iter().copied().filter(|row| self.is_unknown(*row)).collect();
             if ended.is_empty() {
@@ -207,6 +230,7 @@ impl Work {
                     Slot {
                         id,
                         class,
+                        parent: None,
                         before,
                         was_live: false,
                         place,
@@ -284,6 +308,7 @@ impl Work {
             Slot {
                 id,
                 class,
+                parent: None,
                 before: None,
                 was_live: false,
                 place,
@@ -298,13 +323,24 @@ impl Work {
             if let Some(live) = self.live_mut(*prerequisite) {
                 live.marks |= mark::AWAITED;
             }
-            // Whoever was looked up before this edge was there has one more.
-            if let Some(known) = self.dependants.get_mut(prerequisite) {
-                known.push(*dependent);
-            } else if self.slots.get(prerequisite).is_some_and(|slot| slot.before.is_none()) {
-                self.dependants.entry(*prerequisite).or_default().push(*dependent);
-            }
+            self.added.entry(*prerequisite).or_default().push(*dependent);
         }
+    }
+
+    /// Whoever depends on a row that was looked up, those included that this transaction adds.
+    fn dependants_of(&self, row: i64) -> Vec<i64> {
+        let of = |edges: &HashMap<i64, Vec<i64>>| edges.get(&row).cloned().unwrap_or_default();
+        [of(&self.dependants), of(&self.added)].concat()
+    }
+
+    /// How many unfinished children of a row this transaction makes or ends, which the tables do not show yet.
+    pub(super) fn children_changed(&self, parent: i64) -> i64 {
+        let changed = self.slots.values().filter_map(|slot| match &slot.place {
+            Place::Live(live) if live.parent == Some(parent) => Some(i64::from(!slot.was_live)),
+            Place::Ended(_) if slot.was_live && slot.parent == Some(parent) => Some(-1),
+            _ => None,
+        });
+        changed.sum()
     }
 
     /// Replaces what is known of an ended task.
@@ -470,7 +506,7 @@ impl Work {
         }
         if before.is_terminal() {
             self.look_down(row, 1).await?;
-            let waiting = self.dependants.get(&row).cloned().unwrap_or_default();
+            let waiting = self.dependants_of(row);
             if !waiting.is_empty() {
                 live.marks |= mark::AWAITED;
             }
@@ -547,9 +583,9 @@ impl Work {
             let levels = if state == State::Completed { 1 } else { LEVELS_AT_ONCE };
             self.look_down(row, levels).await?;
             let completed = state == State::Completed;
-            for dependant in self.dependants.get(&row).into_iter().flatten() {
+            for dependant in self.dependants_of(row) {
                 let error = (!completed).then(|| dependency_failed(id, state));
-                following.push_back((*dependant, Event::DependencyEnded(completed), error));
+                following.push_back((dependant, Event::DependencyEnded(completed), error));
             }
         }
         if let Some(parent) = parent {
@@ -560,6 +596,7 @@ impl Work {
 
     async fn child_ended(&mut self, parent: i64, following: &mut Following) -> Result<(), Fault> {
         self.load(&[parent]).await?;
+        self.hold_ended_parents(&[parent]).await?;
         if let Some(live) = self.live_mut(parent) {
             live.children = live.children.saturating_sub(1);
             if live.children == 0 {
@@ -567,6 +604,49 @@ impl Work {
             }
         }
         Ok(())
+    }
+
+    /// Keeps parents that have ended from being retried until their children's ends are written: a retry counts the
+    /// children. Many children may do so at once.
+    async fn hold_ended_parents(&mut self, parents: &[i64]) -> Result<(), Fault> {
+        for _ in 0..MOVES_MAX {
+            let unknown: Vec<i64> = parents
+                .iter()
+                .copied()
+                .filter(|row| self.is_unknown(*row) && !self.ended_parents.contains(row))
+                .collect();
+            if unknown.is_empty() {
+                return Ok(());
+            }
+            let sql = "SELECT row FROM pensum.outcome WHERE row = ANY($1) ORDER BY row FOR SHARE";
+            for found in self.tx.query(sql, &[(&unknown, Type::INT8_ARRAY)]).await? {
+                self.ended_parents.insert(found.try_get(0)?);
+            }
+            self.load_moved(&unknown).await?;
+        }
+        Ok(())
+    }
+
+    /// Looks again for rows that are in neither table: they may just have been moved from one to the other.
+    async fn load_moved(&mut self, rows: &[i64]) -> Result<(), Fault> {
+        let lost: Vec<i64> = rows
+            .iter()
+            .copied()
+            .filter(|row| self.is_unknown(*row) && !self.ended_parents.contains(row))
+            .collect();
+        if lost.is_empty() {
+            return Ok(());
+        }
+        let sql = "SELECT row FROM pensum.task WHERE row = ANY($1)";
+        let found = self.tx.query(sql, &[(&lost, Type::INT8_ARRAY)]).await?;
+        let moved: Vec<i64> = found.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
+        // What is gone altogether does not come back.
+        self.ended_parents
+            .extend(lost.into_iter().filter(|row| !moved.contains(row)));
+        for row in &moved {
+            self.slots.remove(row);
+        }
+        self.load(&moved).await
     }
 
     /// A child was deleted before it ended: its parent must not wait for it for ever.
@@ -585,54 +665,65 @@ impl Work {
             .filter(|row| self.live(*row).is_some_and(|(_, live)| live.marks & mark::AWAITED != 0))
             .filter(|row| !self.dependants.contains_key(row))
             .collect();
-        let mut next: Vec<i64> = rows
+        let mut parents: Vec<i64> = rows
             .iter()
             .filter_map(|row| self.live(*row).and_then(|(_, l)| l.parent))
             .collect();
-        if !awaited.is_empty() {
-            let sql = "SELECT prerequisite, dependent FROM pensum.dependency WHERE prerequisite = ANY($1)
-                       ORDER BY prerequisite, dependent";
-            let found = self.tx.query(sql, &[(&awaited, Type::INT8_ARRAY)]).await?;
-            self.dependants.extend(awaited.into_iter().map(|row| (row, Vec::new())));
-            for edge in found {
-                let dependent: i64 = edge.try_get(1)?;
-                self.dependants.entry(edge.try_get(0)?).or_default().push(dependent);
-                next.push(dependent);
-            }
-        }
+        parents.sort_unstable();
+        parents.dedup();
+        let mut next = self.look_up_dependants(&awaited).await?;
+        next.extend(&parents);
         next.sort_unstable();
         next.dedup();
-        self.load(&next).await
+        self.load(&next).await?;
+        self.hold_ended_parents(&parents).await
     }
 
-    /// Looks up who depends on a row, and on those in turn, some levels down, and loads them.
+    /// Looks up who depends on rows that are locked, so that no one comes to depend on them meanwhile; answers all of
+    /// those.
+    async fn look_up_dependants(&mut self, rows: &[i64]) -> Result<Vec<i64>, Fault> {
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let sql = "SELECT prerequisite, dependent FROM pensum.dependency WHERE prerequisite = ANY($1)
+                   ORDER BY prerequisite, dependent";
+        let found = self.tx.query(sql, &[(&rows, Type::INT8_ARRAY)]).await?;
+        self.dependants.extend(rows.iter().map(|row| (*row, Vec::new())));
+        let mut all = Vec::with_capacity(found.len());
+        for edge in found {
+            let dependent: i64 = edge.try_get(1)?;
+            self.dependants.entry(edge.try_get(0)?).or_default().push(dependent);
+            all.push(dependent);
+        }
+        Ok(all)
+    }
+
+    /// Looks up who depends on a row that is locked, and loads them; several levels down at once, where `levels` says so.
     async fn look_down(&mut self, row: i64, levels: i64) -> Result<(), Fault> {
-        if self.dependants.contains_key(&row) {
+        // Of a new one, everyone who depends on it is new, too.
+        if self.dependants.contains_key(&row) || self.slots.get(&row).is_some_and(Slot::is_new) {
             return Ok(());
         }
-        let sql = "WITH RECURSIVE down(prerequisite, dependent, level) AS (
-                     SELECT prerequisite, dependent, 1::bigint FROM pensum.dependency WHERE prerequisite = $1
-                     UNION
-                     SELECT d.prerequisite, d.dependent, down.level + 1 FROM pensum.dependency d
-                     JOIN down ON d.prerequisite = down.dependent WHERE down.level < $2)
-                   SELECT prerequisite, dependent, max(level) FROM down GROUP BY 1, 2 ORDER BY 1, 2";
-        let found = self.tx.query(sql, &[(&row, Type::INT8), (&levels, Type::INT8)]).await?;
-        self.dependants.insert(row, Vec::new());
-        let mut known: BTreeMap<i64, Vec<i64>> = BTreeMap::new();
-        let mut next = Vec::with_capacity(found.len());
-        for edge in found {
-            let (prerequisite, dependent): (i64, i64) = (edge.try_get(0)?, edge.try_get(1)?);
-            known.entry(prerequisite).or_default().push(dependent);
-            if edge.try_get::<_, i64>(2)? < levels {
-                // Looked at in full, even if nobody depends on it.
-                known.entry(dependent).or_default();
-            }
-            next.push(dependent);
+        let mut next = self.look_up_dependants(&[row]).await?;
+        if levels > 1 && !next.is_empty() {
+            let sql = "WITH RECURSIVE down(row, level) AS (
+                         SELECT * FROM unnest($1::bigint[], array_fill(1::bigint, ARRAY[cardinality($1)]))
+                         UNION
+                         SELECT d.dependent, down.level + 1 FROM pensum.dependency d
+                         JOIN down ON d.prerequisite = down.row WHERE down.level < $2)
+                       SELECT DISTINCT row FROM down ORDER BY row";
+            let params = [(&next as _, Type::INT8_ARRAY), (&levels as _, Type::INT8)];
+            let found = self.tx.query(sql, &params).await?;
+            next = found.iter().map(|found| found.try_get(0)).collect::<Result<_, _>>()?;
         }
-        self.dependants.extend(known);
-        next.sort_unstable();
-        next.dedup();
-        self.load(&next).await
+        self.load(&next).await?;
+        // None of these was locked when it was found, and others may have come to depend on it before it was.
+        let unasked = |row: &i64| !self.dependants.contains_key(row) && self.live(*row).is_some();
+        let unasked: Vec<i64> = next.into_iter().filter(unasked).collect();
+        if levels > 1 {
+            self.look_up_dependants(&unasked).await?;
+        }
+        Ok(())
     }
 
     /// Appends an event, after the start of the run where that is not written yet.

@@ -6,6 +6,7 @@ mod conformance;
 mod copies;
 mod postgres_intake;
 mod postgres_outbox;
+mod postgres_races;
 mod postgres_reads;
 mod postgres_suite;
 mod random;
