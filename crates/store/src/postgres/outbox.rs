@@ -11,6 +11,7 @@ use futures_util::future::join_all;
 use pensum_core::store::Call;
 use pensum_core::{Json, NewTask, StoreError, TaskId, Time};
 use rand::Rng;
+use rand::rngs::StdRng;
 use tokio_postgres::{Row, Transaction};
 
 use super::enqueue::{
@@ -188,8 +189,9 @@ impl Outbox {
         let mut fresh = Vec::with_capacity(prepared.len());
         let mut lives = Vec::with_capacity(prepared.len());
         let mut tallies = BTreeMap::new();
+        let mut random: StdRng = rand::make_rng();
         for (prepared, row) in prepared.iter().zip(&rows) {
-            let id = TaskId::mint(call.now, row.try_get(0)?, rand::rng().next_u64());
+            let id = TaskId::mint(call.now, row.try_get(0)?, random.next_u64());
             let live = live_of(id, prepared, None, 0, call.now);
             *tallies
                 .entry((prepared.class, live.cell(live.gate_at(call.now))))
