@@ -348,7 +348,7 @@ fn was_taken_back(http: &Http, run: &str) -> bool {
     let executions = http.all(&format!("/api/v1/tasks/{id}/executions"));
     let found = executions
         .iter()
-        .find(|execution| execution["attempt"].to_string() == attempt);
+        .find(|execution| execution["attempt"].as_u64() == attempt.parse().ok());
     found.is_some_and(|execution| execution["status"] == "crashed")
 }
 

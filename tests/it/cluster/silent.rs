@@ -55,10 +55,7 @@ fn a_node_that_stood_still_past_its_lease_cannot_end_what_another_one_took_over(
     }
     // The result is that of the run which counts.
     let stdout = text(&second.task(&command)["result"]["stdout"]);
-    let last = lines(&said)
-        .into_iter()
-        .filter(|line| line.starts_with("end "))
-        .next_back();
+    let last = lines(&said).into_iter().rfind(|line| line.starts_with("end "));
     assert_eq!(last.as_deref(), Some(stdout.trim()));
     cluster.finish();
 }
