@@ -22,10 +22,18 @@ use super::step::tally_statement;
 
 /// A run that goes on for this long, or has checkpointed, has survived its start: a node's death is not charged to it.
 pub(super) const PROBATION: Duration = Duration::from_secs(60);
-/// Most rows whose gate one transaction opens.
+/// Most rows of each gate that one transaction opens, and most keys whose overdue head it passes over.
 const PROMOTED_MAX: i64 = 2_000;
-/// How often a claim that was told to make way for upkeep tries again at once.
+/// How often a claim does upkeep first; what is due after that waits for the next one.
+const UPKEEPS_MAX: usize = 3;
+/// How often a claim tries again at once.
 const TRIES_MAX: usize = 50;
+/// How often a claim tries again at once that found only what others were taking.
+const CONTENDED_MAX: usize = 10;
+/// Pause before that, with a random share on top.
+const CONTENDED_PAUSE: Duration = Duration::from_millis(1);
+/// When rows that are due, but that someone else holds, are looked at again.
+const HELD_BACK: Duration = Duration::from_millis(20);
 /// Longest time between two looks of a parked claim, beneath the notices.
 const POLL: Duration = Duration::from_millis(500);
 /// The same while notices do not come through.
@@ -84,11 +92,14 @@ impl Holdings {
         }
     }
 
-    /// Rows that were taken back, whoever held them.
-    pub(super) fn remove_rows(&self, rows: impl Iterator<Item = i64>) {
+    /// Rows that were taken back, unless they were renewed or claimed anew at that moment.
+    pub(super) fn expire(&self, rows: &[i64], now: Time) {
         let mut held = self.held.lock();
         for row in rows {
-            held.remove(&row);
+            let expired = |found: &Held| found.live.life.lease.is_none_or(|lease| lease.expires_at <= now);
+            if held.get(row).is_some_and(expired) {
+                held.remove(row);
+            }
         }
         self.tell();
     }
@@ -135,22 +146,25 @@ enum Try {
     Unknown,
     /// A suspect waits to run alone.
     Suspect,
+    /// There are tasks, but just now others are taking every one that was looked at.
+    Contended,
 }
 
 /// How a claim is carried out.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Mode {
-    Usual,
+#[derive(Clone, Copy, Default)]
+struct Mode {
     /// Takes one suspect, to run alone.
-    Alone,
+    alone: bool,
+    /// Upkeep has been done, as far as it could be.
+    kept_up: bool,
 }
 
 /// Serves a claim, or keeps it until there is something or its time is up.
-pub(super) async fn claim(
+pub(super) async fn claim<T>(
     inner: &Arc<Inner>,
     request: ClaimRequest,
     now: Time,
-    claimer: &mut oneshot::Sender<Result<Vec<Claimed>, StoreError>>,
+    claimer: &mut oneshot::Sender<T>,
 ) -> Result<Vec<Claimed>, StoreError> {
     let started = tokio::time::Instant::now();
     // The first try is made at the time that the claimer named, to the microsecond.
@@ -186,16 +200,27 @@ async fn once(inner: &Arc<Inner>, request: &ClaimRequest, now: Time) -> Result<V
     if inner.holdings.any_alone(request.node, now) {
         return Ok(Vec::new());
     }
-    let mut mode = Mode::Usual;
+    let mut mode = Mode::default();
+    let (mut upkeeps, mut contended) = (0, 0);
     for _ in 0..TRIES_MAX {
         match attempt(inner, request, mode, now).await? {
             Try::Taken(claimed) => return Ok(claimed),
-            Try::Upkeep => promote(inner, now).await?,
+            Try::Upkeep => {
+                upkeeps += 1;
+                // What one pass has left, because it is too much or because someone holds it, keeps nobody from the rest.
+                mode.kept_up = !promote(inner, now).await? || upkeeps == UPKEEPS_MAX;
+            }
             Try::Unknown => inner.catalog.refresh(&inner.pool).await?,
             // It waits only for what could be blamed with it, and nothing new starts meanwhile: else a busy node would
             // never come to it.
             Try::Suspect if inner.holdings.any_fresh(request.node, now) => return Ok(Vec::new()),
-            Try::Suspect => mode = Mode::Alone,
+            Try::Suspect => mode.alone = true,
+            Try::Contended if contended == CONTENDED_MAX => break,
+            Try::Contended => {
+                contended += 1;
+                let share = (inner.bits() >> 11) as f64 / (1u64 << 53) as f64;
+                tokio::time::sleep(CONTENDED_PAUSE.mul_f64(1.0 + share)).await;
+            }
         }
     }
     Ok(Vec::new())
@@ -226,29 +251,38 @@ const ONE_LANE: &str = "SELECT ctid FROM pensum.live
       AND NOT (SELECT upkeep OR unknown OR suspect FROM guard)
     ORDER BY rank, deadline, row LIMIT $3 FOR UPDATE SKIP LOCKED";
 
-/// The rows to take from several lanes: the best of each lane first, and of those the best. It looks at some more than
-/// it takes, for others may be taking the same.
-const LANES: &str = "SELECT ctid FROM pensum.live WHERE row = ANY(ARRAY(
-        SELECT best.row FROM unnest($2::integer[]) AS lane(class) CROSS JOIN LATERAL (
-            SELECT row, rank, deadline FROM pensum.live
-            WHERE class = lane.class AND gate = 0 AND (timer_at IS NULL OR timer_at > $1)
-            ORDER BY rank, deadline, row LIMIT 2 * $3 + 64) best
-        WHERE NOT (SELECT upkeep OR unknown OR suspect FROM guard)
-        ORDER BY best.rank, best.deadline, best.row LIMIT 2 * $3 + 64)) AND gate = 0
+/// The best rows of several lanes: the best of each lane first, and of those the best. Some more than are to be taken,
+/// for others may be taking the same.
+const LANES: &str = "SELECT best.row FROM unnest($2::integer[]) AS lane(class) CROSS JOIN LATERAL (
+        SELECT row, rank, deadline FROM pensum.live
+        WHERE class = lane.class AND gate = 0 AND (timer_at IS NULL OR timer_at > $1)
+        ORDER BY rank, deadline, row LIMIT 2 * $3 + 64) best
+    WHERE NOT (SELECT upkeep OR unknown OR suspect FROM guard)
+    ORDER BY best.rank, best.deadline, best.row LIMIT 2 * $3 + 64";
+
+/// The suspects of the lanes, of which one is to run alone.
+const SUSPECTS: &str = "SELECT row FROM pensum.live WHERE class = ANY($2) AND gate = 0 AND (flags & 16384) <> 0
+      AND (timer_at IS NULL OR timer_at > $1)
+      AND NOT (SELECT upkeep OR unknown FROM guard)
+    ORDER BY rank, deadline, row LIMIT 64";
+
+/// The rows to take of those.
+const OF_BEST: &str = "SELECT ctid FROM pensum.live WHERE row = ANY(ARRAY(SELECT row FROM best)) AND gate = 0
     ORDER BY rank, deadline, row LIMIT $3 FOR UPDATE SKIP LOCKED";
 
-/// The suspect to run alone.
-const SUSPECT: &str = "SELECT ctid FROM pensum.live WHERE row = ANY(ARRAY(
-        SELECT row FROM pensum.live WHERE class = ANY($2) AND gate = 0 AND (flags & 16384) <> 0
-          AND (timer_at IS NULL OR timer_at > $1)
-          AND NOT (SELECT upkeep OR unknown FROM guard)
-        ORDER BY rank, deadline, row LIMIT 64)) AND gate = 0
-    ORDER BY rank, deadline, row LIMIT least($3, 1) FOR UPDATE SKIP LOCKED";
-
 /// A claim by `apply`'s rules for [`pensum_core::transition::Event::Claim`], set-based: found by their place in the table,
-/// which the lock has just looked up (a join on the row numbers takes four times as long).
-fn statement(picked: &str, alone: bool) -> String {
+/// which the lock has just looked up (a join on the row numbers takes four times as long). A row that someone has changed
+/// since the statement began, and that is locked only now, is not seen there: another claim takes it.
+fn statement(best: Option<&str>, alone: bool) -> String {
     let alone_flag = if alone { 4_194_304 } else { 0 };
+    let (best, picked, seen) = match best {
+        Some(best) => (
+            format!("best AS MATERIALIZED ({best}),"),
+            OF_BEST,
+            "EXISTS (SELECT 1 FROM best)",
+        ),
+        None => (String::new(), ONE_LANE, "false"),
+    };
     let suspect = if alone {
         "false"
     } else {
@@ -257,13 +291,14 @@ fn statement(picked: &str, alone: bool) -> String {
     };
     format!(
         "WITH guard AS MATERIALIZED (SELECT
-            EXISTS (SELECT 1 FROM pensum.live WHERE gate = 1 AND due_at <= $1)
+            $9 = 0 AND (EXISTS (SELECT 1 FROM pensum.live WHERE gate = 1 AND due_at <= $1)
             OR EXISTS (SELECT 1 FROM pensum.live WHERE gate = 5 AND due_at <= $1)
-            OR EXISTS (SELECT 1 FROM pensum.live WHERE timer_at <= $1 AND gate = 0 AND scope IS NOT NULL) AS upkeep,
+            OR EXISTS (SELECT 1 FROM pensum.live WHERE timer_at <= $1 AND gate = 0 AND scope IS NOT NULL)) AS upkeep,
             (SELECT count(*) FROM pensum.class) > $7 AS unknown,
             {suspect} AS suspect,
             least((SELECT min(due_at) FROM pensum.live WHERE gate = 1),
                   (SELECT min(due_at) FROM pensum.live WHERE gate = 5)) AS next_due),
+        {best}
         taken AS (UPDATE pensum.live SET state = 1, gate = 6, lease = $4, node = $5, executor = $8, taken_at = $1,
             due_at = $6, timer_at = NULL,
             attempt = CASE WHEN (flags & 4096) <> 0 THEN greatest(coalesce(attempt, 0), 1)
@@ -276,7 +311,7 @@ fn statement(picked: &str, alone: bool) -> String {
             SELECT class, change.cell, change.by * count(*) FROM taken
             CROSS JOIN (VALUES ({ready}::smallint, -1), ({running}::smallint, 1)) AS change(cell, by)
             GROUP BY class, change.cell, change.by)
-        SELECT g.upkeep, g.unknown, g.suspect, g.next_due, {live}, {task}, c.state
+        SELECT g.upkeep, g.unknown, g.suspect, g.next_due, {seen}, {live}, {task}, c.state
         FROM guard g LEFT JOIN taken l ON true LEFT JOIN pensum.task t ON t.row = l.row
         LEFT JOIN pensum.checkpoint c ON c.row = l.row AND (l.flags & 1) <> 0",
         ready = Cell::Ready as i16,
@@ -286,28 +321,32 @@ fn statement(picked: &str, alone: bool) -> String {
     )
 }
 
-static CLAIM_ONE: LazyLock<String> = LazyLock::new(|| statement(ONE_LANE, false));
-static CLAIM_MANY: LazyLock<String> = LazyLock::new(|| statement(LANES, false));
-static CLAIM_ALONE: LazyLock<String> = LazyLock::new(|| statement(SUSPECT, true));
+static CLAIM_ONE: LazyLock<String> = LazyLock::new(|| statement(None, false));
+static CLAIM_MANY: LazyLock<String> = LazyLock::new(|| statement(Some(LANES), false));
+static CLAIM_ALONE: LazyLock<String> = LazyLock::new(|| statement(Some(SUSPECTS), true));
+/// Columns of a claim's answer before those of the task.
+const GUARDS: usize = 5;
 
 async fn attempt(inner: &Arc<Inner>, request: &ClaimRequest, mode: Mode, now: Time) -> Result<Try, Fault> {
     let classes = covered(inner, request);
-    let sql: &str = match (mode, classes.len()) {
-        (Mode::Alone, _) => &CLAIM_ALONE,
-        (Mode::Usual, 1) => &CLAIM_ONE,
-        (Mode::Usual, _) => &CLAIM_MANY,
+    let sql: &str = match classes.len() {
+        _ if mode.alone => &CLAIM_ALONE,
+        1 => &CLAIM_ONE,
+        _ => &CLAIM_MANY,
     };
+    let slots = if mode.alone { 1 } else { request.slots };
     let executor = inner.catalog.name_id(&inner.pool, &request.executor).await?;
     let lease = LeaseId(u128::from(inner.bits()) << 64 | u128::from(inner.bits()));
     let params = vec![
         Value::Int8(Some(now.as_micros())),
         Value::Int4s(classes),
-        Value::Int8(Some(i64::try_from(request.slots).unwrap_or(i64::MAX >> 2))),
+        Value::Int8(Some(i64::try_from(slots).unwrap_or(i64::MAX >> 2))),
         Value::Uuid(stored_lease(lease, 0)),
         Value::Int8(Some(request.node.0 as i64)),
         Value::Int8(Some(now.plus(request.lease).as_micros())),
         Value::Int8(Some(inner.catalog.classes_known() as i64)),
         Value::Int8(Some(i64::from(executor))),
+        Value::Int8(Some(i64::from(mode.kept_up))),
     ];
     let tx = inner.pool.begin(Durability::Relaxed).await?;
     let answers = tx.commit(&[Statement { sql, params }]).await?;
@@ -315,7 +354,9 @@ async fn attempt(inner: &Arc<Inner>, request: &ClaimRequest, mode: Mode, now: Ti
     let Some(first) = rows.first() else {
         return Ok(Try::Taken(Vec::new()));
     };
-    inner.note_due(first.try_get::<_, Option<i64>>(3)?);
+    let due: Option<i64> = first.try_get(3)?;
+    let soonest = if mode.kept_up { now.plus(HELD_BACK) } else { now };
+    inner.note_due(due.map(|at| at.max(soonest.as_micros())));
     if first.try_get(1)? {
         return Ok(Try::Unknown);
     }
@@ -326,8 +367,9 @@ async fn attempt(inner: &Arc<Inner>, request: &ClaimRequest, mode: Mode, now: Ti
     if suspect {
         return Ok(Try::Suspect);
     }
-    if first.try_get::<_, Option<i64>>(4)?.is_none() {
-        return Ok(Try::Taken(Vec::new()));
+    if first.try_get::<_, Option<i64>>(GUARDS)?.is_none() {
+        let seen: bool = first.try_get(4)?;
+        return Ok(if seen { Try::Contended } else { Try::Taken(Vec::new()) });
     }
     let mut claimed = rows
         .iter()
@@ -338,16 +380,20 @@ async fn attempt(inner: &Arc<Inner>, request: &ClaimRequest, mode: Mode, now: Ti
     let (lives, claimed): (Vec<LiveRow>, Vec<Claimed>) = claimed.into_iter().unzip();
     let keyed = lives.iter().find(|live| live.scope.is_some()).map(|live| live.class);
     inner.holdings.add(lives);
-    if let Some(class) = keyed {
-        settle_on_disk(inner, class).await?;
+    if let Some(class) = keyed
+        && let Err(fault) = settle_on_disk(inner, class).await
+    {
+        let inner = Arc::clone(inner);
+        tokio::spawn(async move { unclaim(&inner, claimed, now).await });
+        return Err(fault);
     }
     Ok(Try::Taken(claimed))
 }
 
 fn read(inner: &Inner, found: &Row) -> Result<(LiveRow, Claimed), Fault> {
-    let live = LiveRow::read(found, 4)?;
-    let task = StoredTask::read(found, 4 + LIVE.len(), &inner.catalog)?;
-    let checkpoint = match found.try_get::<_, Option<String>>(4 + LIVE.len() + TASK.len())? {
+    let live = LiveRow::read(found, GUARDS)?;
+    let task = StoredTask::read(found, GUARDS + LIVE.len(), &inner.catalog)?;
+    let checkpoint = match found.try_get::<_, Option<String>>(GUARDS + LIVE.len() + TASK.len())? {
         Some(text) if live.marks & mark::CHECKPOINT != 0 => {
             Some(Json::parse(text).map_err(|_| row::damaged(live.row, "JSON text as checkpoint"))?)
         }
@@ -382,60 +428,86 @@ async fn settle_on_disk(inner: &Arc<Inner>, class: u32) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Opens the gates of rows that have come due, and passes on the turns of keys whose head is overdue.
-pub(super) async fn promote(inner: &Arc<Inner>, now: Time) -> Result<(), Fault> {
-    // What opens: rows that came due after a delay or a failure. What is keyed stands behind its key first.
-    let opened = |gate: i16, cell: Cell| {
-        format!(
-            "WITH due AS MATERIALIZED (
-                SELECT ctid AS place FROM pensum.live WHERE gate = {gate} AND due_at <= $1
-                ORDER BY due_at LIMIT {PROMOTED_MAX} FOR UPDATE SKIP LOCKED),
-             moved AS (UPDATE pensum.live SET gate = CASE WHEN scope IS NULL THEN 0 ELSE 7 END, due_at = NULL
-                WHERE ctid = ANY(ARRAY(SELECT place FROM due)) RETURNING class, scope),
-             counted AS (INSERT INTO pensum.tally(class, cell, n)
-                SELECT class, change.cell, change.by * count(*) FROM moved
-                CROSS JOIN (VALUES ({}::smallint, -1), ({}::smallint, 1)) AS change(cell, by)
-                GROUP BY class, change.cell, change.by)
-             SELECT DISTINCT scope FROM moved WHERE scope IS NOT NULL",
-            cell as i16,
-            Cell::Ready as i16
-        )
-    };
-    let (later, retrying) = (
-        opened(row::gate::LATER, Cell::Later),
-        opened(row::gate::RETRYING, Cell::Retrying),
-    );
-    let at = || vec![Value::Int8(Some(now.as_micros()))];
+/// The first rows of a gate that have come due: how many, until when, and their keys.
+fn due(gate: i16) -> String {
+    format!(
+        "SELECT count(*), max(due_at), array_agg(DISTINCT scope) FILTER (WHERE scope IS NOT NULL) FROM (
+           SELECT scope, due_at FROM pensum.live WHERE gate = {gate} AND due_at <= $1
+           ORDER BY due_at LIMIT {PROMOTED_MAX}) due"
+    )
+}
+
+/// Opens the gate of rows that are due by `$1`, without a key or with one of those in `$2`, which are locked. What is
+/// keyed stands behind its key first.
+fn open(gate: i16, cell: Cell) -> String {
+    format!(
+        "WITH moved AS (UPDATE pensum.live SET gate = CASE WHEN scope IS NULL THEN 0 ELSE 7 END, due_at = NULL
+            WHERE ctid = ANY(ARRAY(
+                SELECT ctid FROM pensum.live WHERE gate = {gate} AND due_at <= $1 AND (scope IS NULL OR scope = ANY($2))
+                ORDER BY due_at LIMIT {PROMOTED_MAX} FOR UPDATE SKIP LOCKED)) RETURNING class),
+         counted AS (INSERT INTO pensum.tally(class, cell, n)
+            SELECT class, change.cell, change.by * count(*) FROM moved
+            CROSS JOIN (VALUES ({}::smallint, -1), ({}::smallint, 1)) AS change(cell, by)
+            GROUP BY class, change.cell, change.by)
+         SELECT count(*) FROM moved",
+        cell as i16,
+        Cell::Ready as i16
+    )
+}
+
+/// Keys whose head has come to its end before its turn.
+const OVERDUE: &str = "SELECT count(*), NULL::bigint, array_agg(DISTINCT scope) FROM (
+    SELECT scope FROM pensum.live WHERE timer_at <= $1 AND gate = 0 AND scope IS NOT NULL LIMIT 2000) overdue";
+
+/// Opens the gates of rows that have come due, and passes on the turns of keys whose head is overdue. True when that was
+/// all there is to do.
+///
+/// Keys are locked before rows, as everywhere.
+pub(super) async fn promote(inner: &Arc<Inner>, now: Time) -> Result<bool, Fault> {
+    use row::gate::{LATER, RETRYING};
+    let (due_later, due_again) = (due(LATER), due(RETRYING));
     let mut tx = inner.pool.begin(Durability::Relaxed).await?;
+    let look = |sql| Statement {
+        sql,
+        params: vec![Value::Int8(Some(now.as_micros()))],
+    };
     let answers = tx
-        .pipeline(&[
-            Statement {
-                sql: &later,
-                params: at(),
-            },
-            Statement {
-                sql: &retrying,
-                params: at(),
-            },
-            Statement {
-                sql: "SELECT DISTINCT scope FROM (SELECT scope FROM pensum.live WHERE timer_at <= $1 AND gate = 0
-                      AND scope IS NOT NULL LIMIT 1000) overdue",
-                params: at(),
-            },
-        ])
+        .pipeline(&[look(&due_later), look(&due_again), look(OVERDUE)])
         .await?;
     let mut scopes: BTreeSet<Name> = BTreeSet::new();
+    let (mut counts, mut until) = (Vec::new(), Vec::new());
     for found in answers.iter().flatten() {
-        scopes.insert(Name::from(found.try_get::<_, &str>(0)?));
+        counts.push(found.try_get::<_, i64>(0)?);
+        until.push(found.try_get::<_, Option<i64>>(1)?);
+        let keys: Option<Vec<&str>> = found.try_get(2)?;
+        scopes.extend(keys.into_iter().flatten().map(Name::from));
     }
+    let [later, again, overdue] = counts[..] else {
+        return Err(Fault::Damaged("fewer counts than were asked for".to_owned()));
+    };
+    let (open_later, open_again) = (open(LATER, Cell::Later), open(RETRYING, Cell::Retrying));
+    let gates = [(later, &open_later, until[0]), (again, &open_again, until[1])];
     let mut statements: Vec<Statement<'_>> = key::lock(&scopes).into_iter().collect();
+    let before = statements.len();
+    for (_, sql, until) in gates.iter().filter(|(due, ..)| *due > 0) {
+        let params = vec![Value::Int8(*until), key::keys(&scopes)];
+        statements.push(Statement { sql, params });
+    }
+    let opening = before..statements.len();
     statements.extend(key::settle(&scopes, now));
-    tx.commit(&statements).await?;
-    Ok(())
+    let answers = tx.commit(&statements).await?;
+    let mut opened: i64 = 0;
+    for found in answers[opening].iter().flatten() {
+        opened += found.try_get::<_, i64>(0)?;
+    }
+    Ok(later.max(again).max(overdue) < PROMOTED_MAX && opened >= later + again)
 }
 
 /// Gives back what was claimed for someone who did not wait for it.
 pub(super) async fn unclaim(inner: &Arc<Inner>, lost: Vec<Claimed>, now: Time) {
+    // It may have waited for a while, and must not have come back before it went.
+    let started_at = lost.iter().filter_map(|claimed| claimed.lifecycle.started_at).max();
+    let now = started_at.map_or(now, |at| at.max(now));
     let finishes = lost
         .into_iter()
         .map(|claimed| Finish::new(claimed.lease, Outcome::Released))

@@ -37,6 +37,9 @@ pub(super) async fn command(
     let mut rows: Vec<i64> = tasks.iter().map(|id| id.row()).collect();
     rows.sort_unstable();
     rows.dedup();
+    if matches!(command, Command::Cancel { .. }) {
+        work.load_to_end(&rows).await?;
+    }
     work.load_any(&rows).await?;
     let mut answers = Vec::with_capacity(tasks.len());
     for id in tasks {

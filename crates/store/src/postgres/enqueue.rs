@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 
 use super::Inner;
 use super::error::Fault;
+use super::key;
 use super::pool::{Durability, Statement, Value, text};
 use super::reads::TASK;
 use super::row::{self, Cell, LiveRow, mark, micros, scope_of, task_id};
@@ -110,7 +111,11 @@ pub(super) async fn enqueue(inner: &Arc<Inner>, call: Call, tasks: Vec<NewTask>)
             reply,
         },
     );
-    answer.await.unwrap_or(Err(StoreError::Closed))
+    answer.await.unwrap_or_else(|_| {
+        Err(StoreError::Unavailable(
+            "the runtime that wrote the tasks ended meanwhile; they may be in the store, or not".to_owned(),
+        ))
+    })
 }
 
 impl Departures {
@@ -120,11 +125,15 @@ impl Departures {
         if waiting.1 < FLIGHTS_MAX {
             waiting.1 += 1;
             drop(waiting);
-            let inner = Arc::clone(inner);
+            let flight = Flight {
+                inner: Arc::clone(inner),
+                landed: false,
+            };
             tokio::spawn(async move {
-                while let Some(jobs) = inner.departures.depart() {
-                    fly(&inner, jobs).await;
+                while let Some(jobs) = flight.inner.departures.depart() {
+                    fly(&flight.inner, jobs).await;
                 }
+                flight.land();
             });
         }
     }
@@ -148,6 +157,37 @@ impl Departures {
             .count();
         let rest = waiting.0.split_off(fits);
         Some(std::mem::replace(&mut waiting.0, rest))
+    }
+}
+
+/// A flight under way. Its runtime may end before it does.
+struct Flight {
+    inner: Arc<Inner>,
+    landed: bool,
+}
+
+impl Flight {
+    /// Nothing waits for it any more.
+    fn land(mut self) {
+        self.landed = true;
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        if self.landed {
+            return;
+        }
+        let mut waiting = self.inner.departures.waiting.lock();
+        waiting.1 -= 1;
+        // Nobody would come for these.
+        let stranded = if waiting.1 == 0 {
+            std::mem::take(&mut waiting.0)
+        } else {
+            Vec::new()
+        };
+        drop(waiting);
+        drop(stranded);
     }
 }
 
@@ -462,15 +502,21 @@ impl Work {
     pub(super) async fn plan(&mut self, namespace: &Name, tasks: &[Prepared]) -> Result<Result<Plan, Rejected>, Fault> {
         let mut places = Vec::new();
         let mut replaced = Vec::new();
+        let keys = tasks.iter().filter_map(|t| t.task.spec.key.as_ref());
+        self.wanted.extend(keys.map(|key| scope_of(namespace, key)));
         let depends = tasks.iter().any(|t| !t.task.depends_on.is_empty());
+        let wanted: Vec<(&str, &str)> = tasks
+            .iter()
+            .filter_map(|t| t.task.unique.as_ref().map(|u| (&*t.task.spec.handler, &*u.key)))
+            .collect();
+        if depends && !wanted.is_empty() {
+            // Before any row, as everywhere.
+            self.tx.pipeline(&[lock_uniques(namespace, &wanted)]).await?;
+        }
         if depends && let Err(rejected) = self.check_dependencies(namespace, tasks).await? {
             return Ok(Err(rejected));
         }
-        if tasks.iter().any(|t| t.task.unique.is_some()) {
-            let wanted: Vec<(&str, &str)> = tasks
-                .iter()
-                .filter_map(|t| t.task.unique.as_ref().map(|u| (&*t.task.spec.handler, &*u.key)))
-                .collect();
+        if !wanted.is_empty() {
             let holders = self.unique_holders(namespace, &wanted).await?;
             let mut taken: HashMap<(Name, Name), usize> = HashMap::new();
             for (item, task) in tasks.iter().enumerate() {
@@ -575,23 +621,15 @@ impl Work {
 
     /// Who has these unique keys of the namespace, by handler and key. Locks the keys first, and then whoever has them.
     pub(super) async fn unique_holders(&mut self, namespace: &str, keys: &[(&str, &str)]) -> Result<Holders, Fault> {
-        let handlers = || Value::Texts(keys.iter().map(|(handler, _)| Some(Cow::Borrowed(*handler))).collect());
-        let names = || Value::Texts(keys.iter().map(|(_, key)| Some(text(key))).collect());
-        let space = || Value::Text(Some(Cow::Borrowed(namespace)));
         let answers = self
             .tx
             .pipeline(&[
-                Statement {
-                    sql: "SELECT count(pg_advisory_xact_lock(hashtextextended(lock, 0))) FROM
-                          (SELECT DISTINCT format('pensum unique %s %s %s', $3, handler, key) AS lock
-                           FROM unnest($1::text[], $2::text[]) AS given(handler, key) ORDER BY 1) locks",
-                    params: vec![handlers(), names(), space()],
-                },
+                lock_uniques(namespace, keys),
                 Statement {
                     sql: "SELECT u.handler, u.key, t.id, u.expires_at FROM unnest($1::text[], $2::text[]) AS given(handler, key)
                           JOIN pensum.unique_key u ON u.namespace = $3 AND u.handler = given.handler AND u.key = given.key
                           JOIN pensum.task t ON t.row = u.row",
-                    params: vec![handlers(), names(), space()],
+                    params: unique_values(namespace, keys),
                 },
             ])
             .await?;
@@ -811,7 +849,7 @@ impl Work {
             .pipeline(&[
                 Statement {
                     sql: "SELECT count(pg_advisory_xact_lock(hashtextextended(
-                          format('pensum idempotency %s %s', $1, $2), 0)))",
+                          format('pensum.idempotency %s %s', $1, $2), 0)))",
                     params: params(),
                 },
                 Statement {
@@ -855,6 +893,21 @@ impl Work {
                 Value::Int8(Some(call.now.plus(IDEMPOTENCY_TTL).as_micros())),
             ],
         });
+    }
+}
+
+fn unique_values<'a>(namespace: &'a str, keys: &[(&'a str, &'a str)]) -> Vec<Value<'a>> {
+    vec![
+        Value::Texts(keys.iter().map(|(handler, _)| Some(Cow::Borrowed(*handler))).collect()),
+        Value::Texts(keys.iter().map(|(_, key)| Some(text(key))).collect()),
+        Value::Text(Some(Cow::Borrowed(namespace))),
+    ]
+}
+
+fn lock_uniques<'a>(namespace: &'a str, keys: &[(&'a str, &'a str)]) -> Statement<'a> {
+    Statement {
+        sql: key::LOCK_UNIQUES,
+        params: unique_values(namespace, keys),
     }
 }
 

@@ -16,7 +16,7 @@ use super::enqueue::{Prepared, prepare};
 use super::error::Fault;
 use super::pool::{Durability, Statement, Value, text};
 use super::reads::{StoredTask, TASK};
-use super::row::{self, Cell, LiveRow, OUTCOME, OutcomeRow, damaged, mark, stored_lease};
+use super::row::{self, Cell, LiveRow, OUTCOME, OutcomeRow, damaged, mark, scope_of, stored_lease};
 use super::step::{Facts, Place, Work};
 
 /// Marks that an end has nothing to do with: a task that has no others ends by one statement.
@@ -177,7 +177,10 @@ async fn end_fully(
 ) -> Result<Vec<Result<Applied, Rejected>>, Fault> {
     let mut work = Work::begin(inner, Durability::Acknowledged, now).await?;
     let rows: Vec<i64> = finishes.iter().map(|f| f.lease.task.row()).collect();
-    work.load(&rows).await?;
+    for finish in finishes {
+        work.want_keys(finish.lease, &finish.spawn);
+    }
+    work.load_to_end(&rows).await?;
     work.look_ahead(&rows).await?;
     let specs = work.specs_of_failed(finishes).await?;
     let mut results = Vec::with_capacity(finishes.len());
@@ -314,6 +317,20 @@ impl Work {
         })
     }
 
+    /// Notes the keys of children, to be locked before rows are. They are in the namespace of their parent, which whoever
+    /// claimed it knows; where nobody does, they are locked later.
+    fn want_keys(&mut self, lease: LeaseRef, spawn: &[NewTask]) {
+        if spawn.iter().all(|child| child.spec.key.is_none()) {
+            return;
+        }
+        let held = self.inner.holdings.get(lease);
+        let Some(class) = held.and_then(|held| self.inner.catalog.known_class(held.live.class)) else {
+            return;
+        };
+        let keys = spawn.iter().filter_map(|child| child.spec.key.as_ref());
+        self.wanted.extend(keys.map(|key| scope_of(&class.namespace, key)));
+    }
+
     /// Enqueues children of a task.
     async fn spawn(&mut self, parent: TaskId, spawn: &[NewTask]) -> Result<Result<Vec<TaskId>, Rejected>, Fault> {
         if spawn.is_empty() {
@@ -366,12 +383,8 @@ impl Work {
                 rows.first().map(|r| r.try_get::<_, i64>(0)).transpose()?.unwrap_or(0) as u64
             }
         };
-        let (statement, kept) = log_statement(row, kept, lines);
+        let (statement, _) = log_statement(row, kept, lines);
         self.extra.extend(statement);
-        self.inner.holdings.change(lease, |held| {
-            held.log_lines = Some(kept);
-            held.live.marks |= mark::LOGS;
-        });
         if let Some(live) = self.live_mut(row) {
             live.marks |= mark::LOGS;
         }
@@ -532,6 +545,7 @@ pub(super) async fn checkpoint(
     let lease = checkpoint.lease;
     let (id, row) = (lease.task, lease.task.row());
     let mut work = Work::begin(inner, Durability::Acknowledged, now).await?;
+    work.want_keys(lease, &checkpoint.spawn);
     work.load(&[row]).await?;
     if work.held(lease).is_none() {
         work.tx.rollback().await?;

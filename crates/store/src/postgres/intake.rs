@@ -102,7 +102,7 @@ enum Pass {
 }
 
 async fn pass(inner: &Arc<Inner>, limit: usize, now: Time, judge: Judge<'_>) -> Result<Pass, Fault> {
-    let mut tx = inner.pool.begin(Durability::Acknowledged).await?;
+    let mut tx = inner.pool.begin_long(Durability::Acknowledged).await?;
     let most = i64::try_from(limit).unwrap_or(i64::MAX);
     let answers = tx
         .pipeline(&[

@@ -11,9 +11,55 @@ use pensum_core::{Name, Time};
 
 use super::pool::{Statement, Value};
 
-/// Locks keys, in their order.
-const LOCK: &str = "SELECT count(pg_advisory_xact_lock(hashtextextended('pensum key ' || scope, 0))) FROM
-    (SELECT scope FROM unnest($1::text[]) AS given(scope) ORDER BY scope) keys";
+/// Locks what a query names, in its order; NULL is nothing. The server has room for some thousands of locks, so a
+/// transaction with more than 500 of them locks all that there are, at a gate through which everyone else goes together.
+macro_rules! lock_names {
+    ($gate:literal, $names:expr) => {
+        concat!(
+            "WITH names AS MATERIALIZED (SELECT DISTINCT name FROM (",
+            $names,
+            ") given(name) WHERE name IS NOT NULL),
+             gate AS MATERIALIZED (SELECT n, CASE
+                 WHEN n > 500 THEN pg_advisory_xact_lock(hashtextextended('",
+            $gate,
+            "', 0))
+                 WHEN n > 0 THEN pg_advisory_xact_lock_shared(hashtextextended('",
+            $gate,
+            "', 0)) END FROM (SELECT count(*) AS n FROM names) counted)
+             SELECT count(pg_advisory_xact_lock(hashtextextended('",
+            $gate,
+            " ' || name, 0))) FROM (SELECT name FROM names CROSS JOIN gate WHERE n <= 500 ORDER BY name) few"
+        )
+    };
+}
+
+/// Locks keys.
+const LOCK: &str = lock_names!("pensum.key", "SELECT unnest($1::text[])");
+
+/// Locks the keys of unfinished tasks, and those in `$2`.
+pub(super) const LOCK_OF_TASKS: &str = lock_names!(
+    "pensum.key",
+    "SELECT scope FROM pensum.live WHERE row = ANY($1) UNION ALL SELECT unnest($2::text[])"
+);
+
+/// The same, and the keys of whoever depends on the tasks, and of their parents. One probe of an index each, whatever
+/// the planner thinks of the tables.
+pub(super) const LOCK_AROUND_TASKS: &str = lock_names!(
+    "pensum.key",
+    "SELECT scope FROM pensum.live WHERE row = ANY($1) UNION ALL SELECT unnest($2::text[])
+     UNION ALL SELECT l.scope FROM unnest($1::bigint[]) AS given(row)
+        CROSS JOIN LATERAL (SELECT dependent FROM pensum.dependency WHERE prerequisite = given.row OFFSET 0) d
+        CROSS JOIN LATERAL (SELECT scope FROM pensum.live WHERE row = d.dependent OFFSET 0) l
+     UNION ALL SELECT p.scope FROM unnest($1::bigint[]) AS given(row)
+        CROSS JOIN LATERAL (SELECT parent FROM pensum.live WHERE row = given.row OFFSET 0) c
+        CROSS JOIN LATERAL (SELECT scope FROM pensum.live WHERE row = c.parent OFFSET 0) p"
+);
+
+/// Locks unique keys of the namespace `$3`.
+pub(super) const LOCK_UNIQUES: &str = lock_names!(
+    "pensum.unique",
+    "SELECT format('%s %s %s', $3::text, handler, key) FROM unnest($1::text[], $2::text[]) AS wanted(handler, key)"
+);
 
 /// Holds the row whose turn it is, so that no claim takes it meanwhile. One that a claim is just taking is waited for, and
 /// then found to run. A statement of its own, for the next one must see what this one waited for.
@@ -50,7 +96,7 @@ const PROMOTE: &str = concat!(
     " WHERE l.row = turn.head AND l.gate = 7"
 );
 
-fn keys(scopes: &BTreeSet<Name>) -> Value<'_> {
+pub(super) fn keys(scopes: &BTreeSet<Name>) -> Value<'_> {
     Value::Texts(scopes.iter().map(|s| Some(Cow::Borrowed(&**s))).collect())
 }
 

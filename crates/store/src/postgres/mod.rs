@@ -205,6 +205,32 @@ impl PostgresStore {
     }
 }
 
+/// Claimed tasks on their way to the claimer; they go back unless they are accepted.
+struct Offer {
+    inner: Arc<Inner>,
+    claimed: Vec<Claimed>,
+    now: Time,
+}
+
+impl Offer {
+    fn accept(mut self) -> Vec<Claimed> {
+        std::mem::take(&mut self.claimed)
+    }
+}
+
+impl Drop for Offer {
+    fn drop(&mut self) {
+        let lost = std::mem::take(&mut self.claimed);
+        // Where there is no runtime any more, their leases run out.
+        if !lost.is_empty()
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            let (inner, now) = (Arc::clone(&self.inner), self.now);
+            runtime.spawn(async move { claim::unclaim(&inner, lost, now).await });
+        }
+    }
+}
+
 impl Drop for PostgresStore {
     fn drop(&mut self) {
         self.inner.closed.cancel();
@@ -223,13 +249,13 @@ impl Store for PostgresStore {
         // A task of its own: who gives up waiting must not leave rows behind that no one knows to be claimed.
         tokio::spawn(async move {
             let claimed = claim::claim(&inner, request, now, &mut reply).await;
-            if let Err(Ok(lost)) = reply.send(claimed)
-                && !lost.is_empty()
-            {
-                claim::unclaim(&inner, lost, now).await;
-            }
+            // Nor may what was sent already, and is never looked at.
+            let _ = reply.send(claimed.map(|claimed| Offer { inner, claimed, now }));
         });
-        answer.await.unwrap_or(Err(StoreError::Closed))
+        match answer.await {
+            Ok(offer) => offer.map(Offer::accept),
+            Err(_) => Err(StoreError::Closed),
+        }
     }
 
     async fn renew(&self, beats: Vec<Beat>, lease: Duration, now: Time) -> Result<Vec<Renewal>, StoreError> {

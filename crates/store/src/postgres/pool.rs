@@ -13,6 +13,7 @@ use deadpool_postgres::{
 use futures_util::future::{join, join_all, poll_fn};
 use pensum_core::seam::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{AsyncMessage, Client, Connection, Row};
@@ -26,6 +27,9 @@ use super::tls;
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(30);
 /// How long a verb waits for a free connection.
 const CONNECTION_WAIT_MAX: Duration = Duration::from_secs(10);
+/// Sent along with the begin of a transaction that takes several round trips: a process that stops in the middle of one
+/// must not keep for ever what it has locked.
+const IDLE_MAX: &str = "; SET LOCAL idle_in_transaction_session_timeout = '10s'";
 
 /// A parameter with its type, so that no statement has to be prepared to learn it.
 pub(super) type Param<'a> = (&'a (dyn ToSql + Sync), Type);
@@ -79,6 +83,9 @@ where
 /// The connections of one store.
 pub(super) struct Pool {
     inner: deadpool_postgres::Pool,
+    /// As many as there are connections, but one: whoever has a transaction open and looks something up on a second
+    /// connection finds one, in the end.
+    long: Arc<Semaphore>,
     /// `None` for the schema `pensum`, which the SQL names.
     schema: Option<String>,
     /// The server, the database and the schema, for people.
@@ -114,6 +121,7 @@ impl Pool {
             .map_err(|error| pensum_core::StoreError::Unavailable(format!("no connections: {error}")))?;
         Ok(Pool {
             inner: pool,
+            long: Arc::new(Semaphore::new(options.pool_size.saturating_sub(1).max(1))),
             schema: (options.schema != "pensum").then(|| format!("\"{}\".", options.schema)),
             location: options.location(),
             careless: std::sync::atomic::AtomicBool::new(false),
@@ -136,15 +144,29 @@ impl Pool {
         self.inner.get().await.map_err(|error| match error {
             PoolError::Closed => Fault::Closed,
             PoolError::Backend(error) => Fault::Db(error),
-            PoolError::Timeout(_) => Fault::Pool(format!(
-                "no connection became free within {} s; the server may be down or slow, or pool_size is too small",
-                CONNECTION_WAIT_MAX.as_secs()
-            )),
+            PoolError::Timeout(_) => none_free(),
             other => Fault::Pool(other.to_string()),
         })
     }
 
-    /// Begins a transaction. It is sent with the first statement.
+    /// Begins a transaction that may take its time, and ask on other connections meanwhile.
+    pub(super) async fn begin_long(self: &Arc<Pool>, durability: Durability) -> Result<Tx, Fault> {
+        let permit = self.permit().await?;
+        let mut tx = self.begin(durability).await?;
+        tx.permit = Some(permit);
+        Ok(tx)
+    }
+
+    async fn permit(&self) -> Result<OwnedSemaphorePermit, Fault> {
+        let permit = Arc::clone(&self.long).acquire_owned();
+        match tokio::time::timeout(CONNECTION_WAIT_MAX, permit).await {
+            Ok(permit) => permit.map_err(|_| Fault::Closed),
+            Err(_) => Err(none_free()),
+        }
+    }
+
+    /// Begins a transaction, for which no other connection is asked for before its end. It is sent with the first
+    /// statement.
     pub(super) async fn begin(self: &Arc<Pool>, durability: Durability) -> Result<Tx, Fault> {
         let client = self.connection().await?;
         let begin = match durability {
@@ -160,17 +182,20 @@ impl Pool {
             client: Some(client),
             pool: Arc::clone(self),
             begin: Some(begin),
+            permit: None,
         })
     }
 
     /// Begins a transaction that reads one moment of the store.
     pub(super) async fn snapshot(self: &Arc<Pool>) -> Result<Tx, Fault> {
+        let permit = self.permit().await?;
         let client = self.connection().await?;
         let begin = Some("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY");
         Ok(Tx {
             client: Some(client),
             pool: Arc::clone(self),
             begin,
+            permit: Some(permit),
         })
     }
 
@@ -182,6 +207,7 @@ impl Pool {
             client: Some(client),
             pool: Arc::clone(self),
             begin: None,
+            permit: None,
         };
         let sql = self.sql(sql);
         let rows = in_time(guard.client()?.query_typed(&sql, params)).await?;
@@ -190,8 +216,16 @@ impl Pool {
     }
 
     pub(super) fn close(&self) {
+        self.long.close();
         self.inner.close();
     }
+}
+
+fn none_free() -> Fault {
+    Fault::Pool(format!(
+        "no connection became free within {} s; the server may be down or slow, or pool_size is too small",
+        CONNECTION_WAIT_MAX.as_secs()
+    ))
 }
 
 async fn in_time<T>(answer: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T, Fault> {
@@ -207,6 +241,7 @@ pub(super) struct Tx {
     pool: Arc<Pool>,
     /// Not sent yet.
     begin: Option<&'static str>,
+    permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Tx {
@@ -225,8 +260,9 @@ impl Tx {
         match begin {
             None => in_time(client.query_typed(&sql, params)).await,
             Some(begin) => {
+                let begin = [begin, IDLE_MAX].concat();
                 let (begun, rows) =
-                    in_time(async { Ok(join(client.batch_execute(begin), client.query_typed(&sql, params)).await) })
+                    in_time(async { Ok(join(client.batch_execute(&begin), client.query_typed(&sql, params)).await) })
                         .await?;
                 begun?;
                 Ok(rows?)
@@ -240,7 +276,10 @@ impl Tx {
     }
 
     async fn send(&mut self, statements: &[Statement<'_>], commit: bool) -> Result<Vec<Vec<Row>>, Fault> {
-        let begin = self.begin.take();
+        let begin = self.begin.take().map(|begin| match commit {
+            true => Cow::Borrowed(begin),
+            false => Cow::Owned([begin, IDLE_MAX].concat()),
+        });
         let pool = Arc::clone(&self.pool);
         let client = self.client()?;
         let texts: Vec<(Cow<'_, str>, Vec<Param<'_>>)> = statements
@@ -249,7 +288,7 @@ impl Tx {
             .collect();
         let (begun, rows, committed) = in_time(async {
             let begin = async {
-                match begin {
+                match &begin {
                     Some(begin) => client.batch_execute(begin).await,
                     None => Ok(()),
                 }
@@ -291,6 +330,7 @@ impl Tx {
     /// The connection goes back to the pool.
     fn release(&mut self) {
         drop(self.client.take());
+        drop(self.permit.take());
     }
 }
 

@@ -31,7 +31,7 @@ pub(super) async fn reap(inner: &Arc<Inner>, now: Time, limit: usize) -> Result<
         .tx
         .pipeline(&[
             Statement {
-                sql: "SELECT pg_try_advisory_xact_lock(hashtextextended('pensum reap', 0))",
+                sql: "SELECT pg_try_advisory_xact_lock(hashtextextended('pensum.reap', 0))",
                 params: Vec::new(),
             },
             Statement {
@@ -76,7 +76,7 @@ pub(super) async fn reap(inner: &Arc<Inner>, now: Time, limit: usize) -> Result<
     }
     let mut applied = Applied::default();
     let mut done = work.end_leases(&leases, &mut reaped, &mut applied).await?;
-    work.load(&timers).await?;
+    work.load_to_end(&timers).await?;
     for row in timers {
         if done == limit {
             break;
@@ -99,7 +99,7 @@ pub(super) async fn reap(inner: &Arc<Inner>, now: Time, limit: usize) -> Result<
     if work.commit().await? {
         inner.wake.ready();
     }
-    inner.holdings.remove_rows(leases.into_iter());
+    inner.holdings.expire(&leases, now);
     reaped.ended = applied.ended;
     let rows = inner.pool.read(NEXT_DUE, &[]).await?;
     let next: Option<i64> = rows.first().map_or(Ok(None), |found| found.try_get(0))?;
@@ -135,7 +135,7 @@ impl Work {
         if rows.is_empty() {
             return Ok(0);
         }
-        self.load(rows).await?;
+        self.load_to_end(rows).await?;
         self.look_ahead(rows).await?;
         let sql = "SELECT id, seen_at FROM pensum.node WHERE expires_at <= $1";
         // When those were last heard that have fallen silent.

@@ -97,6 +97,8 @@ pub(super) struct Work {
     tallies: BTreeMap<(u32, Cell), i64>,
     /// Keys whose turn has to be settled at the end.
     scopes: BTreeSet<Name>,
+    /// Keys that this transaction will want, to be locked before rows are.
+    pub(super) wanted: BTreeSet<Name>,
     unique_freed: Vec<i64>,
     checkpoints: BTreeMap<i64, String>,
     /// Rows whose checkpoint and inbox go.
@@ -117,7 +119,7 @@ pub(super) fn dependency_failed(id: TaskId, state: State) -> ErrorInfo {
 impl Work {
     /// Begins a transaction at `now`.
     pub(super) async fn begin(inner: &Arc<Inner>, durability: Durability, now: Time) -> Result<Work, Fault> {
-        let tx = inner.pool.begin(durability).await?;
+        let tx = inner.pool.begin_long(durability).await?;
         Ok(Work::on(tx, inner, now))
     }
 
@@ -136,6 +138,7 @@ impl Work {
             executions: Vec::new(),
             tallies: BTreeMap::new(),
             scopes: BTreeSet::new(),
+            wanted: BTreeSet::new(),
             unique_freed: Vec::new(),
             checkpoints: BTreeMap::new(),
             emptied: Vec::new(),
@@ -146,6 +149,15 @@ impl Work {
 
     /// Loads and locks unfinished tasks, the turns of their keys first: whoever settles a turn wants rows of that key.
     pub(super) async fn load(&mut self, rows: &[i64]) -> Result<(), Fault> {
+        self.load_after(key::LOCK_OF_TASKS, rows).await
+    }
+
+    /// The same for tasks that may end: the keys of those that it will be told to are locked in the same order.
+    pub(super) async fn load_to_end(&mut self, rows: &[i64]) -> Result<(), Fault> {
+        self.load_after(key::LOCK_AROUND_TASKS, rows).await
+    }
+
+    async fn load_after(&mut self, lock: &'static str, rows: &[i64]) -> Result<(), Fault> {
         let missing: Vec<i64> = rows
             .iter()
             .copied()
@@ -159,19 +171,18 @@ impl Work {
              WHERE l.row = ANY($1) ORDER BY l.row FOR UPDATE OF l",
             *LIVE_LIST
         );
-        let ids = || vec![Value::Int8s(missing.iter().copied().map(Some).collect())];
+        let ids = || Value::Int8s(missing.iter().copied().map(Some).collect());
+        let wanted = std::mem::take(&mut self.wanted);
         let answers = self
             .tx
             .pipeline(&[
                 Statement {
-                    sql: "SELECT count(pg_advisory_xact_lock(hashtextextended('pensum key ' || scope, 0))) FROM
-                          (SELECT DISTINCT scope FROM pensum.live WHERE row = ANY($1) AND scope IS NOT NULL
-                           ORDER BY scope) keys",
-                    params: ids(),
+                    sql: lock,
+                    params: vec![ids(), key::keys(&wanted)],
                 },
                 Statement {
                     sql: &sql,
-                    params: ids(),
+                    params: vec![ids()],
                 },
             ])
             .await?;

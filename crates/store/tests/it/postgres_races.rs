@@ -11,7 +11,7 @@ use pensum_core::store::{
 };
 use pensum_core::task::{Dependency, OnConflict, Unique};
 use pensum_core::{ErrorInfo, Json, Name, NewTask, NodeId, Outcome, State, TaskId, Time};
-use pensum_testing::postgres::{Database, connect};
+use pensum_testing::postgres::{Database, Server, connect};
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 
@@ -872,4 +872,190 @@ async fn verbs_that_are_given_up_leave_no_transaction_behind() {
     };
     stage.end(finish).await.unwrap();
     stage.verify().await;
+}
+#[tokio::test]
+async fn a_claim_passes_over_what_others_hold() {
+    let mut stage = Stage::new().await;
+    let soon = stage.now.plus(Duration::from_secs(1));
+    let delayed = stage.add(task_with(|t| t.run_at = Some(soon))).await;
+    let ready = stage.add(task()).await;
+    stage.pass(Duration::from_secs(2));
+    stage.hold(delayed).await;
+    let started = tokio::time::Instant::now();
+    assert_eq!(stage.claim_one().await.task, ready);
+    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+    stage.release().await;
+    assert_eq!(stage.claim_one().await.task, delayed);
+    stage.verify().await;
+}
+
+#[tokio::test]
+async fn a_claim_that_is_given_up_while_its_answer_is_on_the_way_keeps_nothing() {
+    let stage = Stage::new().await;
+    let id = stage.add(task()).await;
+    let mut claim = Box::pin(stage.store().claim(stage.request(1), stage.now));
+    // Started, and not looked at again: the answer comes, and nobody takes it.
+    assert!(futures_util::poll!(&mut claim).is_pending());
+    let sql = "SELECT 1 FROM pensum.live WHERE gate = 6";
+    let leased = async || !stage.watcher.query(sql, &[]).await.unwrap().is_empty();
+    until("the claim is in the store", leased).await;
+    // Whatever carries the answer has had its turns then.
+    for _ in 0..100 {
+        stage.watcher.query("SELECT 1", &[]).await.unwrap();
+    }
+    drop(claim);
+    let back = async || !leased().await;
+    until("the task is back", back).await;
+    assert_eq!(stage.claim_one().await.task, id);
+}
+
+#[tokio::test]
+async fn a_delayed_task_of_a_key_comes_due_while_others_are_at_work_on_the_key() {
+    let mut stage = Stage::new().await;
+    let soon = stage.now.plus(Duration::from_secs(1));
+    let running = stage.add(keyed("k")).await;
+    stage.claim_one().await;
+    let delayed = task_with(|t| {
+        t.spec.key = Some(Name::from("k"));
+        t.run_at = Some(soon);
+    });
+    let delayed = stage.add(delayed).await;
+    stage.pass(Duration::from_secs(2));
+    stage.hold(running).await;
+    // It has the key, and waits for the row.
+    let send = stage.command_beside(0, running, signal());
+    stage.waiting(1).await;
+    let pause = stage.command_beside(0, delayed, Command::Pause);
+    stage.waiting(2).await;
+    let (request, now) = (stage.request(1), stage.now);
+    let claim = stage.beside(1, move |store| async move { store.claim(request, now).await.unwrap() });
+    stage.done_or_waiting(&claim, 3).await;
+    stage.release().await;
+    outcome(send).await.unwrap();
+    outcome(pause).await.unwrap();
+    assert_eq!(outcome(claim).await.len(), 0, "the key's task still runs");
+    stage.verify().await;
+}
+
+#[tokio::test]
+async fn a_small_pool_is_enough_for_many_callers() {
+    let stage = Stage::with("pool_size=2").await;
+    let mut callers = Vec::new();
+    for number in 0..16 {
+        let call = stage.call();
+        callers.push(stage.beside(0, move |store| async move {
+            for turn in 0..5 {
+                let mut task = keyed(&format!("{number}"));
+                // Each of these makes names that nobody knows yet.
+                task.spec.queue = Name::from(format!("queue {number} {turn}"));
+                let call = Call {
+                    actor: Name::from(format!("actor {number} {turn}")),
+                    ..call.clone()
+                };
+                store.enqueue(&call, vec![task]).await.unwrap();
+            }
+        }));
+    }
+    let started = tokio::time::Instant::now();
+    for caller in callers {
+        outcome(caller).await;
+    }
+    assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
+    assert_eq!(stage.claim(100).await.len(), 16);
+    stage.verify().await;
+}
+
+#[test]
+fn a_runtime_that_ends_with_tasks_on_the_way_leaves_the_store_to_others() {
+    let runtime = || {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        builder.worker_threads(1).enable_all().build().unwrap()
+    };
+    let (first, second) = (runtime(), runtime());
+    let stage = first.block_on(Stage::new());
+    first.block_on(stage.get_in_the_way("LOCK TABLE pensum.task IN EXCLUSIVE MODE"));
+    for _ in 0..4 {
+        let (store, call) = (Arc::clone(stage.store()), stage.call());
+        second.spawn(async move { store.enqueue(&call, vec![task()]).await });
+        // One after the other, so that they do not travel together.
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    first.block_on(stage.waiting(2));
+    // It sees no answer any more.
+    let waiting = first.spawn({
+        let (store, call) = (Arc::clone(stage.store()), stage.call());
+        async move { store.enqueue(&call, vec![task()]).await }
+    });
+    second.shutdown_background();
+    first.block_on(async {
+        stage.release().await;
+        // Either answer will do, but there must be one.
+        let _ = outcome(waiting).await;
+        stage.add(task()).await;
+        stage.verify().await;
+    });
+    // The database goes while its connections still have a runtime.
+    drop(stage);
+    first.shutdown_background();
+}
+
+#[tokio::test]
+async fn two_chains_of_keyed_tasks_that_cross_do_not_wait_for_each_other() {
+    let stage = Stage::new().await;
+    // The end of a task of either key releases one of the other key.
+    let first = stage.add_all(vec![keyed("a"), keyed("b")]).await;
+    let crossed = |key: &str, on: TaskId| {
+        let mut task = keyed(key);
+        task.depends_on.push(Dependency::Task(on));
+        task
+    };
+    stage
+        .add_all(vec![crossed("b", first[0].id), crossed("a", first[1].id)])
+        .await;
+    let claimed = stage.claim(2).await;
+    stage.hold(claimed[0].lease.task).await;
+    let one = stage.end_beside(0, Finish::new(claimed[0].lease, done()));
+    stage.waiting(1).await;
+    let other = stage.end_beside(1, Finish::new(claimed[1].lease, done()));
+    stage.done_or_waiting(&other, 2).await;
+    stage.release().await;
+    outcome(one).await.unwrap();
+    outcome(other).await.unwrap();
+    assert_eq!(stage.claim(10).await.len(), 2);
+    stage.verify().await;
+}
+
+#[tokio::test]
+async fn a_batch_may_have_as_many_keys_as_tasks() {
+    // As many locks as a small server has room for: some 3,000.
+    let server = Server::start(&[
+        ("fsync", "off"),
+        ("max_connections", "20"),
+        ("autovacuum_max_workers", "1"),
+    ]);
+    let store = pensum_store::connect(&server.url(), "tests").await.unwrap();
+    let call = Call::new("tester", Time::parse("2026-03-01T12:00:00Z").unwrap());
+    let batch = |with: fn(String) -> NewTask| -> Vec<NewTask> {
+        let tasks = 0..pensum_core::store::BATCH_MAX;
+        tasks.map(|number| with(number.to_string())).collect()
+    };
+    let keyed = batch(|key| keyed(&key));
+    let unique = batch(|key| unique(&key, None, OnConflict::Keep));
+    // Whoever has few keys goes on beside whoever has many.
+    let few = tokio::spawn({
+        let (store, call) = (Arc::clone(&store), call.clone());
+        async move {
+            for number in 0..20 {
+                let task = task_with(|t| t.spec.key = Some(Name::from(number.to_string())));
+                store.enqueue(&call, vec![task]).await.unwrap();
+            }
+        }
+    });
+    for tasks in [keyed, unique] {
+        in_time(store.enqueue(&call, tasks)).await.unwrap();
+    }
+    outcome(few).await;
+    let counts = store.counts("default", call.now).await.unwrap().total();
+    assert_eq!(counts.ready, 20_020);
+    assert_eq!(store.verify().await.unwrap().violations, Vec::<String>::new());
 }
