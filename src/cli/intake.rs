@@ -116,7 +116,7 @@ fn asks_for(task: &Value) -> String {
     let batch = task.as_array().or_else(|| task["tasks"].as_array());
     match (batch, task) {
         (Some(batch), _) => format!("{} tasks", batch.len()),
-        (None, Value::Null) => "much".to_owned(),
+        (None, Value::Null) => "(large)".to_owned(),
         (None, _) => ["handler", "task_type"]
             .iter()
             .map(|field| plain(&task[*field]))

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use pensum::{Batch, Context, Handler, Json, OnConflict, Outcome, Pensum, Task, TaskError};
+use pensum::{Batch, Context, Handler, Json, OnConflict, Outbox, Outcome, Pensum, Task, TaskError};
 use pensum_core::input::Invalid;
 use pensum_testing::postgres::{Database, connect};
 use serde_json::{Value, json};
@@ -345,6 +345,55 @@ fn the_library_refuses_within_a_transaction_what_cannot_be() {
         );
         elsewhere.shutdown().await;
     });
+}
+
+/// A block of the page on transactions, by the name of its file.
+fn block(file: &str) -> String {
+    let page = include_str!("../../docs/transactions.md");
+    let (_, rest) = page.split_once(&format!("```sql file={file}\n")).unwrap();
+    rest.split_once("```").unwrap().0.to_owned()
+}
+
+#[test]
+fn the_rights_on_the_page_are_those_that_an_application_needs() {
+    let program = Program::new();
+    let server = program.node(&[]);
+    let role = program.database.name().replace("test_", "shop_");
+    let url = program.database.url().replacen("postgres@", &format!("{role}@"), 1);
+    assert_ne!(
+        url,
+        program.database.url(),
+        "this server is reached as another user than postgres"
+    );
+    program.sql(&block("rights.sql").replace("shop", &role));
+    let task = json!({ "handler": "noop", "tags": ["t"] });
+    let insert = format!("INSERT INTO pensum.intake(task) VALUES ('{task}')");
+    let done = program.runtime.block_on(async {
+        let mut client = connect(&url).await;
+        client.batch_execute(&format!("{insert}; NOTIFY pensum_pensum")).await?;
+        let stolen = client.query("SELECT * FROM pensum.task", &[]).await;
+        assert!(stolen.is_err(), "it may not read what others do");
+        let more = block("more-rights.sql").replace("shop", &role);
+        program.client.batch_execute(&more).await?;
+        let transaction = client.transaction().await?;
+        let outbox = Outbox::new();
+        let kind = || Task::new("noop", ()).queue("new").tag("t");
+        let enqueued = outbox.enqueue(&transaction, kind()).await;
+        let submitted = outbox.submit(&transaction, kind().key("k")).await;
+        transaction.commit().await?;
+        enqueued.unwrap();
+        submitted.unwrap();
+        Ok::<(), tokio_postgres::Error>(())
+    });
+    let ended = done.map(|()| {
+        eventually("three tasks to run", SOON, || {
+            let tasks = server.http.all("/api/v1/tasks?tag=t&status=completed");
+            (tasks.len() == 3).then_some(())
+        });
+    });
+    program.sql(&format!("DROP OWNED BY {role}; DROP ROLE {role}"));
+    ended.unwrap();
+    server.finish();
 }
 
 #[test]

@@ -3,13 +3,16 @@
 use std::time::{Duration, Instant};
 
 use pensum_testing::postgres::{Mode, Server as Postgres};
+use serde_json::json;
 
 use super::load::{Load, Silent};
 use super::{Cluster, LEASE, complaints, probe};
-use crate::harness::{Http, Random, long};
+use crate::harness::{Http, Random, assert_says, long};
 
 /// How long a node may take to work again after its database is back.
 const BACK_IN: Duration = Duration::from_secs(5);
+/// How long a node with a grace of a second may take to stop while its database is gone.
+const STOPPED_IN: Duration = Duration::from_secs(20);
 /// How many lines of warning and error one outage is worth to a node.
 const COMPLAINTS_MAX: usize = 10;
 
@@ -71,4 +74,36 @@ pub(super) fn work_again(bases: &[String]) -> Vec<Duration> {
         );
         times
     })
+}
+
+#[test]
+fn a_node_stops_in_order_although_its_database_is_gone() {
+    let mut postgres = Postgres::start(&[("fsync", "off")]);
+    let mut cluster = Cluster::start(&postgres.url(), 2, &["--grace", "1"]);
+    let ids = cluster.nodes[0].create_all(&vec![json!({ "handler": "sleep", "parameters": { "seconds": 60 } }); 4]);
+    for id in &ids {
+        cluster.nodes[0].wait(id, "running");
+    }
+    postgres.stop(Mode::Immediate);
+    for node in &mut cluster.nodes {
+        let began = Instant::now();
+        node.stop();
+        println!("stopped in {:?}", began.elapsed());
+        assert!(began.elapsed() < STOPPED_IN, "{:?}", began.elapsed());
+    }
+    // And one that starts meanwhile says what is wrong instead of waiting.
+    assert_eq!(cluster.nodes[0].try_restart(), None);
+    let said = cluster.nodes[0].log();
+    assert_says(&said, "Connection refused");
+
+    postgres.start_again();
+    cluster.nodes[1].restart();
+    let node = &cluster.nodes[1];
+    for id in &ids {
+        let task = node.wait(id, "running");
+        assert_eq!(task["retry_count"], 0, "{task}");
+        node.command(id, "cancel");
+        node.wait(id, "cancelled");
+    }
+    cluster.finish();
 }

@@ -8,6 +8,8 @@ use serde_json::Value;
 use tokio::runtime::Runtime;
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
+/// A node closes connections that were idle for half a minute; one that is used at that moment would fail its request.
+const IDLE_MAX: Duration = Duration::from_secs(10);
 
 /// Talks to one node at a time.
 pub(crate) struct Http {
@@ -53,6 +55,7 @@ impl Http {
         let client = reqwest::Client::builder()
             .no_proxy()
             .timeout(REQUEST_TIMEOUT)
+            .pool_idle_timeout(IDLE_MAX)
             .build()
             .unwrap();
         Http {

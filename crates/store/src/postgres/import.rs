@@ -17,6 +17,7 @@ use super::Inner;
 use super::enqueue::{INSERT_TASK, New, Prepared, tag_statement, task_values};
 use super::error::Fault;
 use super::key;
+use super::numbers::{numbers, version};
 use super::pool::{Durability, Pool, Statement, Tx, Value, text};
 use super::reads::{last_execution, terminal_kind};
 use super::row::{self, Cell, LiveRow, OutcomeRow, mark, scope_of, seq_of};
@@ -552,11 +553,6 @@ fn marks(dossier: &Dossier) -> u32 {
         .fold(0, |marks, (mark, _)| marks | mark)
 }
 
-/// A version grows by one with each change, and does not reach the bound.
-fn version(task: &TaskRecord) -> u32 {
-    u32::try_from(task.version).unwrap_or(u32::MAX)
-}
-
 /// Which event is the end of a finished task.
 fn terminal(task: &TaskRecord, events: &[TaskEvent]) -> Option<usize> {
     let life = &task.lifecycle;
@@ -573,57 +569,4 @@ fn is_derived(start: &TaskEvent, outcome: &OutcomeRow) -> bool {
         && start.attempt == outcome.life.attempt
         && start.actor.is_none()
         && start.error.is_none()
-}
-
-/// The numbers of a task's events, of which the one at `end` ended it. Those that they have stay, if they are such as this
-/// store would have given.
-fn numbers(task: &TaskRecord, events: &[TaskEvent], end: Option<usize>) -> Result<Vec<u64>, StoreError> {
-    let changes = end.map_or(0, |end| events.len() - 1 - end);
-    let too_old = || {
-        StoreError::Conflict(format!(
-            "task {} is at version {}, which is lower than its history is long; verify the store that it comes from",
-            task.id, task.version
-        ))
-    };
-    // The version that the last event before any change of an ended task took it to.
-    let last = u32::try_from(changes)
-        .ok()
-        .and_then(|changes| version(task).checked_sub(changes))
-        .ok_or_else(too_old)?;
-    let before = end.unwrap_or(events.len());
-    let change_number = |place: usize| seq_of(last) + 1 + 2 * place as u64;
-    let fits = {
-        let rising = events.windows(2).all(|pair| pair[0].seq < pair[1].seq);
-        let own = events[..before].iter().all(|event| {
-            let bound = if end.is_some() { seq_of(last) - 1 } else { seq_of(last) };
-            // The odd number of a change says that the task had ended.
-            (1..=bound).contains(&event.seq) && (event.kind != EventKind::Updated || event.seq % 2 == 0)
-        });
-        let ended = end.is_none_or(|end| events[end].seq == seq_of(last));
-        rising
-            && own
-            && ended
-            && events[events.len() - changes..]
-                .iter()
-                .enumerate()
-                .all(|(place, event)| event.seq == change_number(place))
-    };
-    if fits {
-        return Ok(events.iter().map(|event| event.seq).collect());
-    }
-    let mut numbers: Vec<u64> = (1..=before as u64).map(|place| 2 * place).collect();
-    if let Some(end) = end {
-        if end > 0 && events[end - 1].kind == EventKind::Started {
-            numbers[end - 1] = seq_of(last) - 1;
-        }
-        numbers.push(seq_of(last));
-        numbers.extend((0..changes).map(change_number));
-    }
-    let is_rising = numbers.windows(2).all(|pair| pair[0] < pair[1]);
-    let bound = if end.is_some() { u64::MAX } else { seq_of(last) };
-    if is_rising && numbers.iter().all(|number| *number <= bound) {
-        Ok(numbers)
-    } else {
-        Err(too_old())
-    }
 }

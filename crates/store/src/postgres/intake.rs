@@ -27,7 +27,7 @@ use super::step::Work;
 /// Longest time between two looks, beneath the notices.
 const POLL: Duration = Duration::from_millis(500);
 /// Shortest time between two looks: a busy node hears of work all the time.
-const QUIET: Duration = Duration::from_millis(20);
+const QUIET: Duration = Duration::from_millis(100);
 /// Rows whose JSON is no larger come with the list, in bytes; larger ones are read one by one.
 const INLINE_BYTES_MAX: i64 = 32 << 10;
 /// An admission takes no further row once the JSON of its rows weighs this much, in bytes.

@@ -17,6 +17,7 @@ mod key;
 mod list;
 mod names;
 mod node;
+mod numbers;
 mod options;
 mod outbox;
 mod pool;

@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pensum_core::intake::{self, AdmitRequest, Admitted, IntakeRecord, IntakeStatus, IntakeTask};
 use pensum_core::query::{Page, TaskFilter};
 use pensum_core::store::{Call, ClaimRequest, Claimed, IdempotencyKey, Rejected, Retention, Store, StoreError};
 use pensum_core::{Json, Name, NewTask, NodeId, State, TaskId, TaskRecord, Time, WaitingFor};
 use pensum_testing::postgres::{Database, connect};
+use tokio::time::Instant;
 use tokio_postgres::Client;
 
 /// Longest wait for what should happen at once.
