@@ -372,6 +372,12 @@ impl Lifecycle {
         self.state == State::Queued && self.waiting_for.is_none() && self.paused_at.is_none() && self.run_at <= now
     }
 
+    /// When a claim that was made at `now` starts it: the clock of a claimer may be behind that of whoever made it ready, or
+    /// have been read before.
+    pub fn starts_at(&self, now: Time) -> Time {
+        self.ready_at.map_or(now, |ready_at| ready_at.max(now))
+    }
+
     /// The number that a claim gives to the attempt it starts.
     pub fn next_attempt(&self) -> u32 {
         if self.same_attempt {

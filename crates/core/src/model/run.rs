@@ -77,6 +77,7 @@ impl Model {
         now: Time,
         bits: &dyn Fn() -> u64,
     ) -> Option<Claimed> {
+        let now = self.tasks.get(&row)?.lifecycle.starts_at(now);
         let id = LeaseId(u128::from(bits()) << 64 | u128::from(bits()));
         let lease = Lease {
             id,

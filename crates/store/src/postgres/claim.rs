@@ -270,6 +270,9 @@ const SUSPECTS: &str = "SELECT row FROM pensum.live WHERE class = ANY($2) AND ga
 const OF_BEST: &str = "SELECT ctid FROM pensum.live WHERE row = ANY(ARRAY(SELECT row FROM best)) AND gate = 0
     ORDER BY rank, deadline, row LIMIT $3 FOR UPDATE SKIP LOCKED";
 
+/// [`pensum_core::task::Lifecycle::starts_at`] in SQL.
+const STARTS_AT: &str = "greatest($1, CASE WHEN (flags & 32768) <> 0 THEN run_at ELSE ready_at END)";
+
 /// A claim by `apply`'s rules for [`pensum_core::transition::Event::Claim`], set-based: found by their place in the table,
 /// which the lock has just looked up (a join on the row numbers takes four times as long). A row that someone has changed
 /// since the statement began, and that is locked only now, is not seen there: another claim takes it.
@@ -299,11 +302,12 @@ fn statement(best: Option<&str>, alone: bool) -> String {
             least((SELECT min(due_at) FROM pensum.live WHERE gate = 1),
                   (SELECT min(due_at) FROM pensum.live WHERE gate = 5)) AS next_due),
         {best}
-        taken AS (UPDATE pensum.live SET state = 1, gate = 6, lease = $4, node = $5, executor = $8, taken_at = $1,
-            due_at = $6, timer_at = NULL,
+        taken AS (UPDATE pensum.live SET state = 1, gate = 6, lease = $4, node = $5, executor = $8, taken_at = {STARTS_AT},
+            due_at = {STARTS_AT} + $6, timer_at = NULL,
             attempt = CASE WHEN (flags & 4096) <> 0 THEN greatest(coalesce(attempt, 0), 1)
                            ELSE coalesce(attempt, 0) + 1 END,
-            started_at = CASE WHEN (flags & 4096) <> 0 AND started_at IS NOT NULL THEN started_at ELSE $1 END,
+            started_at = CASE WHEN (flags & 4096) <> 0 AND started_at IS NOT NULL THEN started_at
+                              ELSE {STARTS_AT} END,
             flags = (flags & ~(512 | 4096 | 8192 | 4194304 | 8388608)) | {alone_flag},
             version = coalesce(version, 1) + 1
           WHERE ctid = ANY(ARRAY({picked})) RETURNING *),
@@ -343,7 +347,7 @@ async fn attempt(inner: &Arc<Inner>, request: &ClaimRequest, mode: Mode, now: Ti
         Value::Int8(Some(i64::try_from(slots).unwrap_or(i64::MAX >> 2))),
         Value::Uuid(stored_lease(lease, 0)),
         Value::Int8(Some(request.node.0 as i64)),
-        Value::Int8(Some(now.plus(request.lease).as_micros())),
+        Value::Int8(Some(i64::try_from(request.lease.as_micros()).unwrap_or(i64::MAX >> 2))),
         Value::Int8(Some(inner.catalog.classes_known() as i64)),
         Value::Int8(Some(i64::from(executor))),
         Value::Int8(Some(i64::from(mode.kept_up))),

@@ -132,6 +132,8 @@ async fn pass(inner: &Arc<Inner>, limit: usize, now: Time, judge: Judge<'_>) -> 
 }
 
 async fn carry_out(work: Work, rows: &[Row], limit: usize, judge: Judge<'_>) -> Result<Admitted, Fault> {
+    // Numbers from before this turn would put tasks before those that another node admitted meanwhile.
+    work.inner.rows.forget().await;
     let mut admission = Admission::new(work);
     let taken = admission.take_all(rows, judge).await;
     let Admission {

@@ -191,6 +191,7 @@ impl Writer {
             }
             return Ok(None);
         }
+        let now = live.life.starts_at(now);
         let lease = Lease {
             id: LeaseId(self.bits.wide()),
             node: request.node,
