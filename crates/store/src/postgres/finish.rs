@@ -82,7 +82,6 @@ pub(super) async fn finish(
 /// row still is as it was then.
 struct PlainEnd {
     outcome: OutcomeRow,
-    class: u32,
     lease: uuid::Uuid,
     version: u32,
 }
@@ -106,7 +105,6 @@ fn plain_end(inner: &Inner, finish: &Finish, now: Time) -> Option<PlainEnd> {
     let event = Event::Holder(finish.lease.lease, Report::Done);
     let transition = apply(&live.life, &event, now).ok()?;
     Some(PlainEnd {
-        class: live.class,
         lease: stored_lease(finish.lease.lease, live.row),
         version: live.version,
         outcome: OutcomeRow {
@@ -126,29 +124,30 @@ fn plain_end(inner: &Inner, finish: &Finish, now: Time) -> Option<PlainEnd> {
 }
 
 /// Ends runs that nothing waits for, as far as their rows are as they were read. The lookups are lateral, so that each is
-/// one probe of the index whatever the planner thinks of the table's size.
+/// one probe of the index whatever the planner thinks of the table's size; and `IS TRUE` keeps the one comparison of lists a
+/// look into a hash table, where a join might become as many comparisons as the square of the batch.
 static END: LazyLock<String> = LazyLock::new(|| {
     let columns = row::names(&OUTCOME);
     let first = OUTCOME.len() + 1;
     format!(
-        "WITH given AS MATERIALIZED (SELECT * FROM unnest({arrays}, ${first}::uuid[], ${second}::bigint[], ${third}::integer[])
-            AS g({columns}, lease, live_version, class)),
+        "WITH given AS MATERIALIZED (SELECT * FROM unnest({arrays},
+                (SELECT ${first}::uuid[]), (SELECT ${second}::bigint[])) AS g({columns}, lease, live_version)),
         gone AS (DELETE FROM pensum.live WHERE ctid = ANY(ARRAY(
             SELECT held.place FROM given CROSS JOIN LATERAL (
                 SELECT ctid AS place FROM pensum.live l WHERE l.row = given.row AND l.lease = given.lease
                 AND coalesce(l.version, 1) = given.live_version AND (l.flags & {marks}) = (given.flags & {marks})
                 FOR UPDATE) held))
-            RETURNING row),
-        kept AS (INSERT INTO pensum.outcome({columns}) SELECT {columns} FROM given WHERE row IN (SELECT row FROM gone)),
+            RETURNING row, class),
+        kept AS (INSERT INTO pensum.outcome({columns}) SELECT {columns} FROM given
+            WHERE (row IN (SELECT row FROM gone)) IS TRUE),
         counted AS (INSERT INTO pensum.tally(class, cell, n)
-            SELECT g.class, change.cell, change.by * count(*) FROM given g JOIN gone USING (row)
+            SELECT class, change.cell, change.by * count(*) FROM gone
             CROSS JOIN (VALUES ({running}::smallint, -1), ({completed}::smallint, 1), ({executions}::smallint, 1))
-                AS change(cell, by) GROUP BY g.class, change.cell, change.by)
+                AS change(cell, by) GROUP BY class, change.cell, change.by)
         SELECT row FROM gone",
-        arrays = row::arrays(&OUTCOME, 1),
+        arrays = row::opaque_arrays(&OUTCOME, 1),
         marks = mark::ALL,
         second = first + 1,
-        third = first + 2,
         running = Cell::Running as i16,
         completed = Cell::Completed as i16,
         executions = Cell::Executions as i16,
@@ -164,7 +163,6 @@ async fn end_plainly(inner: &Arc<Inner>, ends: Vec<&PlainEnd>) -> Result<std::co
     params.push(Value::Int8s(
         ends.iter().map(|end| Some(i64::from(end.version))).collect(),
     ));
-    params.push(Value::Int4s(ends.iter().map(|end| Some(end.class as i32)).collect()));
     let tx = inner.pool.begin(Durability::Acknowledged).await?;
     let answers = tx.commit(&[Statement { sql: &END, params }]).await?;
     answers.iter().flatten().map(|found| Ok(found.try_get(0)?)).collect()

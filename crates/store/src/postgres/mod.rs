@@ -11,6 +11,7 @@ mod dossier;
 mod enqueue;
 mod error;
 mod finish;
+mod habits;
 mod import;
 mod intake;
 mod key;

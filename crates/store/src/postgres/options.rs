@@ -7,6 +7,7 @@ use pensum_core::StoreError;
 use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 
 use super::error::Fault;
+use super::habits::THRESHOLD_DEFAULT;
 use super::tls;
 
 /// Connections that a store keeps at most when its URL does not say.
@@ -36,6 +37,8 @@ pub struct PostgresOptions {
     pub schema: String,
     /// Connections at most.
     pub pool_size: usize,
+    /// How often a statement is sent before it is prepared; zero: none ever is.
+    pub prepare_threshold: u32,
     pub(super) verification: Verification,
     pub(super) root_certificates: Option<PathBuf>,
 }
@@ -57,7 +60,8 @@ pub(super) fn check_schema(schema: &str) -> Result<(), String> {
 
 impl PostgresOptions {
     /// Reads `postgres://USER:PASSWORD@HOST:PORT[,HOST:PORT…]/DATABASE?…`. Beside the parameters of libpq that
-    /// tokio-postgres knows: `schema` ([`SCHEMA_DEFAULT`]), `pool_size` ([`POOL_SIZE_DEFAULT`]), `sslmode` with all of
+    /// tokio-postgres knows: `schema` ([`SCHEMA_DEFAULT`]), `pool_size` ([`POOL_SIZE_DEFAULT`]), `prepare_threshold` ([`THRESHOLD_DEFAULT`]; zero
+    /// prepares nothing), `sslmode` with all of
     /// libpq's values, and `sslrootcert` (a PEM file; the machine's own authorities without it).
     ///
     /// # Errors
@@ -66,6 +70,7 @@ impl PostgresOptions {
         let (base, query) = url.split_once('?').unwrap_or((url, ""));
         let mut schema = SCHEMA_DEFAULT.to_owned();
         let mut pool_size = POOL_SIZE_DEFAULT;
+        let mut prepare_threshold = THRESHOLD_DEFAULT;
         let mut verification = Verification::None;
         let mut root_certificates = None;
         let mut rest: Vec<String> = Vec::new();
@@ -79,6 +84,11 @@ impl PostgresOptions {
                         .ok()
                         .filter(|n| (2..=1000).contains(n))
                         .ok_or_else(|| wrong(format!("pool_size={value} is not a number from 2 to 1000")))?;
+                }
+                "prepare_threshold" => {
+                    prepare_threshold = value
+                        .parse()
+                        .map_err(|_| wrong(format!("prepare_threshold={value} is not a number from 0 on")))?;
                 }
                 "sslrootcert" => root_certificates = Some(PathBuf::from(value.replace("%2F", "/"))),
                 "sslmode" => {
@@ -136,6 +146,7 @@ impl PostgresOptions {
             config,
             schema,
             pool_size,
+            prepare_threshold,
             verification,
             root_certificates,
         })

@@ -1,7 +1,7 @@
 //! Connections: how one is made, and a transaction on one.
 //!
-//! Nothing here leaves state in a session: every statement is unnamed, every setting is local to its transaction. So a
-//! pooler in transaction mode may stand between.
+//! Nothing that a transaction needs is left in a session, and every setting is local to its transaction. So a pooler in
+//! transaction mode may stand between. Where none does, what is sent again and again is prepared: see [`habits`](super::habits).
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use std::time::Duration;
 use deadpool_postgres::{
     Connect, Hook, HookError, Manager, ManagerConfig, Object, PoolError, RecyclingMethod, Runtime,
 };
+use futures_util::FutureExt;
 use futures_util::future::{join, join_all, poll_fn};
 use pensum_core::seam::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -20,6 +21,7 @@ use tokio_postgres::{AsyncMessage, Client, Connection, Row};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::error::Fault;
+use super::habits::{Habits, is_direct, is_slow};
 use super::options::PostgresOptions;
 use super::tls;
 
@@ -92,6 +94,7 @@ pub(super) struct Pool {
     pub(super) location: String,
     /// The server's own default does not wait for the disk.
     careless: std::sync::atomic::AtomicBool,
+    habits: Arc<Habits>,
 }
 
 impl Pool {
@@ -105,11 +108,23 @@ impl Pool {
                 recycling_method: RecyclingMethod::Fast,
             },
         );
+        let habits = Arc::new(Habits::new(options.prepare_threshold));
+        let (known, config) = (Arc::clone(&habits), options.config.clone());
+        let look = Hook::async_fn(move |client: &mut deadpool_postgres::ClientWrapper, _| {
+            let (known, config) = (Arc::clone(&known), config.clone());
+            Box::pin(async move {
+                if known.is_on() && !is_direct(&config, client).await.map_err(HookError::Backend)? {
+                    known.give_up();
+                }
+                Ok(())
+            })
+        });
         let pool = deadpool_postgres::Pool::builder(manager)
             .max_size(options.pool_size)
             .wait_timeout(Some(CONNECTION_WAIT_MAX))
             .create_timeout(Some(CONNECTION_WAIT_MAX))
             .runtime(Runtime::Tokio1)
+            .post_create(look)
             .pre_recycle(Hook::sync_fn(|client: &mut deadpool_postgres::ClientWrapper, _| {
                 if client.is_closed() {
                     Err(HookError::message("closed"))
@@ -125,6 +140,7 @@ impl Pool {
             schema: (options.schema != "pensum").then(|| format!("\"{}\".", options.schema)),
             location: options.location(),
             careless: std::sync::atomic::AtomicBool::new(false),
+            habits,
         })
     }
 
@@ -209,8 +225,11 @@ impl Pool {
             begin: None,
             permit: None,
         };
-        let sql = self.sql(sql);
-        let rows = in_time(guard.client()?.query_typed(&sql, params)).await?;
+        let sending = match &guard.client {
+            Some(client) => Sending::new(self, client, sql, params.to_vec()).await?,
+            None => return Err(Fault::Closed),
+        };
+        let rows = in_time(sending.query(guard.client()?)).await?;
         guard.release();
         Ok(rows)
     }
@@ -232,6 +251,36 @@ async fn in_time<T>(answer: impl Future<Output = Result<T, tokio_postgres::Error
     match tokio::time::timeout(ANSWER_TIME_MAX, answer).await {
         Ok(answer) => Ok(answer?),
         Err(_) => Err(Fault::Silent),
+    }
+}
+
+/// A statement on its way.
+struct Sending<'a> {
+    sql: Cow<'a, str>,
+    params: Vec<Param<'a>>,
+    prepared: Option<tokio_postgres::Statement>,
+}
+
+impl<'a> Sending<'a> {
+    /// The statement in this store's schema, prepared where it is sent again and again.
+    async fn new(pool: &Pool, client: &Object, sql: &'a str, params: Vec<Param<'a>>) -> Result<Sending<'a>, Fault> {
+        let sql = pool.sql(sql);
+        let prepared = match pool.habits.note(&sql) {
+            true => {
+                let types: Vec<Type> = params.iter().map(|(_, of)| of.clone()).collect();
+                Some(in_time(client.prepare_typed_cached(&sql, &types)).await?)
+            }
+            false => None,
+        };
+        Ok(Sending { sql, params, prepared })
+    }
+
+    async fn query(&self, client: &Client) -> Result<Vec<Row>, tokio_postgres::Error> {
+        let Some(prepared) = &self.prepared else {
+            return client.query_typed(&self.sql, &self.params).await;
+        };
+        let values: Vec<&(dyn ToSql + Sync)> = self.params.iter().map(|(value, _)| *value).collect();
+        client.query(prepared, &values).await
     }
 }
 
@@ -281,11 +330,15 @@ impl Tx {
             false => Cow::Owned([begin, IDLE_MAX].concat()),
         });
         let pool = Arc::clone(&self.pool);
-        let client = self.client()?;
-        let texts: Vec<(Cow<'_, str>, Vec<Param<'_>>)> = statements
-            .iter()
-            .map(|s| (pool.sql(s.sql), s.params.iter().map(Value::as_param).collect()))
-            .collect();
+        let Some(client) = &self.client else {
+            return Err(Fault::Closed);
+        };
+        let mut sendings = Vec::with_capacity(statements.len());
+        for statement in statements {
+            let params = statement.params.iter().map(Value::as_param).collect();
+            sendings.push(Sending::new(&pool, client, statement.sql, params).await?);
+        }
+        let sent = tokio::time::Instant::now();
         let (begun, rows, committed) = in_time(async {
             let begin = async {
                 match &begin {
@@ -293,7 +346,7 @@ impl Tx {
                     None => Ok(()),
                 }
             };
-            let all = join_all(texts.iter().map(|(sql, params)| client.query_typed(sql, params)));
+            let all = join_all(sendings.iter().map(|sending| sending.query(client)));
             let commit = async {
                 if commit {
                     client.batch_execute("COMMIT").await
@@ -308,6 +361,15 @@ impl Tx {
         begun?;
         let rows = rows.into_iter().collect::<Result<Vec<_>, _>>()?;
         committed?;
+        let size = rows
+            .iter()
+            .map(Vec::len)
+            .chain(statements.iter().map(Statement::len))
+            .max();
+        if sendings.iter().any(|sending| sending.prepared.is_some()) && is_slow(sent.elapsed(), size.unwrap_or(0)) {
+            // Nobody waits for it: polled once, it is on its way.
+            let _ = client.batch_execute("DISCARD PLANS").now_or_never();
+        }
         Ok(rows)
     }
 
@@ -350,6 +412,13 @@ pub(super) struct Statement<'a> {
     pub(super) params: Vec<Value<'a>>,
 }
 
+impl Statement<'_> {
+    /// How many rows it is about.
+    fn len(&self) -> usize {
+        self.params.first().map_or(0, Value::len)
+    }
+}
+
 /// A parameter that owns or borrows what it carries.
 pub(super) enum Value<'a> {
     Int8(Option<i64>),
@@ -366,6 +435,19 @@ pub(super) enum Value<'a> {
 }
 
 impl Value<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Value::Int8(_) | Value::Text(_) | Value::Uuid(_) | Value::Bytes(_) => 1,
+            Value::Int2s(v) => v.len(),
+            Value::Int4s(v) => v.len(),
+            Value::Int8s(v) => v.len(),
+            Value::Bools(v) => v.len(),
+            Value::Floats(v) => v.len(),
+            Value::Texts(v) => v.len(),
+            Value::Uuids(v) => v.len(),
+        }
+    }
+
     /// The same, with copies of what was borrowed.
     pub(super) fn into_owned(self) -> Value<'static> {
         let own = |text: Cow<'_, str>| Cow::Owned(text.into_owned());

@@ -208,11 +208,22 @@ pub(super) fn names(columns: &[(&str, &str)]) -> String {
 }
 
 /// `$1::bigint[], …`, from parameter `first` on.
-pub(super) fn arrays(columns: &[(&str, &str)], first: usize) -> String {
+fn arrays(columns: &[(&str, &str)], first: usize) -> String {
     let arrays: Vec<String> = columns
         .iter()
         .enumerate()
         .map(|(at, (_, kind))| format!("${}::{kind}[]", at + first))
+        .collect();
+    arrays.join(", ")
+}
+
+/// `(SELECT $1::bigint[]), …`: the planner does not look into these, so that one plan is as good as the other for arrays of
+/// any length, and a prepared statement keeps the one that it has.
+pub(super) fn opaque_arrays(columns: &[(&str, &str)], first: usize) -> String {
+    let arrays: Vec<String> = columns
+        .iter()
+        .enumerate()
+        .map(|(at, (_, kind))| format!("(SELECT ${}::{kind}[])", at + first))
         .collect();
     arrays.join(", ")
 }

@@ -136,6 +136,23 @@ impl SqliteStore {
         })
     }
 
+    /// A store in memory that is driven by whoever asks it, on the asker's thread, and whose ids follow from a seed: for
+    /// simulations.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] when SQLite has no memory left.
+    #[cfg(feature = "testkit")]
+    pub fn on_this_thread(seed: u64) -> Result<SqliteStore, StoreError> {
+        let shared = Shared::new();
+        let writer = WriterThread::inline_in_memory(shared.clone(), seed)?;
+        Ok(SqliteStore {
+            path: ":memory:".to_owned(),
+            shared,
+            writer: Some(writer),
+            readers: None,
+        })
+    }
+
     /// Says who owns the store, for whoever finds it locked.
     pub fn set_owner(&self, owner: &str) {
         if let Some(writer) = &self.writer {

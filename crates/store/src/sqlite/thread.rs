@@ -18,9 +18,16 @@ use super::verb::Verb;
 use super::view::Shared;
 use super::writer::{GROUP_ROWS_MAX, GROUP_VERBS_MAX, Writer};
 
+/// A writer without a thread: whoever sends a verb carries it out.
+struct Inline {
+    writer: Writer,
+    verbs: Receiver<Verb>,
+}
+
 /// The writer's thread, and the way to it.
 pub(super) struct WriterThread {
     sender: Mutex<Option<Sender<Verb>>>,
+    inline: Option<Mutex<Inline>>,
     thread: Mutex<Option<JoinHandle<()>>>,
     lock: Mutex<Option<Arc<FileLock>>>,
 }
@@ -54,12 +61,30 @@ impl WriterThread {
 
     /// A store without a file.
     pub(super) fn start_in_memory(shared: Arc<Shared>) -> Result<WriterThread, StoreError> {
+        Self::spawn(Self::memory_writer(shared)?, None, None)
+    }
+
+    fn memory_writer(shared: Arc<Shared>) -> Result<Writer, StoreError> {
         let fault = |fault: Fault| fault.describe(":memory:");
         let db = Connection::open_in_memory().map_err(|e| fault(e.into()))?;
         schema::configure_writer(&db, true).map_err(fault)?;
         schema::migrate(&db, ":memory:")?;
-        let writer = Writer::new(db, ":memory:".to_owned(), shared, true).map_err(fault)?;
-        Self::spawn(writer, None, None)
+        Writer::new(db, ":memory:".to_owned(), shared, true).map_err(fault)
+    }
+
+    /// The same without a thread; what is random in it follows from the seed.
+    #[cfg(feature = "testkit")]
+    pub(super) fn inline_in_memory(shared: Arc<Shared>, seed: u64) -> Result<WriterThread, StoreError> {
+        let mut writer = Self::memory_writer(shared)?;
+        writer.bits = super::writer::Bits::seeded(seed);
+        writer.load().map_err(|fault| fault.describe(":memory:"))?;
+        let (sender, verbs) = channel();
+        Ok(WriterThread {
+            sender: Mutex::new(Some(sender)),
+            inline: Some(Mutex::new(Inline { writer, verbs })),
+            thread: Mutex::new(None),
+            lock: Mutex::new(None),
+        })
     }
 
     fn spawn(
@@ -82,6 +107,7 @@ impl WriterThread {
             .map_err(|error| StoreError::Unavailable(format!("the writer's thread cannot be started ({error})")))?;
         Ok(WriterThread {
             sender: Mutex::new(Some(sender)),
+            inline: None,
             thread: Mutex::new(Some(thread)),
             lock: Mutex::new(lock),
         })
@@ -96,7 +122,20 @@ impl WriterThread {
         let Some(sender) = sender.as_ref() else {
             return Err(StoreError::Closed);
         };
-        sender.send(verb).map_err(|_| StoreError::Closed)
+        sender.send(verb).map_err(|_| StoreError::Closed)?;
+        if let Some(inline) = &self.inline
+            // Whoever is at it already carries this one out, too.
+            && let Some(mut inline) = inline.try_lock()
+        {
+            let Inline { writer, verbs } = &mut *inline;
+            while let Ok(first) = verbs.try_recv() {
+                turn(writer, verbs, first);
+            }
+            if writer.has_manifest_to_write() {
+                writer.write_manifest();
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn set_owner(&self, owner: &str) {
@@ -146,7 +185,6 @@ fn run(mut writer: Writer, verbs: &Receiver<Verb>) {
         }
         return;
     }
-    let mut group = Vec::new();
     loop {
         let first = match verbs.try_recv() {
             Ok(verb) => Ok(verb),
@@ -159,21 +197,29 @@ fn run(mut writer: Writer, verbs: &Receiver<Verb>) {
             }
         };
         let Ok(first) = first else { return };
-        let mut rows = first.weight();
-        group.push(first);
-        while group.len() < GROUP_VERBS_MAX
-            && rows < GROUP_ROWS_MAX
-            && let Ok(verb) = verbs.try_recv()
-        {
-            rows += verb.weight();
-            group.push(verb);
+        if !turn(&mut writer, verbs, first) {
+            return;
         }
-        let group = std::mem::take(&mut group);
-        match catch_unwind(AssertUnwindSafe(|| writer.run_group(group))) {
-            Ok(true) => {}
-            Ok(false) => return,
+    }
+}
+
+/// Carries out a verb together with those that wait behind it. False once the store is closed.
+fn turn(writer: &mut Writer, verbs: &Receiver<Verb>, first: Verb) -> bool {
+    let mut rows = first.weight();
+    let mut group = vec![first];
+    while group.len() < GROUP_VERBS_MAX
+        && rows < GROUP_ROWS_MAX
+        && let Ok(verb) = verbs.try_recv()
+    {
+        rows += verb.weight();
+        group.push(verb);
+    }
+    match catch_unwind(AssertUnwindSafe(|| writer.run_group(group))) {
+        Ok(goes_on) => goes_on,
+        Err(_) => {
             // A mistake of ours costs its group, not the store: nothing of it is on disk, and the memory is built anew.
-            Err(_) => writer.undo(),
+            writer.undo();
+            true
         }
     }
 }

@@ -54,14 +54,35 @@ impl Group {
 
 /// Random numbers: keyed hashes of a counter, under keys that the operating system gave.
 pub(super) struct Bits {
-    hasher: std::hash::RandomState,
+    hasher: Keys,
     drawn: u64,
 }
 
+enum Keys {
+    Random(std::hash::RandomState),
+    #[cfg(feature = "testkit")]
+    Seed(u64),
+}
+
 impl Bits {
+    /// Numbers that follow from a seed.
+    #[cfg(feature = "testkit")]
+    pub(super) fn seeded(seed: u64) -> Bits {
+        Bits {
+            hasher: Keys::Seed(seed),
+            drawn: 0,
+        }
+    }
+
     pub(super) fn next(&mut self) -> u64 {
         self.drawn += 1;
-        self.hasher.hash_one(self.drawn)
+        match &self.hasher {
+            Keys::Random(keys) => keys.hash_one(self.drawn),
+            #[cfg(feature = "testkit")]
+            Keys::Seed(seed) => {
+                std::hash::BuildHasherDefault::<std::hash::DefaultHasher>::new().hash_one((seed, self.drawn))
+            }
+        }
     }
 
     pub(super) fn wide(&mut self) -> u128 {
@@ -133,7 +154,7 @@ impl Writer {
             memory: Memory::default(),
             group: Group::default(),
             bits: Bits {
-                hasher: std::hash::RandomState::new(),
+                hasher: Keys::Random(std::hash::RandomState::new()),
                 drawn: 0,
             },
             next_row: 1,
