@@ -261,9 +261,10 @@ const LANES: &str = "SELECT best.row FROM unnest($2::integer[]) AS lane(class) C
     ORDER BY best.rank, best.deadline, best.row LIMIT 2 * $3 + 64";
 
 /// The suspects of the lanes, of which one is to run alone.
-const SUSPECTS: &str = "SELECT row FROM pensum.live WHERE class = ANY($2) AND gate = 0 AND (flags & 16384) <> 0
-      AND (timer_at IS NULL OR timer_at > $1)
-      AND NOT (SELECT upkeep OR unknown FROM guard)
+const SUSPECTS: &str = "SELECT row FROM (SELECT row, rank, deadline FROM pensum.live
+        WHERE class = ANY($2) AND gate = 0 AND (flags & 16384) <> 0 AND (timer_at IS NULL OR timer_at > $1)
+          AND NOT (SELECT upkeep OR unknown FROM guard)
+        ORDER BY (flags & 16384), row LIMIT 1000) suspects
     ORDER BY rank, deadline, row LIMIT 64";
 
 /// The rows to take of those.
@@ -289,18 +290,16 @@ fn statement(best: Option<&str>, alone: bool) -> String {
     let suspect = if alone {
         "false"
     } else {
-        "EXISTS (SELECT 1 FROM pensum.live WHERE class = ANY($2) AND gate = 0 AND (flags & 16384) <> 0
-                 AND (timer_at IS NULL OR timer_at > $1))"
+        "coalesce((SELECT true FROM pensum.live WHERE class = ANY($2) AND gate = 0 AND (flags & 16384) <> 0
+                   AND (timer_at IS NULL OR timer_at > $1) ORDER BY (flags & 16384), row LIMIT 1), false)"
     };
     format!(
-        "WITH guard AS MATERIALIZED (SELECT
-            $9 = 0 AND (EXISTS (SELECT 1 FROM pensum.live WHERE gate = 1 AND due_at <= $1)
-            OR EXISTS (SELECT 1 FROM pensum.live WHERE gate = 5 AND due_at <= $1)
-            OR EXISTS (SELECT 1 FROM pensum.live WHERE timer_at <= $1 AND gate = 0 AND scope IS NOT NULL)) AS upkeep,
+        "WITH due AS MATERIALIZED (SELECT least({later}, {retrying}) AS next_due),
+        guard AS MATERIALIZED (SELECT
+            coalesce($9 = 0 AND (next_due <= $1 OR (SELECT true FROM pensum.live
+                WHERE timer_at <= $1 AND gate = 0 AND scope IS NOT NULL ORDER BY timer_at LIMIT 1)), false) AS upkeep,
             (SELECT count(*) FROM pensum.class) > $7 AS unknown,
-            {suspect} AS suspect,
-            least((SELECT min(due_at) FROM pensum.live WHERE gate = 1),
-                  (SELECT min(due_at) FROM pensum.live WHERE gate = 5)) AS next_due),
+            {suspect} AS suspect, next_due FROM due),
         {best}
         taken AS (UPDATE pensum.live SET state = 1, gate = 6, lease = $4, node = $5, executor = $8, taken_at = {STARTS_AT},
             due_at = {STARTS_AT} + $6, timer_at = NULL,
@@ -318,6 +317,8 @@ fn statement(best: Option<&str>, alone: bool) -> String {
         SELECT g.upkeep, g.unknown, g.suspect, g.next_due, {seen}, {live}, {task}, c.state
         FROM guard g LEFT JOIN taken l ON true LEFT JOIN pensum.task t ON t.row = l.row
         LEFT JOIN pensum.checkpoint c ON c.row = l.row AND (l.flags & 1) <> 0",
+        later = row::first_due(row::gate::LATER),
+        retrying = row::first_due(row::gate::RETRYING),
         ready = Cell::Ready as i16,
         running = Cell::Running as i16,
         live = row::list(&LIVE, "l"),
@@ -436,8 +437,8 @@ async fn settle_on_disk(inner: &Arc<Inner>, class: u32) -> Result<(), Fault> {
 fn due(gate: i16) -> String {
     format!(
         "SELECT count(*), max(due_at), array_agg(DISTINCT scope) FILTER (WHERE scope IS NOT NULL) FROM (
-           SELECT scope, due_at FROM pensum.live WHERE gate = {gate} AND due_at <= $1
-           ORDER BY due_at LIMIT {PROMOTED_MAX}) due"
+           SELECT scope, due_at FROM pensum.live WHERE {is_due} ORDER BY gate, due_at LIMIT {PROMOTED_MAX}) due",
+        is_due = row::is_due(gate)
     )
 }
 
@@ -447,21 +448,23 @@ fn open(gate: i16, cell: Cell) -> String {
     format!(
         "WITH moved AS (UPDATE pensum.live SET gate = CASE WHEN scope IS NULL THEN 0 ELSE 7 END, due_at = NULL
             WHERE ctid = ANY(ARRAY(
-                SELECT ctid FROM pensum.live WHERE gate = {gate} AND due_at <= $1 AND (scope IS NULL OR scope = ANY($2))
-                ORDER BY due_at LIMIT {PROMOTED_MAX} FOR UPDATE SKIP LOCKED)) RETURNING class),
+                SELECT ctid FROM pensum.live WHERE {is_due} AND (scope IS NULL OR scope = ANY($2))
+                ORDER BY gate, due_at LIMIT {PROMOTED_MAX} FOR UPDATE SKIP LOCKED)) RETURNING class),
          counted AS (INSERT INTO pensum.tally(class, cell, n)
             SELECT class, change.cell, change.by * count(*) FROM moved
             CROSS JOIN (VALUES ({}::smallint, -1), ({}::smallint, 1)) AS change(cell, by)
             GROUP BY class, change.cell, change.by)
          SELECT count(*) FROM moved",
         cell as i16,
-        Cell::Ready as i16
+        Cell::Ready as i16,
+        is_due = row::is_due(gate)
     )
 }
 
 /// Keys whose head has come to its end before its turn.
 const OVERDUE: &str = "SELECT count(*), NULL::bigint, array_agg(DISTINCT scope) FROM (
-    SELECT scope FROM pensum.live WHERE timer_at <= $1 AND gate = 0 AND scope IS NOT NULL LIMIT 2000) overdue";
+    SELECT scope FROM pensum.live WHERE timer_at <= $1 AND gate = 0 AND scope IS NOT NULL
+    ORDER BY timer_at LIMIT 2000) overdue";
 
 /// Opens the gates of rows that have come due, and passes on the turns of keys whose head is overdue. True when that was
 /// all there is to do.

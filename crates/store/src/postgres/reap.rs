@@ -1,8 +1,8 @@
 //! What is overdue: leases, expiries, queue timeouts, waits. One node of all looks at a time.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, LazyLock};
 
 use pensum_core::store::{Applied, NODE_LISTED, Reaped};
 use pensum_core::transition::{Blame, Event};
@@ -13,14 +13,34 @@ use super::Inner;
 use super::claim::PROBATION;
 use super::error::Fault;
 use super::pool::{Durability, Statement, Value};
-use super::row::LiveRow;
+use super::row::{self, LiveRow, gate};
 use super::step::{Facts, Work};
 
 /// How many passes go by between two foldings of the counts.
 const FOLD_EVERY: u64 = 4;
 /// When the next pass has something to do.
-const NEXT_DUE: &str = "SELECT least((SELECT min(due_at) FROM pensum.live WHERE gate = 6),
-    (SELECT min(due_at) FROM pensum.live WHERE gate = 4), (SELECT min(timer_at) FROM pensum.live WHERE timer_at IS NOT NULL))";
+static NEXT_DUE: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "SELECT least({}, {}, (SELECT timer_at FROM pensum.live WHERE timer_at IS NOT NULL ORDER BY timer_at LIMIT 1))",
+        row::first_due(gate::RUNNING),
+        row::first_due(gate::WAITING)
+    )
+});
+/// Leases that have run out.
+static EXPIRED: LazyLock<String> = LazyLock::new(|| {
+    let is_due = row::is_due(gate::RUNNING);
+    format!("SELECT row FROM pensum.live WHERE {is_due} ORDER BY gate, due_at, row LIMIT $2")
+});
+/// Waits that are over, and queued tasks whose time is.
+static OVERDUE: LazyLock<String> = LazyLock::new(|| {
+    let is_due = row::is_due(gate::WAITING);
+    format!(
+        "SELECT row FROM (
+           (SELECT row, due_at AS at FROM pensum.live WHERE {is_due} ORDER BY gate, due_at, row LIMIT $2)
+           UNION ALL (SELECT row, timer_at FROM pensum.live WHERE timer_at <= $1 ORDER BY timer_at, row LIMIT $2)
+         ) due ORDER BY at, row LIMIT $2"
+    )
+});
 
 /// One pass.
 pub(super) async fn reap(inner: &Arc<Inner>, now: Time, limit: usize) -> Result<Reaped, Fault> {
@@ -35,15 +55,17 @@ pub(super) async fn reap(inner: &Arc<Inner>, now: Time, limit: usize) -> Result<
                 params: Vec::new(),
             },
             Statement {
-                sql: "SELECT row FROM pensum.live WHERE gate = 6 AND due_at <= $1 ORDER BY due_at, row LIMIT $2",
+                sql: &EXPIRED,
                 params: vec![at(), most()],
             },
             Statement {
-                sql: "SELECT row FROM (SELECT row, due_at AS at FROM pensum.live WHERE gate = 4 AND due_at <= $1
-                      UNION ALL SELECT row, timer_at FROM pensum.live WHERE timer_at <= $1) due ORDER BY at, row LIMIT $2",
+                sql: &OVERDUE,
                 params: vec![at(), most()],
             },
-            Statement { sql: NEXT_DUE, params: Vec::new() },
+            Statement {
+                sql: &NEXT_DUE,
+                params: Vec::new(),
+            },
         ])
         .await?;
     let column = |answer: usize| -> Result<Vec<i64>, Fault> {
@@ -101,7 +123,7 @@ pub(super) async fn reap(inner: &Arc<Inner>, now: Time, limit: usize) -> Result<
     }
     inner.holdings.expire(&leases, now);
     reaped.ended = applied.ended;
-    let rows = inner.pool.read(NEXT_DUE, &[]).await?;
+    let rows = inner.pool.read(&NEXT_DUE, &[]).await?;
     let next: Option<i64> = rows.first().map_or(Ok(None), |found| found.try_get(0))?;
     reaped.next_due = next.map(Time::from_micros);
     keep_up(inner, now).await?;

@@ -217,6 +217,28 @@ fn arrays(columns: &[(&str, &str)], first: usize) -> String {
     arrays.join(", ")
 }
 
+/// When the first row of a gate comes due, as a subquery.
+///
+/// What the planner believes of a table may be long out of date, or rest on nothing, and a look for a row that is not
+/// there must not become a walk through a million others. An order that just one index has, with a limit, leaves it no
+/// choice; and so do rows of two columns, by which it cannot mean another index that holds the gate.
+pub(super) fn first_due(gate: i16) -> String {
+    format!(
+        "(SELECT due_at FROM pensum.live WHERE {} AND (gate, due_at) < ({gate}::smallint, 9223372036854775807)
+          ORDER BY gate, due_at LIMIT 1)",
+        from_gate(gate)
+    )
+}
+
+/// What holds for rows of a gate that have come due by `$1`; to be asked for in the order of `gate, due_at`.
+pub(super) fn is_due(gate: i16) -> String {
+    format!("{} AND (gate, due_at) <= ({gate}::smallint, $1)", from_gate(gate))
+}
+
+fn from_gate(gate: i16) -> String {
+    format!("gate <> 0 AND (gate, due_at) >= ({gate}::smallint, (-9223372036854775807)::bigint)")
+}
+
 /// `(SELECT $1::bigint[]), …`: the planner does not look into these, so that one plan is as good as the other for arrays of
 /// any length, and a prepared statement keeps the one that it has.
 pub(super) fn opaque_arrays(columns: &[(&str, &str)], first: usize) -> String {
