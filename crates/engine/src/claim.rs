@@ -96,6 +96,7 @@ async fn wait_for_room(engine: &Engine) {
         return;
     }
     tokio::select! {
+        biased;
         () = node.slot_freed.notified() => {}
         () = settled => {}
         () = node.stopping.cancelled() => {}
@@ -106,6 +107,7 @@ async fn wait_for_room(engine: &Engine) {
 async fn pause(engine: &Engine, nap: Duration) {
     let node = engine.live();
     tokio::select! {
+        biased;
         () = node.wake.notified() => {}
         () = engine.seams().clock.sleep_until(engine.now().plus(nap)) => {}
         () = node.stopping.cancelled() => {}

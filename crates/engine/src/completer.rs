@@ -36,6 +36,7 @@ pub(crate) async fn run(engine: Engine) {
             calls.push(finish(&engine, batch));
         }
         tokio::select! {
+            biased;
             () = node.finish_ready.notified(), if calls.len() < CALLS_MAX => {}
             Some(()) = calls.next(), if !calls.is_empty() => {}
             () = node.stopped.cancelled() => return,

@@ -16,6 +16,8 @@ use crate::hub::EngineEvent;
 use crate::run::{Run, StopReason};
 use crate::{Engine, kinds};
 
+/// What the steps are called by which a write with children is known again.
+const CHILDREN_STEP: &str = "children, write";
 /// How often a write of a running handler is tried while the store is unavailable.
 const WRITE_TRIES: u32 = 6;
 /// The pause after the first failed write; it doubles.
@@ -342,6 +344,16 @@ impl Context {
         };
         checkpoint.consumed.clone_from(&consumed);
         checkpoint.spawn.clone_from(&spawn);
+        if !spawn.is_empty() && checkpoint.step.is_none() {
+            let write = {
+                let mut extras = self.run.extras.lock();
+                extras.writes_with_children += 1;
+                extras.writes_with_children
+            };
+            let name = format!("{CHILDREN_STEP} {write} of lease {}", self.run.lease.lease);
+            let count = json(&spawn.len(), "a number", kinds::BAD_CHECKPOINT)?;
+            checkpoint.step = Some((Name::from(name), count));
+        }
         let written = self.write(checkpoint).await;
         if written.is_err() {
             let mut extras = self.run.extras.lock();
@@ -373,10 +385,24 @@ impl Context {
                 Err(StoreError::Unavailable(_)) if tries < WRITE_TRIES => {
                     engine.seams().clock.sleep_until(self.now().plus(pause)).await;
                     (tries, pause) = (tries + 1, pause * 2);
+                    if !checkpoint.spawn.is_empty() && self.is_kept(&checkpoint).await {
+                        engine.wake_claims();
+                        return Ok(());
+                    }
                 }
                 Err(error) => return Err(WriteError::Store(error)),
             }
         }
+    }
+
+    /// Whether a write whose answer did not come was carried out all the same. Everything else in it may be written twice;
+    /// children would be there twice.
+    async fn is_kept(&self, checkpoint: &Checkpoint) -> bool {
+        let Some((name, _)) = &checkpoint.step else {
+            return false;
+        };
+        let kept = self.run.engine.store().steps(self.id()).await;
+        kept.is_ok_and(|steps| steps.iter().any(|(kept, _)| kept == name))
     }
 }
 

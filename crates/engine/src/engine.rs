@@ -375,6 +375,7 @@ impl Engine {
             }
             let look = self.seams().clock.sleep_until(until.min(now.plus(WAIT_LOOK)));
             tokio::select! {
+                biased;
                 () = ended => {}
                 () = look => {}
             }

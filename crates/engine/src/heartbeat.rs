@@ -32,6 +32,7 @@ pub(crate) async fn run(engine: Engine) {
     loop {
         let sent = engine.now();
         let answer = tokio::select! {
+            biased;
             answer = beat(&engine, sent) => answer,
             () = node.stopped.cancelled() => return,
         };
@@ -41,6 +42,7 @@ pub(crate) async fn run(engine: Engine) {
             Err(error) => drop(failures.next(&engine, &error)),
         }
         tokio::select! {
+            biased;
             () = engine.seams().clock.sleep_until(sent.plus(every)) => {}
             () = node.stopped.cancelled() => return,
         }
@@ -87,6 +89,7 @@ pub(crate) async fn leave(engine: &Engine) {
     };
     let end = engine.now().plus(LEAVE_TIME_MAX);
     tokio::select! {
+        biased;
         left = leaving => match left {
             Ok(()) | Err(StoreError::Closed) => {}
             Err(error) => tracing::warn!(%error, "the store could not note that this node ends; it lists it as lost"),

@@ -45,6 +45,7 @@ pub(crate) async fn run(engine: Engine) {
         };
         if !nap.is_zero() {
             tokio::select! {
+                biased;
                 () = engine.seams().clock.sleep_until(engine.now().plus(nap)) => {}
                 () = node.stopping.cancelled() => return,
             }

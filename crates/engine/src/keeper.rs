@@ -54,6 +54,7 @@ pub(crate) async fn run(engine: Engine) {
     loop {
         if call.is_none() && !node.has_runs() {
             tokio::select! {
+                biased;
                 () = node.some_runs.notified() => {}
                 () = node.stopped.cancelled() => return,
             }
@@ -61,11 +62,13 @@ pub(crate) async fn run(engine: Engine) {
         let tick = engine.seams().clock.sleep_until(engine.now().plus(SWEEP));
         let answer = match &mut call {
             Some(call) => tokio::select! {
+                biased;
                 answer = &mut call.answer => Some(answer),
                 () = tick => None,
                 () = node.stopped.cancelled() => return,
             },
             None => tokio::select! {
+                biased;
                 () = tick => None,
                 () = node.stopped.cancelled() => return,
             },

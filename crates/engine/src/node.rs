@@ -1,11 +1,11 @@
 //! What the loops of a node share: the table of runs, slots, queues between the loops, and the way to their end.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use foldhash::HashMap;
+use foldhash::fast::FixedState;
 use parking_lot::Mutex;
 use pensum_core::store::Finish;
 use pensum_core::transition::Interrupt;
@@ -30,7 +30,8 @@ pub(crate) struct Node {
     pub(crate) wake: Notify,
     /// Every run whose end the store has not acknowledged, by lease: a task may be claimed again here before the
     /// answer to its last finish has arrived.
-    runs: Mutex<HashMap<LeaseId, Arc<Run>>>,
+    /// Leases are random, so their hashes need not be; and a simulation that is repeated sees them in the same order.
+    runs: Mutex<HashMap<LeaseId, Arc<Run>, FixedState>>,
     /// The table was empty and is not any more.
     pub(crate) some_runs: Notify,
     pub(crate) ready: Mutex<Ready>,

@@ -63,6 +63,7 @@ async fn sleep_until_due(engine: &Engine, mut wake: Time) -> bool {
     loop {
         wake = wake.min(node.due());
         tokio::select! {
+            biased;
             () = engine.seams().clock.sleep_until(wake) => return true,
             () = node.due_sooner.notified() => {}
             () = node.stopped.cancelled() => return false,
@@ -95,6 +96,7 @@ pub(crate) async fn prune(engine: Engine) {
 /// False when everything ended meanwhile.
 async fn sleep(engine: &Engine, nap: Duration) -> bool {
     tokio::select! {
+        biased;
         () = engine.seams().clock.sleep_until(engine.now().plus(nap)) => true,
         () = engine.live().stopped.cancelled() => false,
     }

@@ -126,6 +126,8 @@ struct Output {
 pub(crate) struct Extras {
     pub(crate) consumed: Vec<u64>,
     pub(crate) spawn: Vec<NewTask>,
+    /// How many writes carried children before the end of the run.
+    pub(crate) writes_with_children: u32,
     pub(crate) usage: Option<Usage>,
     /// Results of durable steps, once they were loaded.
     pub(crate) steps: Option<HashMap<Name, Json>>,

@@ -113,6 +113,7 @@ async fn until(engine: &Engine, time: Duration, done: impl Fn() -> bool) {
             return;
         }
         tokio::select! {
+            biased;
             () = settled => {}
             () = engine.seams().clock.sleep_until(end.min(engine.now().plus(LOOK))) => {}
         }

@@ -39,6 +39,7 @@ impl Handler for SleepHandler {
         };
         let end = ctx.now().plus(sleep.seconds.0);
         tokio::select! {
+            biased;
             () = ctx.engine().seams().clock.sleep_until(end) => Outcome::Done(Json::null()),
             () = ctx.cancellation().cancelled() => Outcome::Cancelled,
         }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::collections::HashSet;
 
-use foldhash::fast::RandomState;
+use foldhash::fast::FixedState;
 use pensum_core::query::Paged;
 use pensum_core::task::{Details, Execution};
 use pensum_core::{Page, State, Status, TaskFilter, TaskRecord, Time};
@@ -24,7 +24,7 @@ const READ_MAX: usize = 1_000;
 const CHUNK: usize = 512;
 
 /// Leases as of before the disk was read.
-pub(super) type Overlay = HashMap<i64, Seen, RandomState>;
+pub(super) type Overlay = HashMap<i64, Seen, FixedState>;
 
 /// A sorted source of candidate rows: every matching task is in one of a filter's sources.
 enum Source {
@@ -163,7 +163,7 @@ pub(super) fn tasks(
             && filter.queue.as_ref().is_none_or(|queue| *queue == class.queue)
             && filter.handler.as_ref().is_none_or(|handler| *handler == class.handler)
     };
-    let classes: HashSet<u32, RandomState> = catalog
+    let classes: HashSet<u32, FixedState> = catalog
         .classes()
         .iter()
         .enumerate()
@@ -215,7 +215,7 @@ fn matching(
     catalog: &Catalog,
     overlay: &Overlay,
     row: i64,
-    classes: &HashSet<u32, RandomState>,
+    classes: &HashSet<u32, FixedState>,
     filter: &TaskFilter,
     now: Time,
 ) -> Result<Option<TaskRecord>, Fault> {

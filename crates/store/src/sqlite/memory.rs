@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use foldhash::fast::RandomState;
+use foldhash::fast::FixedState;
 use pensum_core::{Json, Lifecycle, Spec, State, TaskId, Time, WaitingFor};
 use rusqlite::Connection;
 
@@ -31,7 +31,7 @@ pub(super) struct FreshTask {
 /// What was just enqueued, so that a claim soon after needs no read.
 #[derive(Default)]
 pub(super) struct Fresh {
-    specs: HashMap<i64, FreshTask, RandomState>,
+    specs: HashMap<i64, FreshTask, FixedState>,
     bytes: usize,
 }
 
@@ -84,9 +84,9 @@ pub(super) struct Memory {
     pub(super) order: Order,
     pub(super) timers: BTreeSet<(Time, i64, Timer)>,
     /// Unfinished children, by parent row.
-    pub(super) children: HashMap<i64, u32, RandomState>,
+    pub(super) children: HashMap<i64, u32, FixedState>,
     /// Rows that unfinished tasks may depend on.
-    pub(super) awaited: HashSet<i64, RandomState>,
+    pub(super) awaited: HashSet<i64, FixedState>,
     pub(super) fresh: Fresh,
     /// The latest time seen; [`CLOCK_UNKNOWN`] before the first.
     pub(super) clock: Time,

@@ -276,11 +276,13 @@ impl SqliteStore {
         now: Time,
     ) -> Result<Option<Grants>, StoreError> {
         let started = tokio::time::Instant::now();
-        let mut next_ready = self.shared.next_ready.subscribe();
         let end = tokio::time::sleep(wait);
         tokio::pin!(end);
         loop {
-            let due = Time::from_micros(*next_ready.borrow_and_update());
+            // Before the look, so that no change in between is missed.
+            let mut changed = std::pin::pin!(self.shared.next_ready.changed());
+            changed.as_mut().enable();
+            let due = self.shared.next_ready.get();
             let waits = due.since(now).saturating_sub(started.elapsed());
             let has_timer = due != Time::MAX && !wait.is_zero();
             tokio::select! {
@@ -300,11 +302,11 @@ impl SqliteStore {
                     tokio::select! {
                         biased;
                         found = &mut answer => return found.map_err(|_| self.unanswered())?.map(Some),
-                        changed = next_ready.changed() => changed.map_err(|_| StoreError::Closed)?,
+                        () = changed.as_mut() => {}
                         () = &mut end => return Ok(None),
                     }
                 }
-                changed = next_ready.changed() => changed.map_err(|_| StoreError::Closed)?,
+                () = changed.as_mut() => {}
             }
         }
     }

@@ -3,14 +3,14 @@
 
 use std::collections::HashMap;
 
-use foldhash::fast::RandomState;
+use foldhash::fast::FixedState;
 use pensum_core::store::{NODE_LISTED, NodeBeat, NodeRecord, NodeReply};
 use pensum_core::{NodeId, Time};
 
 /// The nodes that have said something and did not leave.
 #[derive(Default)]
 pub(super) struct Nodes {
-    known: HashMap<NodeId, Known, RandomState>,
+    known: HashMap<NodeId, Known, FixedState>,
 }
 
 struct Known {

@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
-use foldhash::fast::RandomState;
+use foldhash::fast::FixedState;
 use parking_lot::Mutex;
 use pensum_core::query::StatusCounts;
 use pensum_core::{Counts, LeaseId, Lifecycle, Name, NodeId, State, StoreError, TaskId, Time};
-use tokio::sync::watch;
+use tokio::sync::futures::Notified;
+use tokio::sync::{Notify, watch};
 
 use super::names::Catalog;
 use super::node::Nodes;
@@ -80,11 +81,11 @@ impl Cell {
 /// Guarded by one lock that is only ever held for moments.
 #[derive(Default)]
 pub(super) struct View {
-    pub(super) leases: HashMap<i64, Box<Leased>, RandomState>,
+    pub(super) leases: HashMap<i64, Box<Leased>, FixedState>,
     /// Tasks that become ready by the clock: when, which row, of what class, and whether after a failure.
     pub(super) later: BTreeMap<(Time, i64), (u32, bool)>,
     pub(super) tallies: Vec<Tally>,
-    pub(super) nodes: HashMap<NodeId, Held, RandomState>,
+    pub(super) nodes: HashMap<NodeId, Held, FixedState>,
 }
 
 /// How many leases a node holds, and how many of them to run alone.
@@ -183,13 +184,46 @@ pub(super) struct Seen {
     pub(super) taken_at: Time,
 }
 
+/// When the next task becomes ready by the clock, in microseconds; `i64::MAX` for none. Who waits for a change hears of it in the order of their waiting, which a
+/// `watch` channel leaves to chance.
+pub(super) struct NextReady {
+    at: AtomicI64,
+    changed: Notify,
+}
+
+impl Default for NextReady {
+    fn default() -> NextReady {
+        NextReady {
+            at: AtomicI64::new(i64::MAX),
+            changed: Notify::new(),
+        }
+    }
+}
+
+impl NextReady {
+    pub(super) fn set(&self, at: i64) {
+        if self.at.swap(at, Ordering::AcqRel) != at {
+            self.changed.notify_waiters();
+        }
+    }
+
+    pub(super) fn get(&self) -> Time {
+        Time::from_micros(self.at.load(Ordering::Acquire))
+    }
+
+    /// Hears of changes from now on, once it is enabled.
+    pub(super) fn changed(&self) -> Notified<'_> {
+        self.changed.notified()
+    }
+}
+
 /// What writer and readers share.
 pub(super) struct Shared {
     pub(super) view: Mutex<View>,
     pub(super) catalog: Catalog,
     pub(super) nodes: Mutex<Nodes>,
-    /// When the next task becomes ready by the clock, in microseconds; `i64::MAX` for none. Parked claims watch it.
-    pub(super) next_ready: watch::Sender<i64>,
+    /// When the next task becomes ready by the clock. Parked claims watch it.
+    pub(super) next_ready: NextReady,
     /// True once the writer's memory stands; until then counts and overlays are incomplete.
     pub(super) loaded: watch::Sender<bool>,
     /// Why the memory could not be loaded, if so.
@@ -203,7 +237,7 @@ impl Shared {
             view: Mutex::default(),
             catalog: Catalog::default(),
             nodes: Mutex::default(),
-            next_ready: watch::Sender::new(i64::MAX),
+            next_ready: NextReady::default(),
             loaded: watch::Sender::new(false),
             broken: Mutex::default(),
             closed: AtomicBool::new(false),
@@ -221,7 +255,7 @@ impl Shared {
     }
 
     /// All leases. Taken before a list reads the disk: a later version there wins.
-    pub(super) fn seen_all(&self) -> HashMap<i64, Seen, RandomState> {
+    pub(super) fn seen_all(&self) -> HashMap<i64, Seen, FixedState> {
         let view = self.view.lock();
         view.leases
             .iter()

@@ -582,9 +582,7 @@ impl Writer {
             .first_key_value()
             .map(|((at, _), _)| at.as_micros());
         let first = first.unwrap_or(i64::MAX);
-        self.shared
-            .next_ready
-            .send_if_modified(|known| std::mem::replace(known, first) != first);
+        self.shared.next_ready.set(first);
     }
 
     /// Keeps the log short without letting a commit wait for it, as long as that is possible.

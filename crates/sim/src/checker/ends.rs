@@ -1,0 +1,204 @@
+//! What handlers did, and what became of each task: nothing acknowledged is lost, nothing ends that did not run, and each
+//! ends as its plan lets it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use pensum_core::transition::EventKind;
+use pensum_core::{State, TaskId};
+
+use super::{Book, Books};
+use crate::handlers::Proof;
+use crate::history::{Entry, Returned, What};
+use crate::scenario::Act;
+use crate::world::{Final, Outcome, has_ended};
+
+/// How many crashes of its node, while it ran alone, end a task.
+const CRASHES_MAX: usize = 3;
+
+/// What handlers did.
+#[derive(Default)]
+pub(super) struct Effects {
+    done: BTreeSet<(TaskId, u64)>,
+    steps_kept: BTreeMap<(TaskId, u32), u64>,
+    labels: BTreeMap<String, TaskId>,
+}
+
+impl Effects {
+    pub(super) fn read(&mut self, books: &mut Books<'_>, at: usize, entry: &Entry) {
+        match &entry.what {
+            What::Kept(tasks) => {
+                for (task, label) in tasks {
+                    if let Some(first) = self.labels.insert(label.clone(), *task) {
+                        books.broken(
+                            "what is asked for once is kept once",
+                            Some(at),
+                            format!("{label} is kept again; it was row {} already", first.row()),
+                        );
+                    }
+                }
+            }
+            What::Runs {
+                run,
+                task,
+                node,
+                attempt,
+            } => {
+                let label = books.label(*task);
+                let now = entry.at;
+                let behind = books.scenario.nodes[node.node].behind_ms;
+                let is_shown_the_time = books.scenario.shared_clock || behind == 0;
+                let last = books.tasks.get(task).and_then(|book| book.holds.last());
+                let dawn = books.dawn;
+                let why = match last {
+                    None => Some("nobody was given a lease".to_owned()),
+                    Some(hold) if hold.node != *node => Some(format!("{} has the lease", hold.node)),
+                    Some(hold) if hold.attempt != *attempt => {
+                        Some(format!("the lease is for attempt {}, not {attempt}", hold.attempt))
+                    }
+                    Some(hold) if hold.closed => Some("its run had ended".to_owned()),
+                    Some(hold) if is_shown_the_time && hold.until <= dawn.plus(now) => {
+                        Some("its lease has run out".to_owned())
+                    }
+                    Some(_) => None,
+                };
+                // Whose clock is behind cannot know that its lease is over; the fence sees to it.
+                if let Some(why) = why.filter(|_| is_shown_the_time) {
+                    books.broken(
+                        "nothing starts without a live lease",
+                        Some(at),
+                        format!("run {run} of {label} starts on {node}, and {why}"),
+                    );
+                }
+            }
+            What::Returns {
+                run,
+                task,
+                how: Returned::Done,
+            } => {
+                self.done.insert((*task, *run));
+            }
+            What::StepDone { run, task, step } => {
+                let before = self.steps_kept.get(&(*task, *step)).copied();
+                if let Some(before) = before.filter(|before| before < run) {
+                    let label = books.label(*task);
+                    books.broken(
+                        "a kept step is not done again",
+                        Some(at),
+                        format!("run {run} does step {step} of {label}, which run {before} heard is kept"),
+                    );
+                }
+            }
+            What::StepKept { run, task, step } => {
+                self.steps_kept.entry((*task, *step)).or_insert(*run);
+            }
+            What::Revived(task) => self.steps_kept.retain(|(of, _), _| of != task),
+            _ => {}
+        }
+    }
+
+    pub(super) fn finals(&self, books: &mut Books<'_>, outcome: &Outcome) {
+        for sentence in &outcome.stuck {
+            books.broken("everything comes to an end", None, sentence.clone());
+        }
+        for sentence in &outcome.verified.violations {
+            books.broken("the store is sound", None, sentence.clone());
+        }
+        let there: BTreeMap<TaskId, &Final> = outcome.tasks.iter().map(|task| (task.record.id, task)).collect();
+        let lost: Vec<TaskId> = books
+            .tasks
+            .iter()
+            .filter(|(id, book)| {
+                (book.acknowledged || book.kept_at.is_some()) && !book.deleted && !there.contains_key(id)
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        for id in lost {
+            let label = books.label(id);
+            books.broken("nothing acknowledged is lost", None, format!("{label} is gone"));
+        }
+        for task in &outcome.tasks {
+            self.ended(books, task);
+        }
+    }
+
+    fn ended(&self, books: &mut Books<'_>, task: &Final) {
+        let (id, life) = (task.record.id, &task.record.lifecycle);
+        let label = books.label(id);
+        if !has_ended(life.state) {
+            return;
+        }
+        let blank = Book::default();
+        let book = books.tasks.get(&id).unwrap_or(&blank);
+        let (retried, touched) = (book.retried, book.touched);
+        let own_end = book.ends.last().map(|(_, state)| *state);
+        let crashes = book.holds.iter().filter(|hold| !hold.closed).count();
+        let is = |kind: EventKind| matches!(kind, EventKind::Completed | EventKind::Failed | EventKind::Cancelled);
+        let ends = task.events.iter().filter(|event| is(event.kind)).count();
+        if ends == 0 || ends > retried + 1 {
+            books.broken(
+                "a task ends once",
+                None,
+                format!("the history of {label} tells of {ends} ends, and it was retried {retried} times"),
+            );
+        }
+        if own_end.is_some_and(|state| state != life.state) {
+            books.broken(
+                "an end is final",
+                None,
+                format!("{label} ended as {own_end:?} and is {} now", life.state),
+            );
+        }
+        if life.state == State::Completed {
+            self.proven(books, task, &label);
+        }
+        let kind = task.record.error.as_ref().map_or("", |error| error.kind.as_str());
+        if kind == "crashed_node" && crashes < CRASHES_MAX {
+            books.broken(
+                "only what kills nodes is blamed for it",
+                None,
+                format!("{label} is blamed for crashes, and only {crashes} of its leases ran out"),
+            );
+        }
+        let Some(plan) = books.plan(id) else { return };
+        let is_plain = !touched
+            && task.record.depends_on.is_empty()
+            && plan.depends_on.is_empty()
+            && plan.expires_ms.is_none()
+            && plan.queue_timeout_ms.is_none()
+            && kind != "crashed_node"
+            // Time goes on while a node stands still.
+            && !(kind == "timeout" && books.stood_still);
+        let expected = match &plan.act {
+            Act::Fail { attempts, .. } | Act::Panic { attempts } if *attempts > plan.retries => State::Failed,
+            Act::FailForGood | Act::Hang => State::Failed,
+            Act::Deadly { runs } if *runs as usize > CRASHES_MAX => State::Failed,
+            _ => State::Completed,
+        };
+        // A failed attempt counts where the one before was lost with its node, too.
+        let may_differ = matches!(plan.act, Act::Fail { .. } | Act::Panic { .. }) && life.state == State::Completed;
+        if is_plain && life.state != expected && !(may_differ && life.attempt > plan.retries + 1) {
+            books.broken(
+                "a task ends as its handler says",
+                None,
+                format!(
+                    "{label} is {} ({kind}), and should be {expected}: {:?}",
+                    life.state, plan.act
+                ),
+            );
+        }
+    }
+
+    fn proven(&self, books: &mut Books<'_>, task: &Final, label: &str) {
+        let proof = task.record.result.as_ref().map(|result| result.to::<Proof>());
+        let why = match proof {
+            Some(Ok(Proof { run })) if self.done.contains(&(task.record.id, run)) => return,
+            Some(Ok(Proof { run })) => format!("its result is that of run {run}, which did not return it"),
+            _ => "it has no result of a run".to_owned(),
+        };
+        books.broken(
+            "what is completed was done",
+            None,
+            format!("{label} is completed, and {why}"),
+        );
+    }
+}

@@ -1,0 +1,175 @@
+//! The judge: reads what happened and what became of each task, and says what must not have been.
+//!
+//! It shares no code with the decisions of the engine or of a store. It knows what was promised, and keeps its own books:
+//! who held which lease until when, who ended when, what was acknowledged.
+
+mod ends;
+mod leases;
+mod order;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use pensum_core::{LeaseId, State, TaskId, Time};
+
+use crate::history::{Entry, NodeName, What};
+use crate::scenario::{Scenario, TaskPlan};
+use crate::world::Outcome;
+
+/// Something that must not have been.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Violation {
+    /// Which promise was broken.
+    pub promise: &'static str,
+    /// How.
+    pub what: String,
+    /// Where in the history it shows, when it shows there.
+    pub entry: Option<usize>,
+}
+
+/// A lease as the books have it.
+#[derive(Clone, Debug)]
+struct Hold {
+    lease: LeaseId,
+    node: NodeName,
+    attempt: u32,
+    until: Time,
+    /// A report of the holder ended it.
+    closed: bool,
+}
+
+/// What the books say of one task.
+#[derive(Default)]
+struct Book {
+    kept_at: Option<usize>,
+    label: String,
+    key: Option<String>,
+    acknowledged: bool,
+    deleted: bool,
+    /// People interfered with it, or tried to.
+    touched: bool,
+    /// How often it was put back after an end that the history tells of.
+    revived: usize,
+    /// How often somebody's retry was carried out, after an end or within a delay.
+    retried: usize,
+    holds: Vec<Hold>,
+    /// Where in the history it ended, and how.
+    ends: Vec<(usize, State)>,
+    /// Failures that the store took since it was last put back.
+    failures: u32,
+}
+
+/// The books, while the history is read.
+struct Books<'a> {
+    scenario: &'a Scenario,
+    plans: BTreeMap<String, &'a TaskPlan>,
+    tasks: BTreeMap<TaskId, Book>,
+    dawn: Time,
+    stood_still: bool,
+    /// By what time, by any clock that the store was shown, leases were judged.
+    latest: Time,
+    violations: Vec<Violation>,
+}
+
+impl<'a> Books<'a> {
+    fn new(scenario: &'a Scenario, dawn: Time) -> Books<'a> {
+        Books {
+            scenario,
+            plans: scenario
+                .tasks()
+                .map(|plan| (format!("t{}", plan.label), plan))
+                .collect(),
+            tasks: BTreeMap::new(),
+            dawn,
+            stood_still: false,
+            latest: Time::EPOCH,
+            violations: Vec::new(),
+        }
+    }
+
+    fn broken(&mut self, promise: &'static str, entry: Option<usize>, what: impl Into<String>) {
+        self.violations.push(Violation {
+            promise,
+            what: what.into(),
+            entry,
+        });
+    }
+
+    fn book(&mut self, task: TaskId) -> &mut Book {
+        self.tasks.entry(task).or_default()
+    }
+
+    fn label(&self, task: TaskId) -> String {
+        match self.tasks.get(&task) {
+            Some(book) if !book.label.is_empty() => book.label.clone(),
+            _ => format!("row {}", task.row()),
+        }
+    }
+
+    fn plan(&self, task: TaskId) -> Option<&'a TaskPlan> {
+        self.plans.get(&self.tasks.get(&task)?.label).copied()
+    }
+
+    /// Notes what everybody else looks up, before the entry itself is judged.
+    fn note(&mut self, at: usize, entry: &Entry) {
+        match &entry.what {
+            What::Kept(tasks) => {
+                for (task, label) in tasks {
+                    let book = self.book(*task);
+                    book.label.clone_from(label);
+                    book.kept_at = Some(at);
+                }
+            }
+            What::Acknowledged { tasks, .. } => {
+                for (_, task, _) in tasks {
+                    self.book(*task).acknowledged = true;
+                }
+            }
+            What::NodeFreezes(..) => self.stood_still = true,
+            What::Deleted(task) => self.book(*task).deleted = true,
+            What::Revived(task) => {
+                let book = self.book(*task);
+                book.retried += 1;
+                // Within a delay it only makes it due.
+                if book.ends.len() > book.revived {
+                    book.revived += 1;
+                    book.failures = 0;
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Everything that must not have been.
+pub fn check(scenario: &Scenario, outcome: &Outcome) -> Vec<Violation> {
+    let mut books = Books::new(scenario, outcome.dawn);
+    for entry in &outcome.entries {
+        if let What::Orders { task, .. } = entry.what {
+            books.book(task).touched = true;
+        }
+    }
+    let dependencies: BTreeMap<TaskId, Vec<TaskId>> = outcome
+        .tasks
+        .iter()
+        .map(|task| (task.record.id, task.record.depends_on.clone()))
+        .collect();
+    let revived: BTreeSet<TaskId> = outcome
+        .entries
+        .iter()
+        .filter_map(|entry| match entry.what {
+            What::Revived(task) => Some(task),
+            _ => None,
+        })
+        .collect();
+    let mut order = order::Order::new(dependencies, revived);
+    let mut effects = ends::Effects::default();
+    for (at, entry) in outcome.entries.iter().enumerate() {
+        books.note(at, entry);
+        books.leases(at, entry);
+        order.read(&mut books, at, entry, &outcome.entries);
+        effects.read(&mut books, at, entry);
+    }
+    order.unique_keys(&mut books);
+    effects.finals(&mut books, outcome);
+    books.violations
+}

@@ -1,0 +1,164 @@
+//! What comes before what: dependencies, priorities, and unique keys.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use pensum_core::{State, TaskId};
+
+use super::Books;
+use crate::history::{Entry, What};
+use crate::scenario::OnFailure;
+
+pub(super) struct Order {
+    dependencies: BTreeMap<TaskId, Vec<TaskId>>,
+    /// Put back by someone at some time: whoever waited for the first end did so rightly.
+    revived: BTreeSet<TaskId>,
+    last_claim: Option<u64>,
+}
+
+impl Order {
+    pub(super) fn new(dependencies: BTreeMap<TaskId, Vec<TaskId>>, revived: BTreeSet<TaskId>) -> Order {
+        Order {
+            dependencies,
+            revived,
+            last_claim: None,
+        }
+    }
+
+    pub(super) fn read(&mut self, books: &mut Books<'_>, at: usize, entry: &Entry, all: &[Entry]) {
+        let What::Granted { task, claim, .. } = entry.what else {
+            return;
+        };
+        self.dependencies(books, at, task);
+        if self.last_claim != Some(claim) {
+            self.last_claim = Some(claim);
+            priorities(books, at, claim, all);
+        }
+    }
+
+    fn dependencies(&self, books: &mut Books<'_>, at: usize, task: TaskId) {
+        let policy = books.plan(task).map_or(OnFailure::Cancel, |plan| plan.on_failure);
+        for on in self.dependencies.get(&task).into_iter().flatten() {
+            if self.revived.contains(on) || self.revived.contains(&task) {
+                continue;
+            }
+            let Some(book) = books.tasks.get(on) else { continue };
+            // One that was cancelled as it was submitted has no end of its own in the history.
+            let end = book.ends.last().map(|(_, state)| *state);
+            let (label, other) = (books.label(task), books.label(*on));
+            match end {
+                Some(State::Completed) => {}
+                Some(_) if policy != OnFailure::Cancel => {}
+                Some(state) => books.broken(
+                    "dependencies come first",
+                    Some(at),
+                    format!("{label} starts although {other}, which it depends on, is {state}"),
+                ),
+                None if book.holds.is_empty() && !self.dependencies.get(on).is_none_or(Vec::is_empty) => {}
+                None => books.broken(
+                    "dependencies come first",
+                    Some(at),
+                    format!("{label} starts before {other}, which it depends on, has ended"),
+                ),
+            }
+        }
+    }
+
+    /// Of one unique key no two tasks are unfinished at the same time.
+    pub(super) fn unique_keys(&self, books: &mut Books<'_>) {
+        // From where to where in the history each task had its key.
+        type Spans = Vec<(usize, usize, TaskId)>;
+        let mut by_key: BTreeMap<(u8, bool), Spans> = BTreeMap::new();
+        for (task, book) in &books.tasks {
+            let (Some(kept_at), Some(plan)) = (book.kept_at, books.plan(*task)) else {
+                continue;
+            };
+            let (Some(key), false) = (plan.unique, self.revived.contains(task)) else {
+                continue;
+            };
+            let Some((ended_at, _)) = book.ends.first() else {
+                continue;
+            };
+            // The key is that of the handler, too.
+            let handler = matches!(plan.act, crate::scenario::Act::Pausable { .. });
+            by_key
+                .entry((key, handler))
+                .or_default()
+                .push((kept_at, *ended_at, *task));
+        }
+        for spans in by_key.values_mut() {
+            spans.sort_unstable();
+            for pair in spans.windows(2) {
+                if pair[1].0 < pair[0].1 {
+                    let (first, second) = (books.label(pair[0].2), books.label(pair[1].2));
+                    books.broken(
+                        "unique keys are unique",
+                        Some(pair[1].0),
+                        format!("{second} is kept while {first} has its unique key"),
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// A claim takes nothing while it leaves something more important that was surely ready.
+fn priorities(books: &mut Books<'_>, at: usize, claim: u64, all: &[Entry]) {
+    let What::Granted { now, .. } = all[at].what else {
+        return;
+    };
+    // The clock of the claimer may be behind that of whoever made a task ready.
+    let now = Duration::from_micros(now.as_micros().saturating_sub(books.dawn.as_micros()).max(0) as u64);
+    let mut lowest: Option<(u8, TaskId)> = None;
+    for entry in &all[at..] {
+        match &entry.what {
+            What::Granted {
+                claim: of,
+                task,
+                priority,
+                ..
+            } if *of == claim => {
+                // A suspect goes before others and alone.
+                if books.tasks.get(task).is_some_and(|book| book.holds.iter().len() > 1) {
+                    return;
+                }
+                if lowest.is_none_or(|(least, _)| *priority < least) {
+                    lowest = Some((*priority, *task));
+                }
+            }
+            _ => break,
+        }
+    }
+    let Some((least, taken)) = lowest else { return };
+    let taken_now: BTreeSet<TaskId> = all[at..]
+        .iter()
+        .map_while(|entry| match &entry.what {
+            What::Granted { claim: of, task, .. } if *of == claim => Some(*task),
+            _ => None,
+        })
+        .collect();
+    let left = books.tasks.iter().find(|(task, book)| {
+        let Some(plan) = books.plans.get(&book.label) else {
+            return false;
+        };
+        plan.priority > least
+            && !taken_now.contains(task)
+            && !book.touched
+            && book.holds.is_empty()
+            && book.ends.is_empty()
+            && book.kept_at.is_some_and(|kept_at| all[kept_at].at < now)
+            && plan.depends_on.is_empty()
+            && plan.delay_ms == 0
+            && plan.key.is_none()
+            && plan.expires_ms.is_none()
+            && plan.queue_timeout_ms.is_none()
+    });
+    if let Some((left, _)) = left {
+        let (left, taken) = (books.label(*left), books.label(taken));
+        books.broken(
+            "the more important goes first",
+            Some(at),
+            format!("{taken} is given out while {left}, which is more important, is ready"),
+        );
+    }
+}

@@ -1,0 +1,31 @@
+//! A world that tries to break Pensum: the real engine on one to five simulated machines, over the model store or SQLite,
+//! on a clock that jumps from one event to the next, with everything that is left to chance drawn from one seed.
+//!
+//! ```
+//! use pensum_sim::{Scenario, Size, StoreKind};
+//!
+//! let scenario = Scenario::of(7, StoreKind::Model, Size::Small);
+//! let outcome = pensum_sim::live(&scenario)?;
+//! assert_eq!(pensum_sim::check(&scenario, &outcome), []);
+//! # Ok::<(), anyhow::Error>(())
+//! ```
+
+mod batch;
+mod checker;
+mod handlers;
+mod history;
+mod machine;
+mod scenario;
+mod shrink;
+mod story;
+mod wire;
+mod world;
+
+pub use batch::{Batch, Tally, Verdict};
+pub use checker::{Violation, check};
+pub use handlers::{ACT, PAUSABLE, SIGNAL};
+pub use history::{Entry, Fault, Names, NodeName, Returned, What};
+pub use scenario::{Act, Action, FaultPlan, NodePlan, OnFailure, Order, Scenario, Size, Step, StoreKind, TaskPlan};
+pub use shrink::shrink;
+pub use story::{fingerprint, story};
+pub use world::{CONVERGES_IN, Final, Outcome, live};
