@@ -58,7 +58,7 @@ pub(super) fn inspect(path: &Path) -> Result<Found, StoreError> {
             "{shown} is a directory; give the path of a file in it"
         )));
     }
-    if metadata.len() == 0 {
+    if metadata.len() == 0 || is_half_made(path) {
         return Ok(Found::Nothing);
     }
     let mut header = Vec::with_capacity(100);
@@ -102,6 +102,18 @@ fn file_name(path: &Path) -> String {
     path.file_name()
         .map(|n| n.to_string_lossy().into_owned())
         .unwrap_or_default()
+}
+
+/// True when a power cut came while the first page of a new file was written. The page may be there, in part or not at all;
+/// the journal beside it says that the file was empty before, and SQLite makes it so again.
+fn is_half_made(path: &Path) -> bool {
+    /// The first bytes of a rollback journal (<https://www.sqlite.org/fileformat2.html#the_rollback_journal>).
+    const JOURNAL: [u8; 8] = [0xD9, 0xD5, 0x05, 0xF9, 0x20, 0xA1, 0x63, 0xD7];
+    let mut header = [0; 20];
+    let journal = path.with_file_name(format!("{}-journal", file_name(path)));
+    let read = File::open(journal).and_then(|mut file| file.read_exact(&mut header));
+    // Bytes 16 to 19 are the pages that the database had.
+    read.is_ok() && header.starts_with(&JOURNAL) && header[16..] == [0; 4]
 }
 
 /// True for a database without tables, which SQLite's shell makes of a path it is merely shown.
