@@ -9,6 +9,7 @@ mod postgres_outbox;
 mod postgres_races;
 mod postgres_reads;
 mod postgres_suite;
+mod power;
 mod random;
 mod sqlite_files;
 mod sqlite_hard_cases;

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::dice::Dice;
-use super::disk::{Change, Disk, Naming, OnDisk, carry_out, put, rename};
+use super::disk::{Change, Disk, OnDisk, carry_out, put, rename};
 use super::log::{FileId, Log};
 
 const SECTOR: usize = 512;
@@ -65,8 +65,8 @@ impl Image {
             damage: Damage::default(),
             dice,
         };
-        let names = weather.names(disk, order);
         let end = weather.end(disk);
+        let names = weather.names(disk, order, end);
         let mut files = BTreeMap::new();
         for (name, file) in names {
             if let Some(file) = disk.files.get(&file) {
@@ -108,25 +108,23 @@ impl Weather<'_> {
     }
 
     /// Which names there are.
-    fn names(&mut self, disk: &Disk<'_>, order: Order) -> BTreeMap<String, FileId> {
+    fn names(&mut self, disk: &Disk<'_>, order: Order, end: usize) -> BTreeMap<String, FileId> {
         let mut names = disk.names.clone();
-        let mut left: Vec<&Naming> = Vec::new();
-        for (at, naming) in &disk.naming {
-            if order != Order::Loose && *at < disk.any_sync {
+        let sure = disk
+            .naming
+            .iter()
+            .filter(|(at, _)| order != Order::Loose && *at < disk.any_sync);
+        let sure = sure.count();
+        let arrived = sure + self.dice.roll((disk.naming.len() - sure) as u64 + 1) as usize;
+        for (index, (at, naming)) in disk.naming.iter().enumerate() {
+            let is_there = match order {
+                Order::Strict => index < sure || *at < end,
+                Order::Grown => index < arrived,
+                Order::Loose => self.dice.chance(self.arrive),
+            };
+            if is_there {
                 rename(&mut names, naming);
-            } else {
-                left.push(naming);
             }
-        }
-        if order == Order::Loose {
-            for naming in left {
-                if self.dice.chance(self.arrive) {
-                    rename(&mut names, naming);
-                }
-            }
-        } else {
-            let arrived = self.dice.roll(left.len() as u64 + 1) as usize;
-            left[..arrived].iter().for_each(|naming| rename(&mut names, naming));
         }
         names
     }
@@ -206,7 +204,11 @@ impl Weather<'_> {
         while at < end {
             let next = (at / SECTOR + 1) * SECTOR;
             let piece = &bytes[at - offset..next.min(end) - offset];
-            let piece = if grow { piece } else { &piece[..piece.len().min(content.len().saturating_sub(at))] };
+            let piece = if grow {
+                piece
+            } else {
+                &piece[..piece.len().min(content.len().saturating_sub(at))]
+            };
             if !self.dice.chance(self.arrive) {
                 self.damage.lost += 1;
             } else if self.dice.roll(1000) < self.torn {
