@@ -106,12 +106,8 @@ pub enum What {
     Healed,
     /// A call to the store goes wrong.
     Fault {
-        /// The number of the call.
-        call: u64,
-        /// Who called.
-        node: NodeName,
-        /// The verb.
-        verb: &'static str,
+        /// Who called, what, and the how manieth call of that kind it was, such as `n1 claim 3`.
+        call: String,
         /// How.
         fault: Fault,
     },
@@ -371,12 +367,7 @@ impl Names {
             What::StoreAway(by) => format!("the store is AWAY for {} s", by.as_secs_f64()),
             What::StoreBack => "the store is back".to_owned(),
             What::Healed => "nothing goes wrong any more".to_owned(),
-            What::Fault {
-                call,
-                node,
-                verb,
-                fault,
-            } => format!("{node}'s {verb} {fault} (call {call})"),
+            What::Fault { call, fault } => format!("the call `{call}` {fault}"),
             What::Submits { node, labels, .. } => {
                 let labels: Vec<String> = labels.iter().map(|label| format!("t{label}")).collect();
                 format!("a client submits {} to {node}", labels.join(", "))

@@ -15,6 +15,7 @@ mod checker;
 mod handlers;
 mod history;
 mod machine;
+pub mod mutants;
 mod scenario;
 mod shrink;
 mod story;

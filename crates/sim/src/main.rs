@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use clap::Parser;
+use pensum_sim::mutants::{Catch, Greenhouse, MUTANTS, repository};
 use pensum_sim::{Batch, Scenario, Size, StoreKind, check, live, shrink, story};
 
 /// Lives through simulated worlds that try to break Pensum.
@@ -43,6 +44,9 @@ struct Options {
     /// Go on after the first seed that fails.
     #[arg(long)]
     go_on: bool,
+    /// Plant the bugs of the list one after the other, and see each of them caught; with a name, only that one.
+    #[arg(long, value_name = "NAME", num_args = 0..=1, default_missing_value = "")]
+    mutants: Option<String>,
     /// What the engine says while it lives, such as `debug`.
     #[arg(long, default_value = "off", value_name = "LEVEL")]
     log: String,
@@ -55,6 +59,9 @@ fn main() -> anyhow::Result<ExitCode> {
         .with_env_filter(tracing_subscriber::EnvFilter::new(&options.log))
         .without_time()
         .init();
+    if let Some(name) = &options.mutants {
+        return plant(name);
+    }
     if let Some(seed) = options.seed {
         return tell(&options, Scenario::of(seed, options.store, options.size));
     }
@@ -160,5 +167,31 @@ fn tell(options: &Options, scenario: Scenario) -> anyhow::Result<ExitCode> {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
+    })
+}
+
+/// Plants the bugs whose names begin with `name`.
+#[expect(clippy::print_stdout, reason = "a program that tells stories")]
+fn plant(name: &str) -> anyhow::Result<ExitCode> {
+    let greenhouse = Greenhouse::new(&repository())?;
+    let mutants: Vec<_> = MUTANTS.iter().filter(|mutant| mutant.name.starts_with(name)).collect();
+    anyhow::ensure!(!mutants.is_empty(), "no bug on the list is called {name}");
+    let mut missed = 0;
+    for mutant in &mutants {
+        match greenhouse.grow(mutant)? {
+            Catch::Caught(news) => println!("caught  {:<32} {}", mutant.name, news.join(" ")),
+            Catch::Missed => {
+                missed += 1;
+                println!(
+                    "MISSED  {:<32} {}, in {} seeds",
+                    mutant.name, mutant.wrong, mutant.seeds
+                );
+            }
+        }
+    }
+    println!("{} of {} bugs were caught", mutants.len() - missed, mutants.len());
+    Ok(match missed {
+        0 => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
     })
 }

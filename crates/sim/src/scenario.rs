@@ -58,9 +58,9 @@ pub struct FaultPlan {
     pub duplicate: f64,
     /// A read answers what was true before.
     pub stale: f64,
-    /// Only calls with these numbers go wrong, as found by cutting a plan down; `None` is all.
+    /// Only these calls go wrong, such as `n1 claim 3`, as found by cutting a plan down; `None` is all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub only: Option<Vec<u64>>,
+    pub only: Option<Vec<String>>,
 }
 
 /// Something that happens at a time.

@@ -82,18 +82,18 @@ impl Search {
     }
 
     fn faults(&mut self, best: Scenario) -> anyhow::Result<Scenario> {
-        let calls: Vec<u64> = match &best.faults.only {
+        let calls: Vec<String> = match &best.faults.only {
             Some(only) => only.clone(),
             None => {
                 let outcome = live(&best)?;
                 let call = |what: &What| match what {
-                    What::Fault { call, .. } => Some(*call),
+                    What::Fault { call, .. } => Some(call.clone()),
                     _ => None,
                 };
                 outcome.entries.iter().filter_map(|entry| call(&entry.what)).collect()
             }
         };
-        let with = |only: &[u64]| {
+        let with = |only: &[String]| {
             let mut scenario = best.clone();
             scenario.faults.only = Some(only.to_vec());
             scenario

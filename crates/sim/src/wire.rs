@@ -30,7 +30,7 @@ pub(crate) struct Weather {
     seed: u64,
     /// The longest delay.
     slow: Duration,
-    calls: AtomicU64,
+    calls: Mutex<BTreeMap<(NodeName, &'static str), u64>>,
     claims: AtomicU64,
     fair: AtomicBool,
     away_until: Mutex<Instant>,
@@ -44,7 +44,7 @@ impl Weather {
             plan,
             seed,
             slow: lease * 3 / 2,
-            calls: AtomicU64::new(0),
+            calls: Mutex::default(),
             claims: AtomicU64::new(0),
             fair: AtomicBool::new(false),
             away_until: Mutex::new(Instant::now()),
@@ -71,15 +71,22 @@ impl Weather {
 
     /// What goes wrong with the next call.
     fn next(&self, verb: Verb, node: NodeName) -> Option<Fault> {
-        let call = self.calls.fetch_add(1, Ordering::Relaxed);
+        let number = {
+            let mut calls = self.calls.lock();
+            let number = calls.entry((node, verb.name)).or_insert(0);
+            *number += 1;
+            *number
+        };
         if self.fair.load(Ordering::Relaxed) {
             return None;
         }
         let plan = &self.plan;
+        // By its own name, so that a plan that is cut down elsewhere still means the same call.
+        let call = format!("{node} {} {number}", verb.name);
         if plan.only.as_ref().is_some_and(|only| !only.contains(&call)) {
             return None;
         }
-        let mut draws = Draws(self.seed ^ call.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        let mut draws = Draws(self.seed ^ fold(&call));
         let mut left = draws.unit();
         let mut hits = |share: f64| {
             left -= share;
@@ -103,14 +110,16 @@ impl Weather {
         } else {
             return None;
         };
-        self.history.add(What::Fault {
-            call,
-            node,
-            verb: verb.name,
-            fault,
-        });
+        self.history.add(What::Fault { call, fault });
         Some(fault)
     }
+}
+
+/// FNV-1a, by Glenn Fowler, Landon Curt Noll and Kiem-Phong Vo.
+fn fold(text: &str) -> u64 {
+    text.bytes().fold(0xCBF2_9CE4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3)
+    })
 }
 
 /// SplitMix64, by Sebastiano Vigna: numbers that follow from a seed.

@@ -51,6 +51,13 @@ impl Books<'_> {
                         format!("{label} is given to {node} and had ended"),
                     );
                 }
+                if self.tasks.get(task).is_some_and(|book| book.cancelled) {
+                    self.broken(
+                        "what is cancelled does not start again",
+                        Some(at),
+                        format!("{label} is given to {node} after somebody heard that it is cancelled"),
+                    );
+                }
                 if let Some(key) = key {
                     let holder = self.tasks.iter().find(|(other, book)| {
                         *other != task && book.key.as_ref() == Some(key) && book.holds.iter().any(|h| self.is_live(h))

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use pensum_core::{LeaseId, State, TaskId, Time};
 
 use crate::history::{Entry, NodeName, What};
-use crate::scenario::{Scenario, TaskPlan};
+use crate::scenario::{Order, Scenario, TaskPlan};
 use crate::world::Outcome;
 
 /// Something that must not have been.
@@ -47,6 +47,8 @@ struct Book {
     deleted: bool,
     /// People interfered with it, or tried to.
     touched: bool,
+    /// Somebody heard that it is to stop, and nobody has retried it since.
+    cancelled: bool,
     /// How often it was put back after an end that the history tells of.
     revived: usize,
     /// How often somebody's retry was carried out, after an end or within a delay.
@@ -63,6 +65,8 @@ struct Books<'a> {
     scenario: &'a Scenario,
     plans: BTreeMap<String, &'a TaskPlan>,
     tasks: BTreeMap<TaskId, Book>,
+    /// The tasks of requests to cancel.
+    cancels: BTreeMap<u64, TaskId>,
     dawn: Time,
     stood_still: bool,
     /// By what time, by any clock that the store was shown, leases were judged.
@@ -79,6 +83,7 @@ impl<'a> Books<'a> {
                 .map(|plan| (format!("t{}", plan.label), plan))
                 .collect(),
             tasks: BTreeMap::new(),
+            cancels: BTreeMap::new(),
             dawn,
             stood_still: false,
             latest: Time::EPOCH,
@@ -124,11 +129,28 @@ impl<'a> Books<'a> {
                     self.book(*task).acknowledged = true;
                 }
             }
+            What::Orders {
+                request,
+                task,
+                order: Order::Cancel,
+                ..
+            } => {
+                self.cancels.insert(*request, *task);
+            }
+            What::Ordered {
+                request,
+                answer: Some(true),
+            } => {
+                if let Some(task) = self.cancels.get(request).copied() {
+                    self.book(task).cancelled = true;
+                }
+            }
             What::NodeFreezes(..) => self.stood_still = true,
             What::Deleted(task) => self.book(*task).deleted = true,
             What::Revived(task) => {
                 let book = self.book(*task);
                 book.retried += 1;
+                book.cancelled = false;
                 // Within a delay it only makes it due.
                 if book.ends.len() > book.revived {
                     book.revived += 1;

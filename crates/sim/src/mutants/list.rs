@@ -1,0 +1,394 @@
+//! Bugs to plant: each is a change of one place of the real code, and is looked for as text, so that the list cannot go
+//! stale unnoticed.
+
+use crate::scenario::{Size, StoreKind};
+
+/// A bug, and within how many seeds it has to be caught.
+#[derive(Clone, Copy, Debug)]
+pub struct Mutant {
+    /// What it is called on the command line.
+    pub name: &'static str,
+    /// What is wrong then.
+    pub wrong: &'static str,
+    /// Where, from the root of the repository, and what becomes what.
+    pub edits: &'static [Edit],
+    /// Over which store it shows.
+    pub store: StoreKind,
+    /// In worlds of which size.
+    pub size: Size,
+    /// Within how many seeds, counted from 1.
+    pub seeds: u64,
+}
+
+/// One place of the code, which holds `find` exactly once.
+#[derive(Clone, Copy, Debug)]
+pub struct Edit {
+    /// The file.
+    pub file: &'static str,
+    /// What is there.
+    pub find: &'static str,
+    /// What is there instead.
+    pub replace: &'static str,
+}
+
+const TRANSITION: &str = "crates/core/src/transition.rs";
+const OUTCOME: &str = "crates/core/src/outcome.rs";
+const MODEL: &str = "crates/core/src/model/mod.rs";
+const MODEL_RUN: &str = "crates/core/src/model/run.rs";
+const MODEL_ENQUEUE: &str = "crates/core/src/model/enqueue.rs";
+const EXECUTOR: &str = "crates/engine/src/executor.rs";
+const COMPLETER: &str = "crates/engine/src/completer.rs";
+const CONTEXT: &str = "crates/engine/src/context.rs";
+const KEEPER: &str = "crates/engine/src/keeper.rs";
+const SQLITE_CLAIM: &str = "crates/store/src/sqlite/claim.rs";
+const SQLITE_FINISH: &str = "crates/store/src/sqlite/finish.rs";
+const SQLITE_REAP: &str = "crates/store/src/sqlite/reap.rs";
+
+const fn model(name: &'static str, wrong: &'static str, edits: &'static [Edit], seeds: u64) -> Mutant {
+    Mutant {
+        name,
+        wrong,
+        edits,
+        store: StoreKind::Model,
+        size: Size::Small,
+        seeds,
+    }
+}
+
+const fn sqlite(name: &'static str, wrong: &'static str, edits: &'static [Edit], seeds: u64) -> Mutant {
+    Mutant {
+        store: StoreKind::Sqlite,
+        ..model(name, wrong, edits, seeds)
+    }
+}
+
+const fn edit(file: &'static str, find: &'static str, replace: &'static str) -> Edit {
+    Edit { file, find, replace }
+}
+
+/// All of them.
+pub const MUTANTS: &[Mutant] = &[
+    model(
+        "no-fence",
+        "any holder may report, whatever its lease",
+        &[
+            edit(
+                TRANSITION,
+                "(Running, Event::Holder(lease, report)) if task.lease.is_some_and(|l| l.id == *lease) => {",
+                "(Running, Event::Holder(_, report)) => {",
+            ),
+            edit(
+                MODEL_RUN,
+                "            .filter(|e| e.lifecycle.lease.is_some_and(|l| l.id == lease.lease))",
+                "            .filter(|e| e.lifecycle.lease.is_some())",
+            ),
+        ],
+        200,
+    ),
+    model(
+        "stale-renewal",
+        "whoever lost its lease may renew it",
+        &[edit(
+            MODEL_RUN,
+            "            .filter(|e| e.lifecycle.lease.is_some_and(|l| l.id == lease.lease))",
+            "            .filter(|e| e.lifecycle.lease.is_some())",
+        )],
+        200,
+    ),
+    model(
+        "renewal-forgotten",
+        "a renewal is answered and not kept",
+        &[edit(
+            MODEL_RUN,
+            "            held.expires_at = expires_at;",
+            "            let _ = held;",
+        )],
+        200,
+    ),
+    model(
+        "early-reaper",
+        "leases are taken back before they are over",
+        &[edit(
+            MODEL_RUN,
+            "task.lease.filter(|l| l.expires_at <= now)",
+            "task.lease.filter(|l| l.expires_at <= now.plus(Duration::from_secs(1)))",
+        )],
+        200,
+    ),
+    model(
+        "no-reaper",
+        "nobody takes leases back that have run out",
+        &[edit(
+            MODEL_RUN,
+            "task.lease.filter(|l| l.expires_at <= now)",
+            "task.lease.filter(|_| false)",
+        )],
+        100,
+    ),
+    model(
+        "crash-is-failure",
+        "a lost lease counts as a failure of the task",
+        &[edit(
+            TRANSITION,
+            "            same_attempt: false,\n            crashes,",
+            "            same_attempt: false,\n            failures: task.failures + 1,\n            crashes,",
+        )],
+        500,
+    ),
+    model(
+        "one-retry-too-many",
+        "the last failure is retried, too",
+        &[edit(OUTCOME, "(failures < max_retries)", "(failures <= max_retries)")],
+        50,
+    ),
+    model(
+        "one-retry-too-few",
+        "the last retry does not happen",
+        &[edit(
+            OUTCOME,
+            "(failures < max_retries)",
+            "(failures + 1 < max_retries)",
+        )],
+        50,
+    ),
+    model(
+        "failures-not-counted",
+        "a task fails for ever",
+        &[edit(
+            TRANSITION,
+            "        failures: task.failures + 1,",
+            "        failures: task.failures,",
+        )],
+        50,
+    ),
+    model(
+        "release-is-failure",
+        "a deploy spends an attempt",
+        &[edit(
+            TRANSITION,
+            "Report::Released => requeued(task, now, EventKind::Released, now),",
+            "Report::Released => backed_off(task, Duration::ZERO, now),",
+        )],
+        1_000,
+    ),
+    model(
+        "cancel-forgotten-in-a-crash",
+        "a task that was to stop runs again after its node died",
+        &[edit(
+            TRANSITION,
+            "    if task.cancel_requested_at.is_some() {\n        let mut end",
+            "    if false {\n        let mut end",
+        )],
+        2_000,
+    ),
+    model(
+        "blamed-at-once",
+        "one crash is enough to end a task",
+        &[edit(
+            TRANSITION,
+            "    if crashes >= CRASHES_ALONE_MAX {",
+            "    if blame != Blame::None {",
+        )],
+        200,
+    ),
+    model(
+        "never-blamed",
+        "what kills its node is tried for ever",
+        &[edit(
+            TRANSITION,
+            "    if crashes >= CRASHES_ALONE_MAX {",
+            "    if crashes >= 1_000_000 {",
+        )],
+        500,
+    ),
+    model(
+        "failed-dependency-is-met",
+        "a task runs although what it depends on failed",
+        &[edit(
+            TRANSITION,
+            "    if !completed && task.on_dependency_failure == OnDependencyFailure::Cancel {",
+            "    if !completed && task.unmet > 1_000 {",
+        )],
+        500,
+    ),
+    model(
+        "first-dependency-is-enough",
+        "a task does not wait for its other dependencies",
+        &[edit(
+            TRANSITION,
+            "    let unmet = task.unmet - 1;",
+            "    let unmet = 0;",
+        )],
+        1_000,
+    ),
+    model(
+        "dependants-not-told",
+        "whoever waits for a task waits for ever",
+        &[edit(
+            MODEL,
+            "                .push_back((dependant, Event::DependencyEnded(completed), error));",
+            "                .extend((dependant < 0).then_some((dependant, Event::DependencyEnded(completed), error)));",
+        )],
+        100,
+    ),
+    model(
+        "parent-not-told",
+        "whoever waits for its children waits for ever",
+        &[edit(
+            MODEL,
+            "            && self.unfinished_children(parent) == 0",
+            "            && self.unfinished_children(parent) > 1_000",
+        )],
+        100,
+    ),
+    model(
+        "waits-never-end",
+        "a wait whose time is over goes on",
+        &[edit(
+            MODEL_RUN,
+            "            .filter(|at| *at <= now)\n            .map(|at| (at, Event::WakeDue, None));",
+            "            .filter(|_| false)\n            .map(|at| (at, Event::WakeDue, None));",
+        )],
+        100,
+    ),
+    model(
+        "busy-keys-not-seen",
+        "a task starts while another one of its key runs",
+        &[edit(
+            MODEL_RUN,
+            "            .filter(|e| e.lifecycle.state == State::Running)\n            .filter_map(|e| e.spec.key",
+            "            .filter(|e| e.lifecycle.state == State::Waiting)\n            .filter_map(|e| e.spec.key",
+        )],
+        200,
+    ),
+    model(
+        "keys-not-told-apart-in-a-claim",
+        "one claim takes two tasks of a key",
+        &[edit(
+            MODEL_RUN,
+            "key.is_none_or(|key| busy_keys.insert((entry.namespace.clone(), key)))",
+            "key.is_none_or(|key| !busy_keys.contains(&(entry.namespace.clone(), key)))",
+        )],
+        1_000,
+    ),
+    model(
+        "low-goes-first",
+        "claims take the least important first",
+        &[edit(
+            MODEL_RUN,
+            "(Reverse(spec.priority), spec.deadline",
+            "(spec.priority, Reverse(0), spec.deadline",
+        )],
+        500,
+    ),
+    model(
+        "unique-keys-not-held",
+        "a second task with a unique key is kept",
+        &[edit(
+            MODEL_ENQUEUE,
+            "                (None, _) => {}\n",
+            "                (None, _) | (Some(_), OnConflict::Keep) => {}\n",
+        )],
+        500,
+    ),
+    model(
+        "requests-not-remembered",
+        "a repeated request is carried out again",
+        &[edit(
+            MODEL_ENQUEUE,
+            "        self.remember(call, ids.iter().map(|e| e.id).collect());",
+            "",
+        )],
+        500,
+    ),
+    model(
+        "outcome-dropped",
+        "an outcome that the store did not take is not brought again",
+        &[edit(
+            COMPLETER,
+            "                let nap = failures.next(engine, &error).min(PAUSE_MAX);",
+            "                if engine.now() > Time::EPOCH {\n                    return;\n                }\n                let nap = failures.next(engine, &error).min(PAUSE_MAX);",
+        )],
+        100,
+    ),
+    model(
+        "starts-after-its-lease",
+        "a run starts although its lease has run out",
+        &[edit(
+            EXECUTOR,
+            " || run.lease_until() <= now.plus(margin) {",
+            " || run.lease_until() <= now.minus(margin * 1_000) {",
+        )],
+        2_000,
+    ),
+    model(
+        "children-twice",
+        "a write with children whose answer is lost is made again",
+        &[edit(
+            CONTEXT,
+            "if !checkpoint.spawn.is_empty() && self.is_kept(&checkpoint).await {",
+            "if checkpoint.spawn.len() > 1_000 && self.is_kept(&checkpoint).await {",
+        )],
+        500,
+    ),
+    model(
+        "no-renewals",
+        "long runs lose their leases",
+        &[edit(
+            KEEPER,
+            "let is_due = now.since(self.renewed_at) >= engine.lease() / RENEWALS_PER_LEASE;",
+            "let is_due = now.since(self.renewed_at) >= engine.lease() * RENEWALS_PER_LEASE;",
+        )],
+        100,
+    ),
+    model(
+        "steps-done-again",
+        "a kept step is not looked up",
+        &[edit(
+            CONTEXT,
+            "if let Some(result) = self.kept_step(name).await? {",
+            "if let Some(result) = self.kept_step(name).await?.filter(|_| name.is_empty()) {",
+        )],
+        500,
+    ),
+    sqlite(
+        "sqlite-no-fence",
+        "a checkpoint of whoever lost its lease is kept",
+        &[edit(
+            SQLITE_FINISH,
+            "        if leased.closing || leased.lease_id() != Some(lease.lease) {\n            return None;",
+            "        if leased.closing {\n            return None;",
+        )],
+        500,
+    ),
+    sqlite(
+        "sqlite-stale-renewal",
+        "whoever lost its lease may renew it",
+        &[edit(
+            SQLITE_FINISH,
+            "            if leased.closing || leased.lease_id() != Some(beat.lease.lease) {",
+            "            if leased.closing {",
+        )],
+        500,
+    ),
+    sqlite(
+        "sqlite-early-reaper",
+        "leases are taken back before they are over",
+        &[edit(
+            SQLITE_REAP,
+            "lease.filter(|lease| lease.expires_at <= now)?;",
+            "lease.filter(|lease| lease.expires_at <= now.plus(std::time::Duration::from_secs(1)))?;",
+        )],
+        500,
+    ),
+    sqlite(
+        "sqlite-starts-what-is-overdue",
+        "a task that has expired starts",
+        &[edit(
+            SQLITE_CLAIM,
+            "        if is_overdue(&live, now) {",
+            "        if is_overdue(&live, now.minus(std::time::Duration::from_secs(3_600))) {",
+        )],
+        1_000,
+    ),
+];
