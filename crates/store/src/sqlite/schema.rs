@@ -1,8 +1,8 @@
 //! Opening the file: is it ours, whole, and of a version that we know?
 
 use std::fs::File;
-use std::io::Read;
-use std::path::Path;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
 
 use pensum_core::StoreError;
 use rusqlite::{Connection, OpenFlags};
@@ -13,6 +13,8 @@ use super::error::Fault;
 pub(super) const APPLICATION_ID: i32 = 0x504E_534D;
 /// Each step brings the schema from its index to the next version.
 const MIGRATIONS: [&str; 1] = [include_str!("schema.sql")];
+/// How every SQLite database begins.
+const MAGIC: &[u8] = b"SQLite format 3\0";
 /// The schema version that this program writes.
 pub(super) const VERSION: u64 = MIGRATIONS.len() as u64;
 /// Older versions can corrupt a database whose WAL is reset while another connection writes (fixed in 3.51.3).
@@ -63,23 +65,25 @@ pub(super) fn inspect(path: &Path) -> Result<Found, StoreError> {
     }
     let mut header = Vec::with_capacity(100);
     file.by_ref().take(100).read_to_end(&mut header).map_err(unreadable)?;
-    if header.len() < 100 || !header.starts_with(b"SQLite format 3\0") {
+    let has_magic = header.len() == 100 && header.starts_with(MAGIC);
+    header.resize(100, 0);
+    let word = |at: usize| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+    let (application, found) = (word(68), u64::from(word(60)));
+    let is_known = has_magic && application == APPLICATION_ID as u32 && found <= VERSION;
+    if !is_known && is_ours_by_log(path) {
+        return Ok(Found::Database);
+    }
+    if !has_magic {
         return Err(StoreError::Corrupt(format!(
             "{shown} is not a SQLite database; give the path of a Pensum store, or of a file that does not exist yet"
         )));
     }
-    let word = |at: usize| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
-    let application = word(68);
-    let has_wal = path
-        .with_file_name(format!("{}-wal", file_name(path)))
-        .metadata()
-        .is_ok_and(|m| m.len() > 0);
+    let has_wal = beside(path, "-wal").metadata().is_ok_and(|m| m.len() > 0);
     if application != APPLICATION_ID as u32 && (application != 0 || !has_wal) && !is_empty_database(path) {
         return Err(StoreError::Corrupt(format!(
             "{shown} is a database of another application (application id {application:#x}); give another path"
         )));
     }
-    let found = u64::from(word(60));
     if application == APPLICATION_ID as u32 && found > VERSION {
         return Err(StoreError::Newer { found, known: VERSION });
     }
@@ -98,10 +102,11 @@ pub(super) fn inspect(path: &Path) -> Result<Found, StoreError> {
     Ok(Found::Database)
 }
 
-fn file_name(path: &Path) -> String {
-    path.file_name()
-        .map(|n| n.to_string_lossy().into_owned())
-        .unwrap_or_default()
+/// The file that SQLite keeps beside a database under this suffix.
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
 }
 
 /// True when a power cut came while the first page of a new file was written. The page may be there, in part or not at all;
@@ -110,10 +115,37 @@ fn is_half_made(path: &Path) -> bool {
     /// The first bytes of a rollback journal (<https://www.sqlite.org/fileformat2.html#the_rollback_journal>).
     const JOURNAL: [u8; 8] = [0xD9, 0xD5, 0x05, 0xF9, 0x20, 0xA1, 0x63, 0xD7];
     let mut header = [0; 20];
-    let journal = path.with_file_name(format!("{}-journal", file_name(path)));
-    let read = File::open(journal).and_then(|mut file| file.read_exact(&mut header));
+    let read = File::open(beside(path, "-journal")).and_then(|mut file| file.read_exact(&mut header));
     // Bytes 16 to 19 are the pages that the database had.
     read.is_ok() && header.starts_with(&JOURNAL) && header[16..] == [0; 4]
+}
+
+/// True when the log holds the first page of a store of ours, of a version that we know. A power cut while the log was
+/// folded into the database may have torn that page in the file; SQLite then reads it from the log, and folds it anew.
+fn is_ours_by_log(path: &Path) -> bool {
+    // The file format: <https://www.sqlite.org/fileformat2.html#wal_file_format>.
+    let Ok(mut log) = File::open(beside(path, "-wal")) else {
+        return false;
+    };
+    let mut header = [0; 32];
+    if log.read_exact(&mut header).is_err() {
+        return false;
+    }
+    let page_size = u32::from_be_bytes([header[8], header[9], header[10], header[11]]);
+    // A frame: 24 bytes, of which the first four are the page's number and 8 to 15 the salt of the log, and the page.
+    let mut frame = [0; 24 + 72];
+    let mut at = header.len() as u64;
+    while log.seek(SeekFrom::Start(at)).is_ok() && log.read_exact(&mut frame).is_ok() && frame[8..16] == header[16..24]
+    {
+        let (number, page) = (&frame[..4], &frame[24..]);
+        let version = u64::from(u32::from_be_bytes([page[60], page[61], page[62], page[63]]));
+        let is_known = page.starts_with(MAGIC) && page[68..] == APPLICATION_ID.to_be_bytes() && version <= VERSION;
+        if number == [0, 0, 0, 1] && is_known {
+            return true;
+        }
+        at += 24 + u64::from(page_size);
+    }
+    false
 }
 
 /// True for a database without tables, which SQLite's shell makes of a path it is merely shown.
