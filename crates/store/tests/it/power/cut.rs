@@ -15,6 +15,8 @@ pub(super) enum Moment {
     Commit,
     /// Pages are on their way from that log into the database.
     Fold,
+    /// The first page of the database is on its way, which says whose file it is; its first sector is torn.
+    FirstPage,
     /// That log is begun anew, or cut to nothing.
     Reset,
     /// A file has just been made or removed.
@@ -26,7 +28,7 @@ pub(super) enum Moment {
 }
 
 impl Moment {
-    /// Each of them; the more frequent stand for the ones with the most that can go wrong.
+    /// Each of them but the creation; the more frequent stand for the ones with the most that can go wrong.
     pub(super) const TURNS: [Moment; 10] = [
         Moment::Commit,
         Moment::Fold,
@@ -37,7 +39,7 @@ impl Moment {
         Moment::Fold,
         Moment::Reset,
         Moment::Naming,
-        Moment::Creation,
+        Moment::FirstPage,
     ];
 }
 
@@ -59,7 +61,13 @@ pub(super) fn places(log: &Log, ledger: &Ledger) -> BTreeMap<Moment, Vec<usize>>
         for (file, writes) in &unsynced {
             match log.name(*file) {
                 _ if writes.is_empty() => {}
-                STORE => add(Moment::Fold, at, at + 1),
+                STORE => {
+                    add(Moment::Fold, at, at + 1);
+                    let is_first = |write: &usize| matches!(log.records[*write], Record::Write { offset: 0, .. });
+                    if writes.iter().any(is_first) {
+                        add(Moment::FirstPage, at, at + 1);
+                    }
+                }
                 name if name == wal => add(Moment::Commit, at, at + 1),
                 _ => {}
             }

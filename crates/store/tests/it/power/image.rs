@@ -85,6 +85,20 @@ impl Image {
         }
     }
 
+    /// Tears the first sector of a file that was on its way: a part of it is as it should be, the rest noise.
+    pub(super) fn tear_start(&mut self, name: &str, dice: &mut Dice) {
+        let whole = dice.pick(&[0, 0, 10, 40, 70, 100]);
+        for content in self
+            .files
+            .get_mut(name)
+            .into_iter()
+            .flat_map(|file| file.iter_mut().take(SECTOR).skip(whole))
+        {
+            *content = dice.roll(256) as u8;
+        }
+        self.damage.torn += 1;
+    }
+
     /// Writes the files into an empty directory.
     pub(super) fn write(&self, directory: &Path) -> std::io::Result<()> {
         for (name, content) in &self.files {
