@@ -1,8 +1,8 @@
 //! The files as a power cut could leave them.
 //!
-//! What a completed sync covers is there. Of everything later each 512-byte sector of each write may be there or not, and
-//! seldom is torn: the first part of what was written, and behind it what was there before, zeros or noise. Bytes that
-//! nobody wrote stay as they were, which is all that SQLite asks of a disk (its "powersafe overwrite").
+//! What a completed sync covers is there. Of everything later each 512-byte sector of each write may be there or not,
+//! and seldom is torn: the first part of what was written, and behind it what was there before, zeros or noise. Bytes
+//! that nobody wrote stay as they were, which is all that SQLite asks of a disk (its "powersafe overwrite").
 
 use std::collections::BTreeMap;
 use std::path::Path;

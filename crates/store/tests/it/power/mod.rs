@@ -1,8 +1,8 @@
 //! Power cuts: the files of a store as they could look after one, at any moment, opened and held against what had been
 //! acknowledged.
 //!
-//! A workload runs in a process of its own, under a recorder ([`record`]) that notes every write, sync and answer in one
-//! order ([`log`]). A disk ([`disk`]) that stops anywhere in it ([`cut`]) leaves images ([`image`]), which are checked
+//! A workload runs in a process of its own, under a recorder ([`record`]) that notes every write, sync and answer in
+//! one order ([`log`]). A disk ([`disk`]) that stops anywhere in it ([`cut`]) leaves images ([`image`]), which are checked
 //! ([`check`]) against what the workload was promised ([`ledger`], [`judge`]).
 //!
 //! `PENSUM_TEST_SEED=N` repeats the choices of a run, `PENSUM_TEST_LONG=1` makes more images. Threads interleave anew

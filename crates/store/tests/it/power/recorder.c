@@ -59,7 +59,8 @@ __attribute__((constructor)) static void begin(void) {
 static void note(uint32_t kind, uint32_t file, uint64_t offset, const void *bytes, size_t length) {
     struct header header = {kind, file, offset, length};
     struct iovec parts[2] = {{&header, sizeof header}, {(void *)bytes, length}};
-    if (syscall(SYS_writev, log_descriptor, parts, 2) != (long)(sizeof header + length)) give_up("the log is cut short");
+    long written = syscall(SYS_writev, log_descriptor, parts, 2);
+    if (written != (long)(sizeof header + length)) give_up("the log is cut short");
 }
 
 static uint32_t file_at(int descriptor) {

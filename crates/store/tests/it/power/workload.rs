@@ -24,9 +24,9 @@ pub(super) const SHELF: &str = "shelf";
 pub(super) const WORK: &str = "work";
 
 /// How often the store is opened and closed.
-pub(super) const SESSIONS: u64 = 5;
+pub(super) const SESSIONS: u64 = 4;
 /// The session whose log grows so long that the store folds it while it works on.
-const LONG_SESSION: u64 = 4;
+const LONG_SESSION: u64 = 3;
 /// The session that ends without a close.
 const DROPPED_SESSION: u64 = 2;
 
