@@ -109,8 +109,8 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// True when a power cut came while the first page of a new file was written. The page may be there, in part or not at all;
-/// the journal beside it says that the file was empty before, and SQLite makes it so again.
+/// True when a power cut came while the first page of a new file was written. The page may be there, in part or not at
+/// all; the journal beside it says that the file was empty before, and SQLite makes it so again.
 fn is_half_made(path: &Path) -> bool {
     /// The first bytes of a rollback journal (<https://www.sqlite.org/fileformat2.html#the_rollback_journal>).
     const JOURNAL: [u8; 8] = [0xD9, 0xD5, 0x05, 0xF9, 0x20, 0xA1, 0x63, 0xD7];
