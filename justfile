@@ -19,6 +19,10 @@ test:
 test-long:
     ./test --long
 
+# Live through simulated worlds, such as `just sim --seeds 10000`, or `just sim --seed 7` for its story
+sim *ARGS:
+    cargo run --release -p pensum-sim -- {{ARGS}}
+
 # Start the PostgreSQL that tests run against, and leave it running
 postgres:
     tests/postgres start

@@ -105,6 +105,7 @@ fn every_source_file_has_its_place_in_the_architecture() {
         "crates/store/src",
         "crates/engine/src",
         "crates/server/src",
+        "crates/sim/src",
         "crates/testing/src",
         "src",
     ];

@@ -23,7 +23,7 @@ mod wire;
 mod world;
 
 pub use batch::{Batch, Tally, Verdict};
-pub use checker::{Violation, check};
+pub use checker::{Violation, check, check_from_outside};
 pub use handlers::{ACT, PAUSABLE, SIGNAL};
 pub use history::{Entry, Fault, Names, NodeName, Returned, What};
 pub use scenario::{Act, Action, FaultPlan, NodePlan, OnFailure, Order, Scenario, Size, Step, StoreKind, TaskPlan};

@@ -52,11 +52,6 @@ impl ModelStore {
         }
     }
 
-    /// The node died: every task that it held goes back to the queue, blamed as its run deserves.
-    pub fn crash_node(&self, node: NodeId, now: Time) -> Vec<(TaskId, State)> {
-        self.model.lock().crash_node(node, now)
-    }
-
     fn bits(&self) -> u64 {
         self.random.bits()
     }
@@ -331,24 +326,6 @@ impl Model {
                 .is_some_and(|e| !e.lifecycle.state.is_terminal())
         };
         u32::try_from(entry.depends_on.iter().filter(unfinished).count()).unwrap_or(u32::MAX)
-    }
-
-    fn crash_node(&mut self, node: NodeId, now: Time) -> Vec<(TaskId, State)> {
-        let held: Vec<(i64, Event)> = self
-            .tasks
-            .iter()
-            .filter(|(_, e)| e.lifecycle.lease.is_some_and(|l| l.node == node))
-            .map(|(row, e)| (*row, Event::NodeDied(e.blame(now))))
-            .collect();
-        let mut applied = Applied::default();
-        for (row, event) in held {
-            let facts = Facts {
-                error: Some(node::crashed(node)),
-                ..Facts::default()
-            };
-            let _ = self.happen(row, &event, facts, now, &mut applied);
-        }
-        applied.ended
     }
 }
 

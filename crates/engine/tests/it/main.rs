@@ -11,7 +11,6 @@ mod http;
 mod nodes;
 mod process;
 mod running;
-mod simulation;
 mod stores;
 mod subprocess;
 mod support;

@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use parking_lot::Mutex;
 use pensum_core::input::Patch;
 use pensum_core::model::ModelStore;
 use pensum_core::query::{Counts, Paged};
@@ -19,8 +18,6 @@ use pensum_core::{
     TaskRecord, Time,
 };
 use pensum_engine::{Context, Engine, EngineBuilder, Handler, TokioSpawn};
-use rand::RngExt;
-use rand::rngs::StdRng;
 
 /// Tokio's clock, which stands still in tests until nothing can run.
 struct TokioClock {
@@ -193,10 +190,6 @@ pub(crate) struct Faults {
     pub(crate) beats: AtomicUsize,
     pub(crate) claims: AtomicUsize,
     pub(crate) largest_claim: AtomicUsize,
-    /// Verbs fail, take long, or lose their replies at random while this is set.
-    pub(crate) chaos: Mutex<Option<StdRng>>,
-    /// How many failures chaos has brought about.
-    pub(crate) injected: AtomicUsize,
 }
 
 impl Faults {
@@ -204,37 +197,6 @@ impl Faults {
         match self.down.load(Ordering::SeqCst) {
             true => Err(StoreError::Unavailable("switched off by the test".to_owned())),
             false => Ok(()),
-        }
-    }
-
-    fn draw(&self) -> Option<f64> {
-        self.chaos.lock().as_mut().map(|random| random.random())
-    }
-
-    fn injects(&self, share: f64) -> bool {
-        let injects = self.draw().is_some_and(|draw| draw < share);
-        self.injected.fetch_add(usize::from(injects), Ordering::SeqCst);
-        injects
-    }
-
-    /// Before a verb: a failure that changes nothing, or a delay.
-    async fn before(&self) -> Result<(), StoreError> {
-        self.check()?;
-        if self.injects(0.05) {
-            return Err(StoreError::Unavailable("chaos: nothing was done".to_owned()));
-        }
-        if self.injects(0.1) {
-            let seconds = self.draw().unwrap_or_default() * 2.0;
-            tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
-        }
-        Ok(())
-    }
-
-    /// After a verb: its reply is lost.
-    fn after<T>(&self, answer: Result<T, StoreError>) -> Result<T, StoreError> {
-        match self.injects(0.05) {
-            true => Err(StoreError::Unavailable("chaos: the reply was lost".to_owned())),
-            false => answer,
         }
     }
 }
@@ -249,15 +211,15 @@ pub(crate) struct FaultyStore {
 #[async_trait]
 impl Store for FaultyStore {
     async fn enqueue(&self, call: &Call, tasks: Vec<NewTask>) -> Result<Vec<Enqueued>, StoreError> {
-        self.faults.before().await?;
-        self.faults.after(self.inner.enqueue(call, tasks).await)
+        self.faults.check()?;
+        self.inner.enqueue(call, tasks).await
     }
 
     async fn claim(&self, request: ClaimRequest, now: Time) -> Result<Vec<Claimed>, StoreError> {
-        self.faults.before().await?;
+        self.faults.check()?;
         self.faults.claims.fetch_add(1, Ordering::SeqCst);
         self.faults.largest_claim.fetch_max(request.slots, Ordering::SeqCst);
-        let answer = self.faults.after(self.inner.claim(request, now).await);
+        let answer = self.inner.claim(request, now).await;
         let found = answer.as_ref().is_ok_and(|claimed| !claimed.is_empty());
         if found && self.faults.delay_claim.swap(false, Ordering::SeqCst) {
             tokio::time::sleep(Duration::from_secs(60)).await;
@@ -266,17 +228,17 @@ impl Store for FaultyStore {
     }
 
     async fn renew(&self, beats: Vec<Beat>, lease: Duration, now: Time) -> Result<Vec<Renewal>, StoreError> {
-        self.faults.before().await?;
+        self.faults.check()?;
         if self.faults.renewals_hang.load(Ordering::SeqCst) {
             std::future::pending::<()>().await;
         }
-        self.faults.after(self.inner.renew(beats, lease, now).await)
+        self.inner.renew(beats, lease, now).await
     }
 
     async fn finish(&self, finishes: Vec<Finish>, now: Time) -> Result<Vec<Result<Applied, Rejected>>, StoreError> {
-        self.faults.before().await?;
+        self.faults.check()?;
         self.faults.finishes.fetch_add(1, Ordering::SeqCst);
-        let answer = self.faults.after(self.inner.finish(finishes, now).await);
+        let answer = self.inner.finish(finishes, now).await;
         match self.faults.lose_finish_reply.swap(false, Ordering::SeqCst) {
             true => Err(StoreError::Unavailable("the reply was lost".to_owned())),
             false => answer,
@@ -284,8 +246,8 @@ impl Store for FaultyStore {
     }
 
     async fn checkpoint(&self, checkpoint: Checkpoint, now: Time) -> Result<Result<Applied, Rejected>, StoreError> {
-        self.faults.before().await?;
-        self.faults.after(self.inner.checkpoint(checkpoint, now).await)
+        self.faults.check()?;
+        self.inner.checkpoint(checkpoint, now).await
     }
 
     async fn command(
@@ -294,8 +256,8 @@ impl Store for FaultyStore {
         tasks: Vec<TaskId>,
         command: Command,
     ) -> Result<Vec<Result<Applied, Rejected>>, StoreError> {
-        self.faults.before().await?;
-        self.faults.after(self.inner.command(call, tasks, command).await)
+        self.faults.check()?;
+        self.inner.command(call, tasks, command).await
     }
 
     async fn update(
@@ -311,16 +273,16 @@ impl Store for FaultyStore {
 
     async fn heartbeat(&self, beat: NodeBeat, now: Time) -> Result<NodeReply, StoreError> {
         self.faults.beats.fetch_add(1, Ordering::SeqCst);
-        self.faults.before().await?;
+        self.faults.check()?;
         if self.faults.beats_fail.load(Ordering::SeqCst) {
             return Err(StoreError::Unavailable("switched off by the test".to_owned()));
         }
-        self.faults.after(self.inner.heartbeat(beat, now).await)
+        self.inner.heartbeat(beat, now).await
     }
 
     async fn leave(&self, node: NodeId, now: Time) -> Result<(), StoreError> {
-        self.faults.before().await?;
-        self.faults.after(self.inner.leave(node, now).await)
+        self.faults.check()?;
+        self.inner.leave(node, now).await
     }
 
     async fn nodes(&self, now: Time) -> Result<Vec<NodeRecord>, StoreError> {
@@ -332,8 +294,8 @@ impl Store for FaultyStore {
     }
 
     async fn reap(&self, now: Time, limit: usize) -> Result<Reaped, StoreError> {
-        self.faults.before().await?;
-        self.faults.after(self.inner.reap(now, limit).await)
+        self.faults.check()?;
+        self.inner.reap(now, limit).await
     }
 
     async fn task(&self, namespace: &str, task: TaskId) -> Result<Option<TaskRecord>, StoreError> {

@@ -46,7 +46,7 @@ impl Effects {
                 let label = books.label(*task);
                 let now = entry.at;
                 let behind = books.scenario.nodes[node.node].behind_ms;
-                let is_shown_the_time = books.scenario.shared_clock || behind == 0;
+                let is_shown_the_time = !books.outside && (books.scenario.shared_clock || behind == 0);
                 let last = books.tasks.get(task).and_then(|book| book.holds.last());
                 let dawn = books.dawn;
                 let why = match last {

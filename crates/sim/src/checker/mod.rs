@@ -69,6 +69,8 @@ struct Books<'a> {
     cancels: BTreeMap<u64, TaskId>,
     dawn: Time,
     stood_still: bool,
+    /// The history was not written within the store.
+    outside: bool,
     /// By what time, by any clock that the store was shown, leases were judged.
     latest: Time,
     violations: Vec<Violation>,
@@ -86,6 +88,7 @@ impl<'a> Books<'a> {
             cancels: BTreeMap::new(),
             dawn,
             stood_still: false,
+            outside: false,
             latest: Time::EPOCH,
             violations: Vec::new(),
         }
@@ -164,7 +167,21 @@ impl<'a> Books<'a> {
 
 /// Everything that must not have been.
 pub fn check(scenario: &Scenario, outcome: &Outcome) -> Vec<Violation> {
-    let mut books = Books::new(scenario, outcome.dawn);
+    judge(Books::new(scenario, outcome.dawn), outcome)
+}
+
+/// Like [`check`], for a history that was put together afterwards: leases from what the store tells of attempts, runs
+/// from what they wrote down. Such a history does not know what a claim could see, so nothing is said of priorities, nor
+/// what a node knew of its lease when it started a handler.
+pub fn check_from_outside(scenario: &Scenario, outcome: &Outcome) -> Vec<Violation> {
+    let books = Books {
+        outside: true,
+        ..Books::new(scenario, outcome.dawn)
+    };
+    judge(books, outcome)
+}
+
+fn judge(mut books: Books<'_>, outcome: &Outcome) -> Vec<Violation> {
     for entry in &outcome.entries {
         if let What::Orders { task, .. } = entry.what {
             books.book(task).touched = true;

@@ -30,7 +30,7 @@ impl Order {
             return;
         };
         self.dependencies(books, at, task);
-        if self.last_claim != Some(claim) {
+        if self.last_claim != Some(claim) && !books.outside {
             self.last_claim = Some(claim);
             priorities(books, at, claim, all);
         }

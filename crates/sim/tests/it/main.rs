@@ -3,5 +3,6 @@
 #![cfg(test)]
 
 mod mutants;
+mod page;
 mod regressions;
 mod worlds;
