@@ -30,15 +30,12 @@ use log::Log;
 use record::SKIPPED;
 use workload::SESSIONS;
 
-/// Images of one workload.
-const IMAGES: usize = 60;
-
-/// How many workloads: one, or with `PENSUM_TEST_LONG` enough for 500 images and more.
-fn workloads() -> u64 {
+/// How many workloads, and how many images of each: 60 in all, with `PENSUM_TEST_LONG` 500.
+fn extent() -> (u64, usize) {
     if std::env::var_os("PENSUM_TEST_LONG").is_some() {
-        9
+        (5, 100)
     } else {
-        1
+        (1, 60)
     }
 }
 
@@ -74,13 +71,14 @@ fn choose(log: &Log, images: usize, dice: &mut Dice) -> Vec<(Moment, usize)> {
 fn a_power_cut_at_any_moment_loses_nothing_that_was_acknowledged() {
     let first = seed();
     println!("seed: PENSUM_TEST_SEED={first}");
-    for seed in first..first + workloads() {
+    let (workloads, images) = extent();
+    for seed in first..first + workloads {
         let Some(log) = record::record(seed, SESSIONS) else {
             println!("{SKIPPED}");
             return;
         };
         let mut dice = Dice::new(seed);
-        let cuts = choose(&log, IMAGES, &mut dice);
+        let cuts = choose(&log, images, &mut dice);
         let (figures, failures) = examine(&log, Syncs::Honest, cuts, dice);
         println!("seed {seed}: {} steps, {figures:?}", log.records.len());
         fail_on(&failures, seed);
