@@ -15,6 +15,7 @@ mod beside;
 mod chaos;
 mod cli;
 mod cluster;
+mod crash;
 mod crashes;
 mod deploy;
 mod disk;

@@ -1,0 +1,174 @@
+//! The history as the store tells it of each task: leases from the starts and ends of its attempts.
+
+use std::collections::BTreeMap;
+
+use pensum_core::transition::EventKind;
+use pensum_core::{LeaseId, State, TaskId, Time};
+use pensum_sim::{Final, NodeName, What};
+use serde::Deserialize;
+
+use super::record::Effect;
+
+/// The label in a task's parameters.
+pub(super) fn label(task: &Final) -> String {
+    #[derive(Deserialize)]
+    struct Labelled {
+        label: String,
+    }
+    task.record.spec.parameters.to::<Labelled>().unwrap().label
+}
+
+/// What the store tells, not yet in order.
+pub(super) struct Told {
+    /// When, which comes first of what happened in the same microsecond, and what.
+    pub(super) lines: Vec<(Time, u8, What)>,
+    /// Where each attempt ran first.
+    ran: BTreeMap<(TaskId, u32), NodeName>,
+    leases: u128,
+}
+
+/// A lease of a task, as far as its history was read.
+struct Open {
+    lease: LeaseId,
+    attempt: u32,
+    /// Where its beginning is told.
+    granted: usize,
+}
+
+impl Told {
+    /// A task must be kept before anything is told of it.
+    const FIRST: u8 = 0;
+    /// Most of what happens.
+    pub(super) const BETWEEN: u8 = 1;
+    /// Starts follow from ends.
+    const START: u8 = 2;
+    /// What a run does follows from its start.
+    pub(super) const AFTER: u8 = 3;
+
+    pub(super) fn new(effects: &[Effect], nodes: &BTreeMap<i32, NodeName>) -> Told {
+        let mut ran = BTreeMap::new();
+        for effect in effects {
+            if let Some(node) = nodes.get(&effect.parent) {
+                ran.entry((effect.task, effect.attempt)).or_insert(*node);
+            }
+        }
+        Told {
+            lines: Vec::new(),
+            ran,
+            leases: 0,
+        }
+    }
+
+    fn line(&mut self, at: Time, rank: u8, what: What) {
+        self.lines.push((at, rank, what));
+    }
+
+    /// Tells of one task.
+    pub(super) fn task(&mut self, task: &Final) {
+        let id = task.record.id;
+        let mut at = task.record.created_at;
+        self.line(at, Told::FIRST, What::Kept(vec![(id, label(task))]));
+        let mut open: Option<Open> = None;
+        let mut last_attempt = 0;
+        for event in &task.events {
+            // Whoever comes back to an attempt is shown by the store to have started when the attempt did.
+            at = event.at.max(Time::from_micros(at.as_micros() + 1));
+            if event.kind == EventKind::Started {
+                self.close(open.take(), at);
+                open = Some(self.grant(task, event.attempt, event.attempt == last_attempt, at));
+                last_attempt = event.attempt;
+                continue;
+            }
+            let crashed = event.error.as_ref().is_some_and(|error| error.kind == "crashed_node");
+            let (outcome, state) = match event.kind {
+                EventKind::Completed => ("done", State::Completed),
+                EventKind::Failed if !crashed => ("failed", State::Failed),
+                EventKind::Cancelled => ("cancelled", State::Cancelled),
+                EventKind::Retrying => ("failed", State::Queued),
+                EventKind::Released | EventKind::Yielded => ("yielded", State::Queued),
+                EventKind::Crashed | EventKind::LeaseExpired | EventKind::Failed => {
+                    self.close(open.take(), at);
+                    self.ended(id, event.kind, at);
+                    continue;
+                }
+                EventKind::Retried => {
+                    self.line(at, Told::BETWEEN, What::Revived(id));
+                    continue;
+                }
+                _ => continue,
+            };
+            match open.take() {
+                Some(ended) => {
+                    let lease = ended.lease;
+                    self.close(Some(ended), at);
+                    let state = Some(state);
+                    let finished = What::Finished {
+                        task: id,
+                        lease,
+                        outcome,
+                        state,
+                    };
+                    self.line(at, Told::BETWEEN, finished);
+                }
+                // An end that needs a run, and there was none.
+                None if outcome == "done" || state == State::Queued => {
+                    let (lease, state) = (LeaseId(0), Some(state));
+                    let finished = What::Finished {
+                        task: id,
+                        lease,
+                        outcome,
+                        state,
+                    };
+                    self.line(at, Told::BETWEEN, finished);
+                }
+                None => {}
+            }
+            self.ended(id, event.kind, at);
+        }
+    }
+
+    fn grant(&mut self, task: &Final, attempt: u32, again: bool, now: Time) -> Open {
+        self.leases += 1;
+        let (id, lease) = (task.record.id, LeaseId(self.leases));
+        let node = self.ran.get(&(id, attempt)).copied();
+        let key = task.record.spec.key.as_ref().map(ToString::to_string);
+        let granted = What::Granted {
+            task: id,
+            label: label(task),
+            lease,
+            node: node.unwrap_or(NodeName { node: 0, life: 0 }),
+            attempt,
+            // When an attempt went on is not known, so nothing is known of its key's turn.
+            key: key.filter(|_| !again),
+            priority: task.record.spec.priority as u8,
+            now,
+            until: Time::MAX,
+            claim: self.leases as u64,
+        };
+        self.line(now, Told::START, granted);
+        Open {
+            lease,
+            attempt,
+            granted: self.lines.len() - 1,
+        }
+    }
+
+    /// A lease lasted until then.
+    fn close(&mut self, open: Option<Open>, at: Time) {
+        let Some(open) = open else { return };
+        match &mut self.lines[open.granted].2 {
+            What::Granted { until, attempt, .. } if *attempt == open.attempt => *until = at,
+            other => panic!("{other:?} gives no lease"),
+        }
+    }
+
+    fn ended(&mut self, task: TaskId, kind: EventKind, at: Time) {
+        let state = match kind {
+            EventKind::Completed => State::Completed,
+            EventKind::Failed => State::Failed,
+            EventKind::Cancelled => State::Cancelled,
+            _ => return,
+        };
+        self.line(at, Told::BETWEEN, What::Ended(vec![(task, state)]));
+    }
+}
