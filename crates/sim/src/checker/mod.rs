@@ -200,7 +200,9 @@ fn judge(mut books: Books<'_>, outcome: &Outcome) -> Vec<Violation> {
             _ => None,
         })
         .collect();
-    let mut order = order::Order::new(dependencies, revived);
+    let expiries = outcome.tasks.iter();
+    let expiries = expiries.filter_map(|task| Some((task.record.id, task.record.spec.expires_at()?)));
+    let mut order = order::Order::new(dependencies, expiries.collect(), revived);
     let mut effects = ends::Effects::default();
     for (at, entry) in outcome.entries.iter().enumerate() {
         books.note(at, entry);

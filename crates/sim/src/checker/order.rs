@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use pensum_core::{State, TaskId};
+use pensum_core::{State, TaskId, Time};
 
 use super::Books;
 use crate::history::{Entry, What};
@@ -11,24 +11,39 @@ use crate::scenario::OnFailure;
 
 pub(super) struct Order {
     dependencies: BTreeMap<TaskId, Vec<TaskId>>,
+    expiries: BTreeMap<TaskId, Time>,
     /// Put back by someone at some time: whoever waited for the first end did so rightly.
     revived: BTreeSet<TaskId>,
     last_claim: Option<u64>,
 }
 
 impl Order {
-    pub(super) fn new(dependencies: BTreeMap<TaskId, Vec<TaskId>>, revived: BTreeSet<TaskId>) -> Order {
+    pub(super) fn new(
+        dependencies: BTreeMap<TaskId, Vec<TaskId>>,
+        expiries: BTreeMap<TaskId, Time>,
+        revived: BTreeSet<TaskId>,
+    ) -> Order {
         Order {
             dependencies,
+            expiries,
             revived,
             last_claim: None,
         }
     }
 
     pub(super) fn read(&mut self, books: &mut Books<'_>, at: usize, entry: &Entry, all: &[Entry]) {
-        let What::Granted { task, claim, .. } = entry.what else {
+        let What::Granted { task, claim, now, .. } = entry.what else {
             return;
         };
+        let is_first = books.tasks.get(&task).is_some_and(|book| book.holds.len() == 1);
+        if is_first && self.expiries.get(&task).is_some_and(|expires_at| *expires_at <= now) {
+            let label = books.label(task);
+            books.broken(
+                "what has expired does not start",
+                Some(at),
+                format!("{label} is given out for the first time, and has expired by then"),
+            );
+        }
         self.dependencies(books, at, task);
         if self.last_claim != Some(claim) && !books.outside {
             self.last_claim = Some(claim);
