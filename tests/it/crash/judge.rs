@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::time::Duration;
 
 use pensum_core::{TaskId, Time};
 use pensum_sim::{Entry, NodeName, Order, Outcome, Scenario, What, check_from_outside, story};
@@ -20,14 +21,16 @@ pub(super) fn judge(
     let labels: BTreeMap<TaskId, String> = outcome.tasks.iter().map(|task| (task.record.id, label(task))).collect();
     let effects = Effect::read(effects);
     let mut told = Told::new(&effects, nodes);
+    let seen = heard(record, outcome, &labels);
+    let acknowledged = acknowledged(&seen);
     for task in &outcome.tasks {
-        told.task(task);
+        let heard = acknowledged.get(&task.record.id);
+        told.task(task, heard.map(|at| record.dawn.plus(*at)));
     }
     let mut lines: Vec<(Time, u8, What)> = told.lines;
     for effect in &effects {
         lines.push((effect.at, Told::AFTER, effect.what(nodes)));
     }
-    let seen = heard(record, outcome, &labels);
     let mut entries: Vec<(u8, Entry)> = seen.into_iter().map(|entry| (Told::BETWEEN, entry)).collect();
     for (at, rank, what) in lines {
         let at = record.since_dawn(at);
@@ -83,6 +86,19 @@ fn heard(record: &Record, outcome: &Outcome, labels: &BTreeMap<TaskId, String>) 
         entries.extend(follows.map(|what| Entry { at, what }));
     }
     entries
+}
+
+/// When a client first heard of each task.
+fn acknowledged(entries: &[Entry]) -> BTreeMap<TaskId, Duration> {
+    let mut first = BTreeMap::new();
+    for entry in entries {
+        if let What::Acknowledged { tasks, .. } = &entry.what {
+            for (_, task, _) in tasks {
+                first.entry(*task).or_insert(entry.at);
+            }
+        }
+    }
+    first
 }
 
 /// When the store took the cancel that was answered by `heard`.

@@ -84,6 +84,10 @@ impl Effect {
         })
     }
 
+    pub(super) fn is_start(&self) -> bool {
+        self.word == "runs"
+    }
+
     /// What the checker is told of it.
     pub(super) fn what(&self, nodes: &BTreeMap<i32, NodeName>) -> What {
         let (run, task) = (self.run, self.task);

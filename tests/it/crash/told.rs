@@ -22,8 +22,8 @@ pub(super) fn label(task: &Final) -> String {
 pub(super) struct Told {
     /// When, which comes first of what happened in the same microsecond, and what.
     pub(super) lines: Vec<(Time, u8, What)>,
-    /// Where each attempt ran first.
-    ran: BTreeMap<(TaskId, u32), NodeName>,
+    /// When and where the runs of each attempt started.
+    ran: BTreeMap<(TaskId, u32), Vec<(Time, NodeName)>>,
     leases: u128,
 }
 
@@ -46,10 +46,11 @@ impl Told {
     pub(super) const AFTER: u8 = 3;
 
     pub(super) fn new(effects: &[Effect], nodes: &BTreeMap<i32, NodeName>) -> Told {
-        let mut ran = BTreeMap::new();
-        for effect in effects {
+        let mut ran: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for effect in effects.iter().filter(|effect| effect.is_start()) {
             if let Some(node) = nodes.get(&effect.parent) {
-                ran.entry((effect.task, effect.attempt)).or_insert(*node);
+                let runs = ran.entry((effect.task, effect.attempt)).or_default();
+                runs.push((effect.at, *node));
             }
         }
         Told {
@@ -63,20 +64,28 @@ impl Told {
         self.lines.push((at, rank, what));
     }
 
-    /// Tells of one task.
-    pub(super) fn task(&mut self, task: &Final) {
+    /// Tells of one task, which was kept by the time that its client heard of it.
+    pub(super) fn task(&mut self, task: &Final, acknowledged: Option<Time>) {
         let id = task.record.id;
         let mut at = task.record.created_at;
-        self.line(at, Told::FIRST, What::Kept(vec![(id, label(task))]));
+        // It was asked for then, and may have waited: for a store that was away, or for the end of what had its unique key.
+        let next = task.events.iter().map(|event| event.at).find(|next| *next > at);
+        let kept = next
+            .into_iter()
+            .chain(acknowledged)
+            .min()
+            .map_or(at, |kept| kept.max(at));
+        self.line(kept, Told::FIRST, What::Kept(vec![(id, label(task))]));
         let mut open: Option<Open> = None;
-        let mut last_attempt = 0;
-        for event in &task.events {
+        for (number, event) in task.events.iter().enumerate() {
             // Whoever comes back to an attempt is shown by the store to have started when the attempt did.
             at = event.at.max(Time::from_micros(at.as_micros() + 1));
             if event.kind == EventKind::Started {
                 self.close(open.take(), at);
-                open = Some(self.grant(task, event.attempt, event.attempt == last_attempt, at));
-                last_attempt = event.attempt;
+                let next = task.events.get(number + 1).map_or(Time::MAX, |next| next.at);
+                let run = self.run(id, event.attempt, at, next);
+                at = run.map_or(at, |(ran_at, _)| ran_at);
+                open = Some(self.grant(task, event.attempt, at, run.map(|(_, node)| node)));
                 continue;
             }
             let crashed = event.error.as_ref().is_some_and(|error| error.kind == "crashed_node");
@@ -127,10 +136,18 @@ impl Told {
         }
     }
 
-    fn grant(&mut self, task: &Final, attempt: u32, again: bool, now: Time) -> Open {
+    /// The run that followed from a claim before anything else was told of the task.
+    ///
+    /// A node reads the clock before it claims, and may then wait for the end of what had the key; when its run started it
+    /// surely had its turn.
+    fn run(&self, task: TaskId, attempt: u32, from: Time, to: Time) -> Option<(Time, NodeName)> {
+        let mut runs = self.ran.get(&(task, attempt))?.iter().copied();
+        runs.find(|(at, _)| from <= *at && *at < to)
+    }
+
+    fn grant(&mut self, task: &Final, attempt: u32, now: Time, node: Option<NodeName>) -> Open {
         self.leases += 1;
         let (id, lease) = (task.record.id, LeaseId(self.leases));
-        let node = self.ran.get(&(id, attempt)).copied();
         let key = task.record.spec.key.as_ref().map(ToString::to_string);
         let granted = What::Granted {
             task: id,
@@ -138,8 +155,8 @@ impl Told {
             lease,
             node: node.unwrap_or(NodeName { node: 0, life: 0 }),
             attempt,
-            // When an attempt went on is not known, so nothing is known of its key's turn.
-            key: key.filter(|_| !again),
+            // Without a run nothing is known of its key's turn.
+            key: key.filter(|_| node.is_some()),
             priority: task.record.spec.priority as u8,
             now,
             until: Time::MAX,
