@@ -26,6 +26,8 @@ pub(super) struct Incarnation {
     pub(super) base: String,
     pid: Pid,
     frozen: bool,
+    /// Was asked to stop; a second SIGTERM would end it at once.
+    stopping: bool,
 }
 
 /// One machine.
@@ -97,6 +99,7 @@ impl Machines {
                     base,
                     pid: Pid::from_raw(server.pid()).unwrap(),
                     frozen: false,
+                    stopping: false,
                 });
                 record.add(What::NodeStarts(name));
                 return true;
@@ -111,11 +114,9 @@ impl Machines {
     }
 
     fn watch(&self, machine: &Machine, name: NodeName, server: &mut Server, record: &Record) {
-        let mut told = false;
         let status = loop {
-            if self.is_over() && !told {
-                server.signal(Signal::TERM);
-                told = true;
+            if self.is_over() {
+                self.stop(name.node);
             }
             {
                 let mut now = machine.now.lock().unwrap();
@@ -145,17 +146,17 @@ impl Machines {
 
     /// SIGKILL, which spares no process; nothing where there is none.
     pub(super) fn kill(&self, node: usize) {
-        self.signal(node, Signal::KILL);
-    }
-
-    /// SIGTERM; the next start follows.
-    pub(super) fn stop(&self, node: usize) {
-        self.signal(node, Signal::TERM);
-    }
-
-    fn signal(&self, node: usize, signal: Signal) {
         if let Some(found) = &*self.all[node].now.lock().unwrap() {
-            kill_process(found.pid, signal).unwrap();
+            kill_process(found.pid, Signal::KILL).unwrap();
+        }
+    }
+
+    /// SIGTERM, unless it was asked already; the next start follows.
+    pub(super) fn stop(&self, node: usize) {
+        let mut now = self.all[node].now.lock().unwrap();
+        if let Some(found) = now.as_mut().filter(|found| !found.stopping) {
+            kill_process(found.pid, Signal::TERM).unwrap();
+            found.stopping = true;
         }
     }
 
