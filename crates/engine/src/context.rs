@@ -338,29 +338,49 @@ impl Context {
 
     /// Writes a checkpoint with what was consumed and spawned; puts that back when it fails.
     async fn write_extras(&self, mut checkpoint: Checkpoint) -> Result<(), ErrorInfo> {
-        let (consumed, spawn) = {
+        let unsure = self.run.extras.lock().unsure_children.clone();
+        if let Some((step, count)) = unsure {
+            self.settle_children(&step, count).await.map_err(unavailable)?;
+        }
+        let (consumed, spawn, writes) = {
             let mut extras = self.run.extras.lock();
-            (std::mem::take(&mut extras.consumed), std::mem::take(&mut extras.spawn))
+            let (consumed, spawn) = (std::mem::take(&mut extras.consumed), std::mem::take(&mut extras.spawn));
+            (consumed, spawn, extras.writes_with_children)
         };
         checkpoint.consumed.clone_from(&consumed);
         checkpoint.spawn.clone_from(&spawn);
-        if !spawn.is_empty() && checkpoint.step.is_none() {
-            let write = {
-                let mut extras = self.run.extras.lock();
-                extras.writes_with_children += 1;
-                extras.writes_with_children
-            };
-            let name = format!("{CHILDREN_STEP} {write} of lease {}", self.run.lease.lease);
+        if !spawn.is_empty() {
             let count = json(&spawn.len(), "a number", kinds::BAD_CHECKPOINT)?;
-            checkpoint.step = Some((Name::from(name), count));
+            let step = format!("{CHILDREN_STEP} {writes} of {}", self.run.lease.lease);
+            checkpoint.step.get_or_insert((Name::from(step), count));
         }
+        let step = checkpoint.step.as_ref().map(|(step, _)| step.clone());
         let written = self.write(checkpoint).await;
-        if written.is_err() {
-            let mut extras = self.run.extras.lock();
-            extras.consumed.splice(0..0, consumed);
-            extras.spawn.splice(0..0, spawn);
+        let mut extras = self.run.extras.lock();
+        match &written {
+            Ok(()) => extras.writes_with_children += u32::from(!spawn.is_empty()),
+            Err(error) => {
+                if matches!(error, WriteError::Store(_)) {
+                    extras.unsure_children = step.filter(|_| !spawn.is_empty()).map(|step| (step, spawn.len()));
+                }
+                extras.consumed.splice(0..0, consumed);
+                extras.spawn.splice(0..0, spawn);
+            }
         }
+        drop(extras);
         Ok(written?)
+    }
+
+    /// Finds out what became of a write with `count` children that was given up without an answer.
+    async fn settle_children(&self, step: &Name, count: usize) -> Result<(), StoreError> {
+        let is_kept = self.has_step(step).await?;
+        let mut extras = self.run.extras.lock();
+        if is_kept {
+            extras.spawn.drain(..count);
+            extras.writes_with_children += 1;
+        }
+        extras.unsure_children = None;
+        Ok(())
     }
 
     async fn write(&self, checkpoint: Checkpoint) -> Result<(), WriteError> {
@@ -369,8 +389,25 @@ impl Context {
         let mut tries = 1;
         loop {
             self.run.lives(self.now());
-            match engine.store().checkpoint(checkpoint.clone(), self.now()).await {
-                Ok(Ok(_)) => {
+            // Everything else in it may be written twice; children would be there twice.
+            let earlier = checkpoint
+                .step
+                .as_ref()
+                .filter(|_| tries > 1 && !checkpoint.spawn.is_empty());
+            let is_kept = match earlier {
+                Some((step, _)) => self.has_step(step).await,
+                None => Ok(false),
+            };
+            let answer = match is_kept {
+                Ok(true) => Ok(Ok(())),
+                Ok(false) => {
+                    let answer = engine.store().checkpoint(checkpoint.clone(), self.now()).await;
+                    answer.map(|answer| answer.map(drop))
+                }
+                Err(error) => Err(error),
+            };
+            match answer {
+                Ok(Ok(())) => {
                     if !checkpoint.spawn.is_empty() {
                         engine.wake_claims();
                     }
@@ -385,24 +422,16 @@ impl Context {
                 Err(StoreError::Unavailable(_)) if tries < WRITE_TRIES => {
                     engine.seams().clock.sleep_until(self.now().plus(pause)).await;
                     (tries, pause) = (tries + 1, pause * 2);
-                    if !checkpoint.spawn.is_empty() && self.is_kept(&checkpoint).await {
-                        engine.wake_claims();
-                        return Ok(());
-                    }
                 }
                 Err(error) => return Err(WriteError::Store(error)),
             }
         }
     }
 
-    /// Whether a write whose answer did not come was carried out all the same. Everything else in it may be written twice;
-    /// children would be there twice.
-    async fn is_kept(&self, checkpoint: &Checkpoint) -> bool {
-        let Some((name, _)) = &checkpoint.step else {
-            return false;
-        };
-        let kept = self.run.engine.store().steps(self.id()).await;
-        kept.is_ok_and(|steps| steps.iter().any(|(kept, _)| kept == name))
+    /// Whether the store has this step: asked past what the run remembers.
+    async fn has_step(&self, step: &Name) -> Result<bool, StoreError> {
+        let steps = self.run.engine.store().steps(self.id()).await?;
+        Ok(steps.iter().any(|(kept, _)| kept == step))
     }
 }
 

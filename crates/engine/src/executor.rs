@@ -242,6 +242,11 @@ pub(crate) fn conclude(run: &Arc<Run>, end: End) -> Option<Finish> {
     let mut extras = run.extras.lock();
     finish.usage = extras.usage.take().unwrap_or_default();
     finish.usage.wall_seconds = now.since(run.started).as_secs_f64();
+    if extras.unsure_children.is_some() && keeps_extras(&finish.outcome) {
+        let why = "a write with children got no answer; whether they are there shows in the next attempt";
+        let error = ErrorInfo::new(kinds::STORE_UNAVAILABLE, why);
+        finish.outcome = Outcome::Retry { error, after: None };
+    }
     if keeps_extras(&finish.outcome) {
         finish.consumed = std::mem::take(&mut extras.consumed);
         finish.spawn = std::mem::take(&mut extras.spawn);

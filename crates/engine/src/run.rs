@@ -128,6 +128,8 @@ pub(crate) struct Extras {
     pub(crate) spawn: Vec<NewTask>,
     /// How many writes carried children before the end of the run.
     pub(crate) writes_with_children: u32,
+    /// A write with the first so many of `spawn` was given up, and may have been carried out: then there is this step.
+    pub(crate) unsure_children: Option<(Name, usize)>,
     pub(crate) usage: Option<Usage>,
     /// Results of durable steps, once they were loaded.
     pub(crate) steps: Option<HashMap<Name, Json>>,

@@ -224,6 +224,15 @@ pub enum What {
         /// How many leases.
         leases: u64,
     },
+    /// The store carries a command out.
+    Commanded {
+        /// The task.
+        task: TaskId,
+        /// What was asked for.
+        command: &'static str,
+        /// Where the task is now.
+        state: Option<State>,
+    },
     /// The store removes a task.
     Deleted(TaskId),
     /// The store puts an ended task back.
@@ -444,6 +453,14 @@ impl Names {
             What::Ended(tasks) => format!("ended: {}", self.ended(tasks)),
             What::Reaped { now, leases } => {
                 format!("the reaper takes {leases} lease(s) back that ran out by {}", clock(now))
+            }
+            What::Commanded {
+                task: id,
+                command,
+                state,
+            } => {
+                let state = state.map_or("gone".to_owned(), |state| state.to_string());
+                format!("the store takes `{command}` of {}: it is {state}", task(id))
             }
             What::Deleted(id) => format!("the store removes {}", task(id)),
             What::Revived(id) => format!("the store puts {} back", task(id)),

@@ -377,6 +377,11 @@ impl Far {
         let answers = self.inner.command(&call, tasks.clone(), command.clone()).await?;
         for (task, answer) in tasks.iter().zip(&answers) {
             let Ok(applied) = answer else { continue };
+            self.add(What::Commanded {
+                task: *task,
+                command: command_name(&command),
+                state: applied.state,
+            });
             match command {
                 Command::Delete => self.add(What::Deleted(*task)),
                 Command::Retry => self.add(What::Revived(*task)),
@@ -399,6 +404,18 @@ impl Far {
             self.add(What::Ended(reaped.ended.clone()));
         }
         Ok(reaped)
+    }
+}
+
+fn command_name(command: &Command) -> &'static str {
+    match command {
+        Command::Cancel { .. } => "cancel",
+        Command::Pause => "pause",
+        Command::Resume => "resume",
+        Command::Retry => "retry",
+        Command::RunNow => "run now",
+        Command::Signal { .. } => "signal",
+        Command::Delete => "delete",
     }
 }
 

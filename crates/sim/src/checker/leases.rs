@@ -51,11 +51,13 @@ impl Books<'_> {
                         format!("{label} is given to {node} and had ended"),
                     );
                 }
-                if self.tasks.get(task).is_some_and(|book| book.cancelled) {
+                // A claim that was waiting may have been served, and be written down, just before.
+                let cancelled = self.tasks.get(task).and_then(|book| book.cancelled);
+                if cancelled.is_some_and(|cancelled| cancelled < entry.at) {
                     self.broken(
                         "what is cancelled does not start again",
                         Some(at),
-                        format!("{label} is given to {node} after somebody heard that it is cancelled"),
+                        format!("{label} is given to {node} after somebody had cancelled it"),
                     );
                 }
                 if let Some(key) = key {

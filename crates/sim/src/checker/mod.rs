@@ -8,11 +8,12 @@ mod leases;
 mod order;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use pensum_core::{LeaseId, State, TaskId, Time};
 
 use crate::history::{Entry, NodeName, What};
-use crate::scenario::{Order, Scenario, TaskPlan};
+use crate::scenario::{Scenario, TaskPlan};
 use crate::world::Outcome;
 
 /// Something that must not have been.
@@ -47,8 +48,8 @@ struct Book {
     deleted: bool,
     /// People interfered with it, or tried to.
     touched: bool,
-    /// Somebody heard that it is to stop, and nobody has retried it since.
-    cancelled: bool,
+    /// When somebody was heard who wants it to stop; nobody has retried it since.
+    cancelled: Option<Duration>,
     /// How often it was put back after an end that the history tells of.
     revived: usize,
     /// How often somebody's retry was carried out, after an end or within a delay.
@@ -65,8 +66,6 @@ struct Books<'a> {
     scenario: &'a Scenario,
     plans: BTreeMap<String, &'a TaskPlan>,
     tasks: BTreeMap<TaskId, Book>,
-    /// The tasks of requests to cancel.
-    cancels: BTreeMap<u64, TaskId>,
     dawn: Time,
     stood_still: bool,
     /// The history was not written within the store.
@@ -85,7 +84,6 @@ impl<'a> Books<'a> {
                 .map(|plan| (format!("t{}", plan.label), plan))
                 .collect(),
             tasks: BTreeMap::new(),
-            cancels: BTreeMap::new(),
             dawn,
             stood_still: false,
             outside: false,
@@ -132,28 +130,17 @@ impl<'a> Books<'a> {
                     self.book(*task).acknowledged = true;
                 }
             }
-            What::Orders {
-                request,
+            What::Commanded {
                 task,
-                order: Order::Cancel,
+                command: "cancel",
                 ..
-            } => {
-                self.cancels.insert(*request, *task);
-            }
-            What::Ordered {
-                request,
-                answer: Some(true),
-            } => {
-                if let Some(task) = self.cancels.get(request).copied() {
-                    self.book(task).cancelled = true;
-                }
-            }
+            } => self.book(*task).cancelled = Some(entry.at),
             What::NodeFreezes(..) => self.stood_still = true,
             What::Deleted(task) => self.book(*task).deleted = true,
             What::Revived(task) => {
                 let book = self.book(*task);
                 book.retried += 1;
-                book.cancelled = false;
+                book.cancelled = None;
                 // Within a delay it only makes it due.
                 if book.ends.len() > book.revived {
                     book.revived += 1;

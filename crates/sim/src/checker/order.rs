@@ -58,7 +58,8 @@ impl Order {
                 continue;
             }
             let Some(book) = books.tasks.get(on) else { continue };
-            // One that was cancelled as it was submitted has no end of its own in the history.
+            // One that was cancelled as it was submitted, for what it depended on itself, has no end of its own in the
+            // history; and of one that was deleted nobody knows any more what it depended on.
             let end = book.ends.last().map(|(_, state)| *state);
             let (label, other) = (books.label(task), books.label(*on));
             match end {
@@ -69,7 +70,7 @@ impl Order {
                     Some(at),
                     format!("{label} starts although {other}, which it depends on, is {state}"),
                 ),
-                None if book.holds.is_empty() && !self.dependencies.get(on).is_none_or(Vec::is_empty) => {}
+                None if book.holds.is_empty() && self.dependencies.get(on).is_none_or(|own| !own.is_empty()) => {}
                 None => books.broken(
                     "dependencies come first",
                     Some(at),
