@@ -81,11 +81,11 @@ impl Told {
             // Whoever comes back to an attempt is shown by the store to have started when the attempt did.
             at = event.at.max(Time::from_micros(at.as_micros() + 1));
             if event.kind == EventKind::Started {
-                self.close(open.take(), at);
+                // One that is still open is left so: the judge shall see that there are two.
                 let next = task.events.get(number + 1).map_or(Time::MAX, |next| next.at);
                 let run = self.run(id, event.attempt, at, next);
+                open = Some(self.grant(task, event.attempt, at, run));
                 at = run.map_or(at, |(ran_at, _)| ran_at);
-                open = Some(self.grant(task, event.attempt, at, run.map(|(_, node)| node)));
                 continue;
             }
             let crashed = event.error.as_ref().is_some_and(|error| error.kind == "crashed_node");
@@ -96,7 +96,10 @@ impl Told {
                 EventKind::Retrying => ("failed", State::Queued),
                 EventKind::Released | EventKind::Yielded => ("yielded", State::Queued),
                 EventKind::Crashed | EventKind::LeaseExpired | EventKind::Failed => {
-                    self.close(open.take(), at);
+                    if let Some(lost) = open.take() {
+                        self.close(lost, at);
+                        self.line(at, Told::BETWEEN, What::Reaped { now: at, leases: 1 });
+                    }
                     self.ended(id, event.kind, at);
                     continue;
                 }
@@ -109,7 +112,7 @@ impl Told {
             match open.take() {
                 Some(ended) => {
                     let lease = ended.lease;
-                    self.close(Some(ended), at);
+                    self.close(ended, at);
                     let state = Some(state);
                     let finished = What::Finished {
                         task: id,
@@ -145,7 +148,7 @@ impl Told {
         runs.find(|(at, _)| from <= *at && *at < to)
     }
 
-    fn grant(&mut self, task: &Final, attempt: u32, now: Time, node: Option<NodeName>) -> Open {
+    fn grant(&mut self, task: &Final, attempt: u32, now: Time, run: Option<(Time, NodeName)>) -> Open {
         self.leases += 1;
         let (id, lease) = (task.record.id, LeaseId(self.leases));
         let key = task.record.spec.key.as_ref().map(ToString::to_string);
@@ -153,16 +156,16 @@ impl Told {
             task: id,
             label: label(task),
             lease,
-            node: node.unwrap_or(NodeName { node: 0, life: 0 }),
+            node: run.map_or(NodeName { node: 0, life: 0 }, |(_, node)| node),
             attempt,
             // Without a run nothing is known of its key's turn.
-            key: key.filter(|_| node.is_some()),
+            key: key.filter(|_| run.is_some()),
             priority: task.record.spec.priority as u8,
             now,
             until: Time::MAX,
             claim: self.leases as u64,
         };
-        self.line(now, Told::START, granted);
+        self.line(run.map_or(now, |(ran_at, _)| ran_at), Told::START, granted);
         Open {
             lease,
             attempt,
@@ -171,8 +174,7 @@ impl Told {
     }
 
     /// A lease lasted until then.
-    fn close(&mut self, open: Option<Open>, at: Time) {
-        let Some(open) = open else { return };
+    fn close(&mut self, open: Open, at: Time) {
         match &mut self.lines[open.granted].2 {
             What::Granted { until, attempt, .. } if *attempt == open.attempt => *until = at,
             other => panic!("{other:?} gives no lease"),
