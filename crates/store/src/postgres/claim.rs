@@ -271,8 +271,8 @@ const SUSPECTS: &str = "SELECT row FROM (SELECT row, rank, deadline FROM pensum.
 const OF_BEST: &str = "SELECT ctid FROM pensum.live WHERE row = ANY(ARRAY(SELECT row FROM best)) AND gate = 0
     ORDER BY rank, deadline, row LIMIT $3 FOR UPDATE SKIP LOCKED";
 
-/// [`pensum_core::task::Lifecycle::starts_at`] in SQL.
-const STARTS_AT: &str = "greatest($1, CASE WHEN (flags & 32768) <> 0 THEN run_at ELSE ready_at END)";
+/// [`pensum_core::task::Lifecycle::starts_at`] in SQL, and not before the turn of its key.
+const STARTS_AT: &str = "greatest($1, due_at, CASE WHEN (flags & 32768) <> 0 THEN run_at ELSE ready_at END)";
 
 /// A claim by `apply`'s rules for [`pensum_core::transition::Event::Claim`], set-based: found by their place in the table,
 /// which the lock has just looked up (a join on the row numbers takes four times as long). A row that someone has changed

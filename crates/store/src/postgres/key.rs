@@ -84,14 +84,15 @@ macro_rules! turns {
 
 /// Takes the turn from a row that is not the best any more.
 const DEMOTE: &str = concat!(
-    "UPDATE pensum.live l SET gate = 7 FROM ",
+    "UPDATE pensum.live l SET gate = 7, due_at = NULL FROM ",
     turns!(),
     " WHERE l.scope = turn.scope AND l.gate = 0 AND l.row IS DISTINCT FROM turn.head"
 );
 
-/// Gives the turn to the best row.
+/// Gives the turn to the best row, and notes when: it must not be seen to start before the one before it ended, by whatever
+/// clock its claim was made.
 const PROMOTE: &str = concat!(
-    "UPDATE pensum.live l SET gate = 0 FROM ",
+    "UPDATE pensum.live l SET gate = 0, due_at = $2 FROM ",
     turns!(),
     " WHERE l.row = turn.head AND l.gate = 7"
 );

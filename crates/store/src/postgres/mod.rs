@@ -58,6 +58,7 @@ use rand::Rng;
 use rand::rngs::StdRng;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use clock::DatabaseClock;
 use error::Fault;
@@ -69,6 +70,8 @@ use pool::Pool;
 const TRIES_MAX: u32 = 10;
 /// First pause before it is tried again; doubled each time, less a random share.
 const PAUSE: Duration = Duration::from_millis(5);
+/// How long a store that is closed waits for claims that nobody waits for any more.
+const CLAIMS_BACK_MAX: Duration = Duration::from_secs(1);
 
 /// A store that several nodes share.
 pub struct PostgresStore {
@@ -93,6 +96,8 @@ struct Inner {
     /// Where the clean-up looks next.
     prune_cursor: AtomicI64,
     closed: CancellationToken,
+    /// Claims under way, and those on their way back.
+    claims: TaskTracker,
 }
 
 impl Inner {
@@ -167,6 +172,7 @@ impl PostgresStore {
             passes: AtomicU64::new(0),
             prune_cursor: AtomicI64::new(0),
             closed: CancellationToken::new(),
+            claims: TaskTracker::new(),
             pool,
         });
         let fault = |fault: Fault| fault.describe(&inner.pool.location);
@@ -228,7 +234,8 @@ impl Drop for Offer {
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
             let (inner, now) = (Arc::clone(&self.inner), self.now);
-            runtime.spawn(async move { claim::unclaim(&inner, lost, now).await });
+            let back = async move { claim::unclaim(&inner, lost, now).await };
+            self.inner.claims.spawn_on(back, &runtime);
         }
     }
 }
@@ -249,7 +256,8 @@ impl Store for PostgresStore {
         let inner = Arc::clone(self.open_inner()?);
         let (mut reply, answer) = oneshot::channel();
         // A task of its own: who gives up waiting must not leave rows behind that no one knows to be claimed.
-        tokio::spawn(async move {
+        let claims = inner.claims.clone();
+        claims.spawn(async move {
             let claimed = claim::claim(&inner, request, now, &mut reply).await;
             // Nor may what was sent already, and is never looked at.
             let _ = reply.send(claimed.map(|claimed| Offer { inner, claimed, now }));
@@ -469,6 +477,9 @@ impl Store for PostgresStore {
 
     async fn close(&self) -> Result<(), StoreError> {
         let inner = self.open_inner()?;
+        // What was claimed for somebody who has gone goes back first; else its lease would run out, and cost it an attempt.
+        inner.claims.close();
+        let _ = tokio::time::timeout(CLAIMS_BACK_MAX, inner.claims.wait()).await;
         inner.closed.cancel();
         inner.pool.close();
         Ok(())

@@ -209,12 +209,7 @@ pub(super) fn names(columns: &[(&str, &str)]) -> String {
 
 /// `$1::bigint[], …`, from parameter `first` on.
 fn arrays(columns: &[(&str, &str)], first: usize) -> String {
-    let arrays: Vec<String> = columns
-        .iter()
-        .enumerate()
-        .map(|(at, (_, kind))| format!("${}::{kind}[]", at + first))
-        .collect();
-    arrays.join(", ")
+    joined(columns, first, |array| array)
 }
 
 /// When the first row of a gate comes due, as a subquery.
@@ -242,10 +237,14 @@ fn from_gate(gate: i16) -> String {
 /// `(SELECT $1::bigint[]), …`: the planner does not look into these, so that one plan is as good as the other for arrays of
 /// any length, and a prepared statement keeps the one that it has.
 pub(super) fn opaque_arrays(columns: &[(&str, &str)], first: usize) -> String {
+    joined(columns, first, |array| format!("(SELECT {array})"))
+}
+
+fn joined(columns: &[(&str, &str)], first: usize, form: impl Fn(String) -> String) -> String {
     let arrays: Vec<String> = columns
         .iter()
         .enumerate()
-        .map(|(at, (_, kind))| format!("(SELECT ${}::{kind}[])", at + first))
+        .map(|(at, (_, kind))| form(format!("${}::{kind}[]", at + first)))
         .collect();
     arrays.join(", ")
 }

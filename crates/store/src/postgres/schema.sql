@@ -29,8 +29,9 @@ CREATE TABLE pensum.tag(tag text NOT NULL, row bigint NOT NULL, PRIMARY KEY (tag
 CREATE INDEX tag_row ON pensum.tag(row);
 
 -- One narrow row per unfinished task. `rank` is the priority with its sign turned, so that one index gives the claim
--- order; `gate` says why a row cannot be claimed (0: it can); `due_at` is when the gate opens by itself, and for a running
--- task when its lease ends; `timer_at` is when a queued task expires or has waited too long.
+-- order; `gate` says why a row cannot be claimed (0: it can); `due_at` is when the gate opens by itself, for a running
+-- task when its lease ends, and for one whose key's turn has come since when; `timer_at` is when a queued task expires or
+-- has waited too long.
 CREATE TABLE pensum.live(
     row bigint PRIMARY KEY, class integer NOT NULL, rank smallint NOT NULL, deadline bigint NOT NULL,
     run_at bigint NOT NULL, gate smallint NOT NULL, flags integer NOT NULL, due_at bigint, timer_at bigint,
