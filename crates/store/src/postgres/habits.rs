@@ -75,8 +75,9 @@ pub(super) fn is_slow(took: Duration, rows: usize) -> bool {
 
 /// Asks the server where it is, and looks whether that is where we dialled.
 pub(super) async fn is_direct(config: &tokio_postgres::Config, client: &Client) -> Result<bool, tokio_postgres::Error> {
+    // Not everyone may know the directories: the view leaves them out then, where the function would fail.
     let sql = "SELECT host(inet_server_addr()), inet_server_port(), current_setting('port')::integer,
-        coalesce(current_setting('unix_socket_directories', true), '')";
+        coalesce((SELECT setting FROM pg_settings WHERE name = 'unix_socket_directories'), '')";
     let found = client.query_typed(sql, &[]).await?;
     let Some(found) = found.first() else {
         return Ok(false);
