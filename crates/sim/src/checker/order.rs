@@ -95,6 +95,10 @@ impl Order {
             let Some((ended_at, _)) = book.ends.first() else {
                 continue;
             };
+            // Seen from outside, a task may have ended before anybody heard that it is kept.
+            if *ended_at < kept_at {
+                continue;
+            }
             // The key is that of the handler, too.
             let handler = matches!(plan.act, crate::scenario::Act::Pausable { .. });
             by_key
