@@ -235,18 +235,19 @@ pub(crate) fn conclude(run: &Arc<Run>, end: End) -> Option<Finish> {
             return None;
         }
     };
-    let mut finish = Finish::new(run.lease, checked(outcome));
+    let mut extras = run.extras.lock();
+    let mut outcome = checked(outcome);
+    if extras.unsure_children.is_some() && keeps_extras(&outcome) {
+        let why = "a write with children got no answer; whether they are there shows in the next attempt";
+        let error = ErrorInfo::new(kinds::STORE_UNAVAILABLE, why);
+        outcome = Outcome::Retry { error, after: None };
+    }
+    let mut finish = Finish::new(run.lease, outcome);
     if matches!(finish.outcome, Outcome::Retry { .. }) {
         finish.draw = engine.seams().random.unit();
     }
-    let mut extras = run.extras.lock();
     finish.usage = extras.usage.take().unwrap_or_default();
     finish.usage.wall_seconds = now.since(run.started).as_secs_f64();
-    if extras.unsure_children.is_some() && keeps_extras(&finish.outcome) {
-        let why = "a write with children got no answer; whether they are there shows in the next attempt";
-        let error = ErrorInfo::new(kinds::STORE_UNAVAILABLE, why);
-        finish.outcome = Outcome::Retry { error, after: None };
-    }
     if keeps_extras(&finish.outcome) {
         finish.consumed = std::mem::take(&mut extras.consumed);
         finish.spawn = std::mem::take(&mut extras.spawn);

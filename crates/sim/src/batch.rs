@@ -93,22 +93,6 @@ impl Tally {
         }
     }
 
-    fn merge(&mut self, other: Tally) {
-        self.worlds += other.worlds;
-        self.tasks += other.tasks;
-        self.faults += other.faults;
-        self.lost_replies += other.lost_replies;
-        self.leases_lost += other.leases_lost;
-        self.leases_expired += other.leases_expired;
-        self.deaths += other.deaths;
-        self.freezes += other.freezes;
-        self.restarts += other.restarts;
-        self.runs += other.runs;
-        self.repeated += other.repeated;
-        self.lived += other.lived;
-        self.failures.extend(other.failures);
-    }
-
     /// What there was too little of for the batch to have shown anything; empty for a batch that did.
     pub fn vacuous(&self) -> Vec<String> {
         let least = [
@@ -163,33 +147,31 @@ impl Batch {
         total: &Mutex<Tally>,
         progress: &(impl Fn(u64) + Sync),
     ) -> anyhow::Result<()> {
-        let mut tally = Tally::default();
         while !stop.load(Ordering::Relaxed) {
             let number = next.fetch_add(1, Ordering::Relaxed);
             if number >= self.seeds {
                 break;
             }
             let seed = self.from + number;
-            let violations = self.one(seed, &mut tally)?;
+            let violations = self.one(seed, total)?;
             if !violations.is_empty() {
                 stop.store(self.stop_early, Ordering::Relaxed);
-                tally.failures.push(Verdict { seed, violations });
+                total.lock().failures.push(Verdict { seed, violations });
             }
             progress(number + 1);
         }
-        total.lock().merge(tally);
         Ok(())
     }
 
-    fn one(&self, seed: u64, tally: &mut Tally) -> anyhow::Result<Vec<Violation>> {
+    fn one(&self, seed: u64, total: &Mutex<Tally>) -> anyhow::Result<Vec<Violation>> {
         let scenario = Scenario::of(seed, self.store, self.size);
         let outcome = live(&scenario)?;
         let mut violations = check(&scenario, &outcome);
-        tally.add(&outcome);
+        total.lock().add(&outcome);
         if seed.is_multiple_of(TWICE_IN) {
             let (first, second) = (fingerprint(&outcome), fingerprint(&live(&scenario)?));
             if first == second {
-                tally.repeated += 1;
+                total.lock().repeated += 1;
             } else {
                 violations.push(Violation {
                     promise: "a seed tells one story",

@@ -29,4 +29,4 @@ pub use history::{Entry, Fault, Names, NodeName, Returned, What};
 pub use scenario::{Act, Action, FaultPlan, NodePlan, OnFailure, Order, Scenario, Size, Step, StoreKind, TaskPlan};
 pub use shrink::shrink;
 pub use story::{fingerprint, story};
-pub use world::{CONVERGES_IN, Final, Outcome, live};
+pub use world::{Final, Outcome, live};

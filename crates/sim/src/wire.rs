@@ -122,7 +122,8 @@ fn fold(text: &str) -> u64 {
     })
 }
 
-/// SplitMix64, by Sebastiano Vigna: numbers that follow from a seed.
+/// SplitMix64, by Sebastiano Vigna: numbers that follow from a seed, and that no new version of a library changes, for plans
+/// that are kept rely on them.
 pub(crate) struct Draws(pub(crate) u64);
 
 impl Draws {

@@ -25,7 +25,7 @@ use crate::scenario::{Act, Action, NodePlan, OnFailure, Order, Scenario, StoreKi
 use crate::wire::{Weather, Wire};
 
 /// How long the healed world has to bring everything to an end, in its own time.
-pub const CONVERGES_IN: Duration = Duration::from_secs(1_800);
+const CONVERGES_IN: Duration = Duration::from_secs(1_800);
 /// How long a node that stops in good order waits for its handlers.
 const GRACE: Duration = Duration::from_secs(2);
 /// Whoever started it kills a node that takes longer than this to stop.

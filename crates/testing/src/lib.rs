@@ -1,5 +1,6 @@
 //! What the tests of Pensum run against, for `[dev-dependencies]` alone; no program contains it.
 //!
+//! - [`run`]: how much, and with which seed.
 //! - [`postgres::Database`]: a database of a test's own on the server that all tests share.
 //! - [`postgres::Server`]: a server of a test's own, to crash, to stop, to put a standby beside.
 //! - [`postgres::Pooler`]: a pgbouncer of a test's own.
@@ -12,3 +13,4 @@
 )]
 
 pub mod postgres;
+pub mod run;

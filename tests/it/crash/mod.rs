@@ -19,6 +19,7 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use pensum_sim::{Action, Scenario};
+use pensum_testing::run::given_seed;
 
 use crate::harness::long;
 use drive::{Tally, live};
@@ -119,10 +120,7 @@ fn run(kind: Kind, nodes_max: usize, wanted: &[Has; 4]) -> Tally {
 }
 
 fn scenarios(nodes_max: usize, wanted: &[Has; 4]) -> Vec<Scenario> {
-    if let Some(seed) = std::env::var("PENSUM_TEST_SEED")
-        .ok()
-        .and_then(|text| text.parse().ok())
-    {
+    if let Some(seed) = given_seed() {
         return vec![plan::scenario(seed, nodes_max)];
     }
     // Others each time, and short, so that one is easily copied.

@@ -14,16 +14,13 @@ use serde_json::{Value, json};
 
 pub(crate) use cli::{Cli, SECRET, program};
 pub(crate) use http::{Answer, Http};
+pub(crate) use pensum_testing::run::is_long as long;
+use pensum_testing::run::seed;
 pub(crate) use process::{alive, cpu_ticks, kill_marked, marked, state};
 pub(crate) use server::Server;
 
 /// Longest wait for anything that should happen soon; long, because the machine may be busy.
 pub(crate) const SOON: Duration = Duration::from_secs(30);
-
-/// True when the heavier versions are asked for.
-pub(crate) fn long() -> bool {
-    std::env::var_os("PENSUM_TEST_LONG").is_some_and(|value| !value.is_empty())
-}
 
 /// Waits until `look` finds something.
 #[track_caller]
@@ -57,19 +54,7 @@ pub(crate) struct Random(u64);
 impl Random {
     /// From `PENSUM_TEST_SEED`, else from the clock; the seed is printed.
     pub(crate) fn new() -> Random {
-        let given = std::env::var("PENSUM_TEST_SEED")
-            .ok()
-            .and_then(|text| text.parse().ok());
-        let clock = || {
-            std::time::SystemTime::UNIX_EPOCH
-                .elapsed()
-                .unwrap()
-                .subsec_nanos()
-                .into()
-        };
-        let seed: u64 = given.unwrap_or_else(clock);
-        println!("seed: PENSUM_TEST_SEED={seed}");
-        Random::of(seed)
+        Random::of(seed())
     }
 
     pub(crate) fn of(seed: u64) -> Random {

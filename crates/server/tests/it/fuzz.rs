@@ -6,13 +6,9 @@ use serde_json::{Value, json};
 
 use crate::support::{NOBODY, Server};
 
-/// How many requests of each kind; PENSUM_TEST_LONG raises it.
+/// How many requests of each kind.
 fn cases() -> u32 {
-    if std::env::var_os("PENSUM_TEST_LONG").is_some() {
-        20_000
-    } else {
-        400
-    }
+    if pensum_testing::run::is_long() { 20_000 } else { 400 }
 }
 
 fn any_json() -> impl Strategy<Value = Value> {

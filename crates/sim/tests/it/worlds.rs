@@ -3,18 +3,12 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use pensum_sim::{Batch, Scenario, Size, StoreKind, Tally, live};
-
-fn is_long() -> bool {
-    std::env::var_os("PENSUM_TEST_LONG").is_some()
-}
+use pensum_testing::run::{given_seed, is_long};
 
 /// Seeds that nobody has tried: every run of the tests goes on searching. `PENSUM_TEST_SEED` names the first one instead.
 #[expect(clippy::disallowed_methods, reason = "seeds that nobody has tried before")]
 fn first_seed() -> u64 {
-    match std::env::var("PENSUM_TEST_SEED") {
-        Ok(seed) => seed.parse().expect("PENSUM_TEST_SEED is a number"),
-        Err(_) => SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64,
-    }
+    given_seed().unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64)
 }
 
 fn survives(store: StoreKind, size: Size, seeds: u64) -> Tally {

@@ -218,7 +218,7 @@ async fn once(inner: &Arc<Inner>, request: &ClaimRequest, now: Time) -> Result<V
             Try::Contended if contended == CONTENDED_MAX => break,
             Try::Contended => {
                 contended += 1;
-                let share = (inner.bits() >> 11) as f64 / (1u64 << 53) as f64;
+                let share = inner.unit();
                 tokio::time::sleep(CONTENDED_PAUSE.mul_f64(1.0 + share)).await;
             }
         }

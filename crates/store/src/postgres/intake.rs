@@ -34,9 +34,6 @@ const INLINE_BYTES_MAX: i64 = 32 << 10;
 const PASS_BYTES_MAX: usize = 32 << 20;
 /// Longest reason that is kept, in characters.
 const REASON_MAX: usize = 8_000;
-/// A node that stops in the middle of an admission must not keep the others from theirs.
-const IDLE_MAX: &str = "SET LOCAL idle_in_transaction_session_timeout = '10s'";
-
 const IS_OPEN: &str = "SELECT 1 FROM pensum.intake WHERE rejected_at IS NULL LIMIT 1";
 /// The next rows. One node at a time, so that their order is that of the tasks; a row that someone else holds (a person
 /// who mends it by hand) is passed over.
@@ -105,18 +102,12 @@ async fn pass(inner: &Arc<Inner>, limit: usize, now: Time, judge: Judge<'_>) -> 
     let mut tx = inner.pool.begin_long(Durability::Acknowledged).await?;
     let most = i64::try_from(limit).unwrap_or(i64::MAX);
     let answers = tx
-        .pipeline(&[
-            Statement {
-                sql: IDLE_MAX,
-                params: Vec::new(),
-            },
-            Statement {
-                sql: OPEN,
-                params: vec![Value::Int8(Some(most)), Value::Int8(Some(INLINE_BYTES_MAX))],
-            },
-        ])
+        .pipeline(&[Statement {
+            sql: OPEN,
+            params: vec![Value::Int8(Some(most)), Value::Int8(Some(INLINE_BYTES_MAX))],
+        }])
         .await?;
-    let rows = answers.into_iter().nth(1).unwrap_or_default();
+    let rows = answers.into_iter().next().unwrap_or_default();
     let Some(first) = rows.first() else {
         tx.rollback().await?;
         return Ok(Pass::Done(Admitted::default()));

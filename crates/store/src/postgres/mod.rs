@@ -54,8 +54,8 @@ use pensum_core::store::{
 };
 use pensum_core::task::Execution;
 use pensum_core::{Json, Name, NewTask, NodeId, TaskId, TaskRecord, Time};
-use rand::Rng;
 use rand::rngs::StdRng;
+use rand::{Rng, RngExt};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -105,6 +105,11 @@ impl Inner {
         self.random.lock().next_u64()
     }
 
+    /// A number drawn evenly from `[0, 1)`.
+    fn unit(&self) -> f64 {
+        self.random.lock().random()
+    }
+
     fn note_due(&self, at: Option<i64>) {
         self.next_due.store(at.unwrap_or(i64::MAX), Ordering::Relaxed);
     }
@@ -125,7 +130,7 @@ impl Inner {
             match transaction().await {
                 Err(fault) if fault.is_contention() && tried < TRIES_MAX => {
                     let longest = PAUSE * (1 << tried.min(7));
-                    let share = (self.bits() >> 11) as f64 / (1u64 << 53) as f64;
+                    let share = self.unit();
                     tokio::time::sleep(longest.mul_f64(0.5 + share / 2.0)).await;
                 }
                 Err(fault) => return Err(fault.describe(&self.pool.location)),

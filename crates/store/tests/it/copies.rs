@@ -13,6 +13,7 @@ use pensum_core::task::ExecutionStatus;
 use pensum_core::{Json, Name, NewTask, NodeId, Outcome, Spec, State, StoreError, TaskId, Time};
 use pensum_store::copy::{Copied, Side, Stage, copy};
 use pensum_store::sqlite::{SqliteOptions, SqliteStore};
+use pensum_testing::run::is_long;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, TestRunner};
@@ -148,11 +149,6 @@ async fn fill(store: &Arc<dyn Store>, tasks: usize, start: Time) -> Time {
         made += side.tasks.len();
     }
     rest(&**store, now).await
-}
-
-/// `PENSUM_TEST_LONG` asks for larger copies, and more of them.
-fn is_long() -> bool {
-    std::env::var_os("PENSUM_TEST_LONG").is_some()
 }
 
 /// How many tasks the large copies have.

@@ -35,10 +35,6 @@ store_suite!(postgres_through_a_pooler, crate::postgres_suite::pooled());
 
 #[test]
 fn random_operations_on_postgres_equal_the_model() {
-    let cases = if std::env::var_os("PENSUM_TEST_LONG").is_some() {
-        300
-    } else {
-        20
-    };
+    let cases = if pensum_testing::run::is_long() { 300 } else { 20 };
     crate::random::compare(cases, direct);
 }

@@ -21,6 +21,8 @@ mod log;
 mod record;
 mod workload;
 
+use pensum_testing::run::{is_long, seed};
+
 use cut::Moment;
 use dice::Dice;
 use disk::Syncs;
@@ -32,26 +34,7 @@ use workload::SESSIONS;
 
 /// How many workloads, and how many images of each: 60 in all, with `PENSUM_TEST_LONG` 500.
 fn extent() -> (u64, usize) {
-    if std::env::var_os("PENSUM_TEST_LONG").is_some() {
-        (5, 100)
-    } else {
-        (1, 60)
-    }
-}
-
-/// From `PENSUM_TEST_SEED`, else from the clock.
-fn seed() -> u64 {
-    let given = std::env::var("PENSUM_TEST_SEED")
-        .ok()
-        .and_then(|text| text.parse().ok());
-    let clock = || {
-        std::time::SystemTime::UNIX_EPOCH
-            .elapsed()
-            .unwrap()
-            .subsec_nanos()
-            .into()
-    };
-    given.unwrap_or_else(clock)
+    if is_long() { (5, 100) } else { (1, 60) }
 }
 
 /// Cuts of each kind in turn, in the order of the log.
@@ -70,7 +53,6 @@ fn choose(log: &Log, images: usize, dice: &mut Dice) -> Vec<(Moment, usize)> {
 #[test]
 fn a_power_cut_at_any_moment_loses_nothing_that_was_acknowledged() {
     let first = seed();
-    println!("seed: PENSUM_TEST_SEED={first}");
     let (workloads, images) = extent();
     for seed in first..first + workloads {
         let Some(log) = record::record(seed, SESSIONS) else {
@@ -91,7 +73,6 @@ fn a_power_cut_at_any_moment_loses_nothing_that_was_acknowledged() {
 #[test]
 fn a_power_cut_while_a_store_is_made_leaves_one_that_opens() {
     let seed = seed();
-    println!("seed: PENSUM_TEST_SEED={seed}");
     let Some(log) = record::record(seed, 1) else {
         println!("{SKIPPED}");
         return;
@@ -110,7 +91,6 @@ fn a_power_cut_while_a_store_is_made_leaves_one_that_opens() {
 #[test]
 fn a_disk_that_only_says_it_synced_is_caught_losing_what_was_acknowledged() {
     let seed = seed();
-    println!("seed: PENSUM_TEST_SEED={seed}");
     let Some(log) = record::record(seed, 2) else {
         println!("{SKIPPED}");
         return;
