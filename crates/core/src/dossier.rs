@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use crate::queue::QueueRecord;
 use crate::store::{LogEntry, Signal, StoreError, TaskEvent};
 use crate::task::{Execution, TaskRecord};
 use crate::{Json, Name, State, TaskId, Time};
@@ -98,9 +99,14 @@ impl Bookmark {
     /// The beginning.
     pub const START: Bookmark = Bookmark::Task(0);
 
-    /// The beginning of the idempotency keys.
+    /// The beginning of the idempotency keys, where the queues are, too.
     pub fn first_key() -> Bookmark {
         Bookmark::Key(Name::from(""), String::new())
+    }
+
+    /// True for [`Bookmark::first_key`].
+    pub fn is_first_key(&self) -> bool {
+        matches!(self, Bookmark::Key(namespace, key) if namespace.is_empty() && key.is_empty())
     }
 }
 
@@ -111,6 +117,8 @@ pub struct Parcel {
     pub dossiers: Vec<Dossier>,
     /// Idempotency keys, by namespace and key.
     pub remembered: Vec<Remembered>,
+    /// Queues with their namespaces, by both: all of them on the first page of the keys.
+    pub queues: Vec<(Name, QueueRecord)>,
     /// Where the next page starts; `None` at the end.
     pub next: Option<Bookmark>,
 }
@@ -175,7 +183,7 @@ pub fn still_running(tasks: u64, nodes: &[Name], until: Option<Time>) -> StoreEr
 /// The refusal to import into a store that holds something.
 pub fn not_empty(location: &str, tasks: u64) -> StoreError {
     let what = match tasks {
-        0 => "idempotency keys, or rows of its intake,".to_owned(),
+        0 => "idempotency keys, queues, or rows of its intake,".to_owned(),
         1 => "1 task".to_owned(),
         _ => format!("{tasks} tasks"),
     };

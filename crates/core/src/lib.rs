@@ -16,6 +16,7 @@ pub mod json;
 pub mod model;
 pub mod outcome;
 pub mod query;
+pub mod queue;
 pub mod retry;
 pub mod seam;
 pub mod state;

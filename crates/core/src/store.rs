@@ -18,6 +18,7 @@ use crate::input::Patch;
 use crate::intake::{AdmitRequest, Admitted, IntakeRecord, IntakeStatus, Judge};
 use crate::outcome::{ErrorInfo, Outcome, Progress, Usage};
 use crate::query::{Counts, Page, Paged, TaskFilter};
+use crate::queue::{QUEUES_MAX, QueueCommand, QueueRecord, QueueSettings};
 use crate::seam::Clock;
 use crate::task::{Execution, Lifecycle, NewTask, Spec, TaskRecord};
 use crate::transition::{EventKind, Interrupt, Refusal};
@@ -594,6 +595,38 @@ pub enum Rejected {
         /// What it is.
         found: u64,
     },
+    /// No queue of that name has been put.
+    #[error("there is no queue `{0}` with settings of its own")]
+    NoQueue(Name),
+    /// The command does not fit what the queue is.
+    #[error("queue `{queue}`: {why}")]
+    QueueForbids {
+        /// The queue.
+        queue: Name,
+        /// Why, and what to do.
+        why: &'static str,
+    },
+    /// Without its settings all that waits in the queue would start at once.
+    #[error("queue `{queue}` cannot be deleted: it holds {unfinished} unfinished task(s)")]
+    QueueHasTasks {
+        /// The queue.
+        queue: Name,
+        /// How many.
+        unfinished: u64,
+    },
+    /// The queue was changed by someone else meanwhile.
+    #[error("queue `{queue}` is at version {found}, not {expected}: it changed meanwhile; read it again")]
+    QueueVersionMismatch {
+        /// The queue.
+        queue: Name,
+        /// What the caller saw; 0: that there was none.
+        expected: u64,
+        /// What it is.
+        found: u64,
+    },
+    /// There are as many queues with settings as may be.
+    #[error("there are {QUEUES_MAX} queues with settings of their own, which is the most; delete some first")]
+    TooManyQueues,
     /// The inbox is full.
     #[error("the inbox of task {0} holds {INBOX_MAX} unread signals; it takes no more until some are read")]
     InboxFull(TaskId),
@@ -656,6 +689,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// Takes up to `slots` claimable tasks: highest priority first, then earliest deadline, then oldest. Of one key at
     /// most one task is leased at any time.
+    ///
+    /// Of a queue with settings no more than its [`room`](QueueRecord::room), counted by the leases that its tasks hold
+    /// at that moment, on whichever node.
     ///
     /// A suspected task comes alone: while one is claimable, the node gets nothing until each of its leases has run for
     /// 60 s, checkpointed, or ended; then it gets the suspect, and nothing else until that one has done the same.
@@ -742,6 +778,26 @@ pub trait Store: Send + Sync + 'static {
 
     /// Which task of a key is leased now.
     async fn key_holder(&self, namespace: &str, key: &str) -> Result<Option<TaskId>, StoreError>;
+
+    /// Gives a queue settings, and makes it where nobody put it yet. With `expected_version` only when it is at that
+    /// version, 0 for a queue that nobody put. The present settings once more change nothing.
+    async fn put_queue(
+        &self,
+        call: &Call,
+        queue: Name,
+        settings: QueueSettings,
+        expected_version: Option<u64>,
+    ) -> Result<QueueRecord, StoreError>;
+
+    /// Carries out a command on a queue, and makes it where nobody put it yet. A queue that is as asked already stays as
+    /// it is.
+    async fn command_queue(&self, call: &Call, queue: Name, command: QueueCommand) -> Result<QueueRecord, StoreError>;
+
+    /// Takes a queue's settings away. Refused while it holds unfinished tasks.
+    async fn delete_queue(&self, call: &Call, queue: Name) -> Result<(), StoreError>;
+
+    /// The queues that somebody put, by name, at most [`QUEUES_MAX`].
+    async fn queues(&self, namespace: &str) -> Result<Vec<QueueRecord>, StoreError>;
 
     /// Counts by queue and status.
     async fn counts(&self, namespace: &str, now: Time) -> Result<Counts, StoreError>;

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use pensum_core::input::Patch;
 use pensum_core::query::{Counts, Paged};
+use pensum_core::queue::{QueueCommand, QueueRecord, QueueSettings};
 use pensum_core::store::*;
 use pensum_core::task::{Execution, Lease, Lifecycle, OnDependencyFailure};
 use pensum_core::{
@@ -169,6 +170,18 @@ impl Store for InstantStore {
     }
     async fn key_holder(&self, _: &str, _: &str) -> Result<Option<TaskId>, StoreError> {
         closed()
+    }
+    async fn put_queue(&self, _: &Call, _: Name, _: QueueSettings, _: Option<u64>) -> Result<QueueRecord, StoreError> {
+        closed()
+    }
+    async fn command_queue(&self, _: &Call, _: Name, _: QueueCommand) -> Result<QueueRecord, StoreError> {
+        closed()
+    }
+    async fn delete_queue(&self, _: &Call, _: Name) -> Result<(), StoreError> {
+        closed()
+    }
+    async fn queues(&self, _: &str) -> Result<Vec<QueueRecord>, StoreError> {
+        Ok(Vec::new())
     }
     async fn counts(&self, _: &str, _: Time) -> Result<Counts, StoreError> {
         closed()

@@ -6,6 +6,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use pensum_core::queue::QueueRecord;
 use pensum_core::{LeaseId, State, TaskId, Time};
 
 use crate::scenario::Order;
@@ -156,6 +157,15 @@ pub enum What {
     },
     /// The store keeps a batch: the tasks that are new, with the labels in their parameters.
     Kept(Vec<(TaskId, String)>),
+    /// The store carries out a change of a queue: this is what it allows now.
+    Queue {
+        /// Its name.
+        queue: String,
+        /// How many of its tasks may run at once.
+        max: Option<u32>,
+        /// Nothing of it may start.
+        paused: bool,
+    },
     /// The store gives a task to a node.
     Granted {
         /// The task.
@@ -168,6 +178,8 @@ pub enum What {
         node: NodeName,
         /// Which attempt.
         attempt: u32,
+        /// Its queue.
+        queue: String,
         /// Its key.
         key: Option<String>,
         /// Its priority, 0 to 3.
@@ -275,6 +287,16 @@ pub enum What {
         /// What.
         how: Returned,
     },
+}
+
+impl What {
+    pub(crate) fn of_queue(queue: &QueueRecord) -> What {
+        What::Queue {
+            queue: queue.name.to_string(),
+            max: queue.settings.max_concurrent,
+            paused: queue.paused_at.is_some(),
+        }
+    }
 }
 
 /// An append-only record.
@@ -407,18 +429,28 @@ impl Names {
                 let labels: Vec<&str> = tasks.iter().map(|(_, label)| label.as_str()).collect();
                 format!("the store keeps {}", labels.join(", "))
             }
+            What::Queue { queue, max, paused } => {
+                let width = max.map_or("as many as may".to_owned(), |max| max.to_string());
+                let paused = if *paused { ", and is PAUSED" } else { "" };
+                format!("the store lets {width} of {queue} run{paused}")
+            }
             What::Granted {
                 task: id,
                 lease: fence,
                 node,
                 attempt,
+                queue,
                 key,
                 until,
                 ..
             } => {
+                let queue = match queue.as_str() {
+                    "default" => String::new(),
+                    queue => format!(" of {queue}"),
+                };
                 let key = key.as_ref().map(|key| format!(" with key {key}")).unwrap_or_default();
                 format!(
-                    "the store gives {}{key} to {node}: attempt {attempt}, {} until {}",
+                    "the store gives {}{queue}{key} to {node}: attempt {attempt}, {} until {}",
                     task(id),
                     lease(fence),
                     clock(until)

@@ -26,7 +26,9 @@ pub use batch::{Batch, Tally, Verdict};
 pub use checker::{Violation, check, check_from_outside};
 pub use handlers::{ACT, PAUSABLE, SIGNAL};
 pub use history::{Entry, Fault, Names, NodeName, Returned, What};
-pub use scenario::{Act, Action, FaultPlan, NodePlan, OnFailure, Order, Scenario, Size, Step, StoreKind, TaskPlan};
+pub use scenario::{
+    Act, Action, FaultPlan, NodePlan, OnFailure, Order, QueueOrder, Scenario, Size, Step, StoreKind, TaskPlan,
+};
 pub use shrink::shrink;
 pub use story::{fingerprint, story};
-pub use world::{Final, Outcome, live};
+pub use world::{Final, Outcome, live, queue_name};

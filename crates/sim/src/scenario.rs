@@ -94,6 +94,15 @@ pub enum Action {
         /// What.
         order: Order,
     },
+    /// A person changes a queue.
+    Queue {
+        /// On which node.
+        node: usize,
+        /// Which queue.
+        queue: u8,
+        /// What.
+        order: QueueOrder,
+    },
     /// The process of a node ends without a word.
     Kill {
         /// Which node.
@@ -140,6 +149,23 @@ pub enum Order {
     Promote,
 }
 
+/// What a person may ask of a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QueueOrder {
+    /// So many of its tasks run at once, and no more.
+    Width {
+        /// How many.
+        max: u32,
+    },
+    /// As many run as may.
+    Open,
+    /// Start nothing of it.
+    Pause,
+    /// Start its tasks again.
+    Resume,
+}
+
 /// A task to submit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TaskPlan {
@@ -154,6 +180,9 @@ pub struct TaskPlan {
     /// Not before this many milliseconds after its submission.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub delay_ms: u64,
+    /// Its queue; the one that nobody changes without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue: Option<u8>,
     /// Tasks of one key run one after the other.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<u8>,
@@ -310,6 +339,7 @@ impl Scenario {
         };
         draft.submissions();
         draft.orders();
+        draft.queues();
         draft.accidents();
         draft.steps.sort_by_key(|step| step.at_ms);
         Scenario {
@@ -418,6 +448,7 @@ impl Draft {
             label,
             act,
             priority: random.random_range(0..4),
+            queue: None,
             retries,
             delay_ms: if random.random_bool(0.15) {
                 random.random_range(1..10_000)
@@ -508,6 +539,36 @@ impl Draft {
             let task = self.random.random_range(0..self.labels);
             let order = *orders.choose(&mut self.random).unwrap_or(&Order::Cancel);
             self.push(at_ms, Action::Order { node, task, order });
+        }
+    }
+
+    /// In some worlds there are two queues that people change, and many tasks wait in them.
+    fn queues(&mut self) {
+        if self.random.random_bool(0.6) {
+            return;
+        }
+        for step in &mut self.steps {
+            if let Action::Submit { tasks, .. } = &mut step.action {
+                for task in tasks {
+                    task.queue = self.random.random_bool(0.6).then(|| self.random.random_range(0..2));
+                }
+            }
+        }
+        for queue in 0..2 {
+            for number in 0..self.random.random_range(0..=4) {
+                // The first change comes before most of the tasks.
+                let at_ms = if number == 0 { self.at() / 20 } else { self.at() };
+                let order = match self.random.random_range(0..10) {
+                    0..5 => QueueOrder::Width {
+                        max: self.random.random_range(1..=3),
+                    },
+                    5 => QueueOrder::Open,
+                    6 | 7 => QueueOrder::Pause,
+                    _ => QueueOrder::Resume,
+                };
+                let node = self.node();
+                self.push(at_ms, Action::Queue { node, queue, order });
+            }
         }
     }
 

@@ -141,6 +141,7 @@ impl Search {
             for step in &mut fewer.steps {
                 if let Action::Submit { node, .. }
                 | Action::Order { node, .. }
+                | Action::Queue { node, .. }
                 | Action::Kill { node }
                 | Action::Freeze { node, .. }
                 | Action::Restart { node } = &mut step.action
@@ -183,6 +184,7 @@ impl Search {
                 };
                 attempt(&mut best, &|s| change(s, &|t| t.depends_on.clear()))?;
                 attempt(&mut best, &|s| change(s, &|t| t.key = None))?;
+                attempt(&mut best, &|s| change(s, &|t| t.queue = None))?;
                 attempt(&mut best, &|s| change(s, &|t| t.unique = None))?;
                 attempt(&mut best, &|s| change(s, &|t| t.delay_ms = 0))?;
                 attempt(&mut best, &|s| change(s, &|t| t.expires_ms = None))?;

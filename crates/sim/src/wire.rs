@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use pensum_core::input::Patch;
 use pensum_core::query::{Counts, Page, Paged, TaskFilter};
+use pensum_core::queue::{QueueCommand, QueueRecord, QueueSettings};
 use pensum_core::seam::Clock;
 use pensum_core::store::*;
 use pensum_core::task::Execution;
@@ -292,6 +293,7 @@ impl Far {
                 lease: task.lease.lease,
                 node: self.node,
                 attempt: task.lifecycle.attempt,
+                queue: task.spec.queue.to_string(),
                 key: task.spec.key.as_ref().map(Name::to_string),
                 priority: task.spec.priority as u8,
                 now,
@@ -391,6 +393,13 @@ impl Far {
             self.applied(applied, &[]);
         }
         Ok(answers)
+    }
+
+    fn changed_queue(&self, found: Result<QueueRecord, StoreError>) -> Result<QueueRecord, StoreError> {
+        if let Ok(queue) = &found {
+            self.add(What::of_queue(queue));
+        }
+        found
     }
 
     async fn reap(self, now: Time, limit: usize) -> Result<Reaped, StoreError> {
@@ -629,6 +638,51 @@ impl Store for Wire {
             async move { store.inner.key_holder(&space, &key).await }
         })
         .await
+    }
+
+    async fn put_queue(
+        &self,
+        call: &Call,
+        queue: Name,
+        settings: QueueSettings,
+        expected_version: Option<u64>,
+    ) -> Result<QueueRecord, StoreError> {
+        let call = call.clone();
+        let verb = Verb {
+            // The second one would find another version.
+            may_repeat: expected_version.is_none(),
+            ..writes("put_queue")
+        };
+        self.call(verb, move |store| {
+            let (call, queue, settings) = (call.clone(), queue.clone(), settings.clone());
+            async move {
+                let found = store.inner.put_queue(&call, queue, settings, expected_version).await;
+                store.changed_queue(found)
+            }
+        })
+        .await
+    }
+
+    async fn command_queue(&self, call: &Call, queue: Name, command: QueueCommand) -> Result<QueueRecord, StoreError> {
+        let call = call.clone();
+        self.call(writes("command_queue"), move |store| {
+            let (call, queue) = (call.clone(), queue.clone());
+            async move { store.changed_queue(store.inner.command_queue(&call, queue, command).await) }
+        })
+        .await
+    }
+
+    async fn delete_queue(&self, call: &Call, queue: Name) -> Result<(), StoreError> {
+        let call = call.clone();
+        self.call(writes("delete_queue"), move |store| {
+            let (call, queue) = (call.clone(), queue.clone());
+            async move { store.inner.delete_queue(&call, queue).await }
+        })
+        .await
+    }
+
+    async fn queues(&self, namespace: &str) -> Result<Vec<QueueRecord>, StoreError> {
+        read!(self.queues(&namespace))
     }
 
     async fn counts(&self, namespace: &str, now: Time) -> Result<Counts, StoreError> {

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use pensum_core::input::Patch;
 use pensum_core::model::ModelStore;
 use pensum_core::query::{Page, TaskFilter};
+use pensum_core::queue::{QueueCommand, QueueSettings};
 use pensum_core::seam::Clock;
 use pensum_core::store::{Call, Command, IdempotencyKey, Store, TaskEvent, Verified};
 use pensum_core::task::{Dependency, OnConflict, OnDependencyFailure, Unique};
@@ -21,7 +22,7 @@ use tokio::time::Instant;
 use crate::handlers::{ACT, Actor, PAUSABLE, Part, SIGNAL, Stage};
 use crate::history::{Entry, History, NodeName, What};
 use crate::machine::{DAWN, Machine, WorldClock};
-use crate::scenario::{Act, Action, NodePlan, OnFailure, Order, Scenario, StoreKind, TaskPlan};
+use crate::scenario::{Act, Action, NodePlan, OnFailure, Order, QueueOrder, Scenario, StoreKind, TaskPlan};
 use crate::wire::{Weather, Wire};
 
 /// How long the healed world has to bring everything to an end, in its own time.
@@ -275,6 +276,7 @@ impl World {
                 tasks,
             } => self.submit(number, node, patience_ms, &tasks).await,
             Action::Order { node, task, order } => self.order(number, node, task, order).await,
+            Action::Queue { node, queue, order } => self.change_queue(node, queue, order).await,
             Action::Kill { node } => {
                 if let Some(found) = &*self.slots[node].now.lock() {
                     found.machine.kill();
@@ -421,6 +423,30 @@ impl World {
         self.history.add(What::Ordered { request, answer });
     }
 
+    /// Somebody changes a queue, and does not try again.
+    async fn change_queue(&self, node: usize, queue: u8, order: QueueOrder) {
+        let Some(found) = self.reach(node).await else { return };
+        let call = Call::new("somebody", found.engine.now());
+        let store = found.engine.store();
+        let change = async {
+            let queue = queue_name(queue);
+            match order {
+                QueueOrder::Width { max } => {
+                    let settings = QueueSettings {
+                        max_concurrent: Some(max),
+                        ..QueueSettings::default()
+                    };
+                    store.put_queue(&call, queue, settings, None).await
+                }
+                QueueOrder::Open => store.put_queue(&call, queue, QueueSettings::default(), None).await,
+                QueueOrder::Pause => store.command_queue(&call, queue, QueueCommand::Pause).await,
+                QueueOrder::Resume => store.command_queue(&call, queue, QueueCommand::Resume).await,
+            }
+        };
+        // What became of it shows in what the store carries out.
+        let _ = tokio::time::timeout(PATIENCE, found.machine.run(change)).await;
+    }
+
     fn heal(&self) {
         self.weather.clear();
         for slot in &self.slots {
@@ -465,6 +491,15 @@ impl World {
             if Instant::now() >= end {
                 return open.iter().map(|record| self.stuck(record)).collect();
             }
+            for queue in self.store.queues("default").await.unwrap_or_default() {
+                if queue.paused_at.is_some() {
+                    let call = Call::new("the healer", self.now());
+                    // Whatever is wrong with that store shows in what gets stuck.
+                    if let Ok(queue) = self.store.command_queue(&call, queue.name, QueueCommand::Resume).await {
+                        self.history.add(What::of_queue(&queue));
+                    }
+                }
+            }
             let held = open
                 .iter()
                 .filter(|r| r.lifecycle.paused_at.is_some() || r.lifecycle.pause_requested_at.is_some());
@@ -506,6 +541,11 @@ impl World {
     }
 }
 
+/// What a queue of a plan is called.
+pub fn queue_name(queue: u8) -> Name {
+    Name::from(format!("queue-{queue}"))
+}
+
 /// The task that a plan asks for, submitted at `now`; what it depends on aside.
 pub(crate) fn new_task(plan: &TaskPlan, now: Time) -> NewTask {
     let part = Part {
@@ -523,6 +563,9 @@ pub(crate) fn new_task(plan: &TaskPlan, now: Time) -> NewTask {
         2 => Priority::High,
         _ => Priority::Critical,
     };
+    if let Some(queue) = plan.queue {
+        spec.queue = queue_name(queue);
+    }
     spec.timeout = Some(Duration::from_millis(plan.timeout_ms));
     spec.max_retries = Some(plan.retries);
     spec.key = plan.key.map(|key| Name::from(format!("key {key}")));

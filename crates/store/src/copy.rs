@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use pensum_core::dossier::{Bookmark, Dossier, Import, PARCEL_MAX, Parcel, Remembered};
+use pensum_core::queue::QueueRecord;
 use pensum_core::{Name, Store, StoreError, Time};
 
 /// Most sentences about what is wrong with a copy.
@@ -21,6 +22,8 @@ pub struct Copied {
     pub logs: u64,
     /// How many idempotency keys.
     pub keys: u64,
+    /// How many queues with settings.
+    pub queues: u64,
     /// One sentence for each difference and each violated invariant, at most [`FAULTS_MAX`]. With any of them the
     /// target stays marked as half a copy.
     pub faults: Vec<String>,
@@ -132,6 +135,7 @@ async fn carry(from: Side<'_>, to: Side<'_>, tell: &mut (dyn FnMut(Stage, u64) +
 fn count(parcel: &Parcel, copied: &mut Copied) {
     copied.tasks += parcel.dossiers.len() as u64;
     copied.keys += parcel.remembered.len() as u64;
+    copied.queues += parcel.queues.len() as u64;
     for dossier in &parcel.dossiers {
         // The creation is an event, too, that people see.
         copied.events += 1 + dossier.events.len() as u64;
@@ -145,6 +149,7 @@ struct Pages<'a> {
     next: Option<Bookmark>,
     dossiers: VecDeque<Dossier>,
     remembered: VecDeque<Remembered>,
+    queues: VecDeque<(Name, QueueRecord)>,
 }
 
 impl<'a> Pages<'a> {
@@ -154,6 +159,7 @@ impl<'a> Pages<'a> {
             next: Some(Bookmark::START),
             dossiers: VecDeque::new(),
             remembered: VecDeque::new(),
+            queues: VecDeque::new(),
         }
     }
 
@@ -161,12 +167,14 @@ impl<'a> Pages<'a> {
     async fn fill(&mut self) -> Result<(), StoreError> {
         while self.dossiers.is_empty()
             && self.remembered.is_empty()
+            && self.queues.is_empty()
             && let Some(next) = self.next.take()
         {
             let parcel = self.side.store.export(next, PARCEL_MAX, self.side.now()).await?;
             self.next = parcel.next;
             self.dossiers = parcel.dossiers.into();
             self.remembered = parcel.remembered.into();
+            self.queues = parcel.queues.into();
         }
         Ok(())
     }
@@ -218,6 +226,18 @@ async fn compare(
             }
             namespaces.extend([&ours, &theirs].into_iter().flatten().map(|d| d.namespace.clone()));
             faults.extend(describe(ours, theirs));
+            continue;
+        }
+        let place = |(namespace, queue): &(Name, QueueRecord)| (namespace.clone(), queue.name.clone());
+        if let Some((ours, theirs)) = take(&mut left.queues, &mut right.queues, place) {
+            if ours != theirs
+                && let Some((namespace, queue)) = ours.or(theirs)
+            {
+                faults.push(format!(
+                    "the queue `{}` of the namespace {namespace} differs",
+                    queue.name
+                ));
+            }
             continue;
         }
         let place = |found: &Remembered| (found.namespace.clone(), found.key.clone());

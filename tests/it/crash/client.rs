@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use pensum_core::TaskId;
-use pensum_sim::{ACT, Act, OnFailure, Order, PAUSABLE, SIGNAL, TaskPlan, What};
+use pensum_sim::{ACT, Act, OnFailure, Order, PAUSABLE, QueueOrder, SIGNAL, TaskPlan, What, queue_name};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
@@ -188,6 +188,31 @@ impl Clients<'_> {
         };
         self.record.add(What::Ordered { request, answer });
     }
+
+    /// Asks once for a change of a queue, and does not mind what became of it.
+    pub(super) fn change_queue(&self, node: usize, queue: u8, order: QueueOrder) {
+        let Some(found) = self.reach(node) else { return };
+        let url = format!("{}/api/v1/queues/{}", found.base, queue_name(queue));
+        let (method, url, body) = match order {
+            QueueOrder::Width { max } => (Method::PUT, url, json!({ "max_concurrent": max })),
+            QueueOrder::Open => (Method::PUT, url, json!({})),
+            QueueOrder::Pause => (Method::POST, format!("{url}/pause"), json!({})),
+            QueueOrder::Resume => (Method::POST, format!("{url}/resume"), json!({})),
+        };
+        match self.ask(method, &url, Some(&body), None, PATIENCE) {
+            // A queue that nobody has put, and that holds nothing, is unknown.
+            Ok((200 | 201 | 404, _)) | Err(_) => {}
+            Ok((status, answer)) if status < 500 => panic!("{order:?} is answered by {status}: {answer}"),
+            Ok(_) => {}
+        }
+    }
+
+    /// Lets both queues of the plans start their tasks again.
+    pub(super) fn resume_queues(&self) {
+        for queue in 0..2 {
+            self.change_queue(0, queue, QueueOrder::Resume);
+        }
+    }
 }
 
 fn id(value: &Value) -> TaskId {
@@ -228,6 +253,7 @@ fn task(plan: &TaskPlan, depends_on: &[String]) -> Value {
         }
     };
     set("delay", (plan.delay_ms > 0).then(|| json!(seconds(plan.delay_ms))));
+    set("queue", plan.queue.map(|queue| json!(&*queue_name(queue))));
     set("key", plan.key.map(|key| json!(format!("key-{key}"))));
     let unique = |key| json!({ "key": format!("unique-{key}"), "on_conflict": "keep" });
     set("unique", plan.unique.map(unique));

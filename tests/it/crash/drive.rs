@@ -124,6 +124,7 @@ fn act(number: u64, step: &Step, clients: &Clients<'_>, machines: &Machines, rec
             tasks,
         } => clients.submit(number, *node, *patience_ms, tasks),
         Action::Order { node, task, order } => clients.order(number, *node, *task, *order),
+        Action::Queue { node, queue, order } => clients.change_queue(*node, *queue, *order),
         Action::Kill { node } => machines.kill(*node),
         Action::Freeze { node, for_ms } => machines.freeze(*node, Duration::from_millis(*for_ms), record),
         Action::Restart { node } => machines.stop(*node),
@@ -160,6 +161,7 @@ fn converge(clients: &Clients<'_>, machines: &Machines) -> Vec<String> {
                 if is_late {
                     return open.iter().map(|task| explained(clients, &url, task)).collect();
                 }
+                clients.resume_queues();
                 for task in open.iter().filter(|task| is_held(task)) {
                     let url = format!("{url}/{}/resume", text(&task["id"]));
                     // One that has ended meanwhile refuses, which is fine; and whoever does not answer is asked again.

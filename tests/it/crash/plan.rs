@@ -52,7 +52,9 @@ fn fit(step: &mut Step, nodes: usize, lease_ms: u64) {
                 possible(task, lease_ms);
             }
         }
-        Action::Order { node, .. } | Action::Kill { node } | Action::Restart { node } => *node %= nodes,
+        Action::Order { node, .. } | Action::Queue { node, .. } | Action::Kill { node } | Action::Restart { node } => {
+            *node %= nodes
+        }
         // Longer than a lease where it was, and shorter where it was.
         Action::Freeze { node, for_ms } => {
             *node %= nodes;

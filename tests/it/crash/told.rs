@@ -159,6 +159,7 @@ impl Told {
             node: run.map_or(NodeName { node: 0, life: 0 }, |(_, node)| node),
             attempt,
             // Without a run nothing is known of its key's turn.
+            queue: task.record.spec.queue.to_string(),
             key: key.filter(|_| run.is_some()),
             priority: task.record.spec.priority as u8,
             now,

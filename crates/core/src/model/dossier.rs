@@ -2,6 +2,7 @@
 
 use super::{Entry, Model, Remembered, UniqueHold};
 use crate::dossier::{self, Bookmark, Dossier, Hold, Import, PARCEL_BYTES, Parcel, UniqueKey};
+use crate::queue::QueueRecord;
 use crate::store::{StoreError, TaskEvent};
 use crate::task::{OnConflict, Unique};
 use crate::transition::EventKind;
@@ -11,10 +12,18 @@ impl Model {
     pub(super) fn export(&self, from: Bookmark, limit: usize) -> Result<Parcel, StoreError> {
         self.check_quiet()?;
         let limit = limit.max(1);
-        Ok(match from {
+        let is_first_key = from.is_first_key();
+        let mut parcel = match from {
             Bookmark::Task(row) => self.export_tasks(row, limit),
             Bookmark::Key(namespace, key) => self.export_keys(&(namespace, key), limit),
-        })
+        };
+        if is_first_key {
+            let queues = self.queues.iter();
+            parcel.queues = queues
+                .map(|((namespace, _), queue)| (namespace.clone(), queue.clone()))
+                .collect();
+        }
+        Ok(parcel)
     }
 
     fn check_quiet(&self) -> Result<(), StoreError> {
@@ -102,7 +111,7 @@ impl Model {
         const HERE: &str = "the model store";
         match step {
             Import::Begin if self.filling => Err(dossier::half_copied(HERE)),
-            Import::Begin if self.tasks.is_empty() && self.idempotency.is_empty() => {
+            Import::Begin if self.tasks.is_empty() && self.idempotency.is_empty() && self.queues.is_empty() => {
                 self.filling = true;
                 // Rows of tasks that were deleted are free.
                 self.next_row = 1;
@@ -123,6 +132,8 @@ impl Model {
                     };
                     self.idempotency.insert((found.namespace, found.key), remembered);
                 }
+                let place = |(namespace, queue): (Name, QueueRecord)| ((namespace, queue.name.clone()), queue);
+                self.queues.extend(parcel.queues.into_iter().map(place));
                 Ok(())
             }
             Import::End => {

@@ -7,6 +7,7 @@ mod command;
 mod dossier;
 mod enqueue;
 mod node;
+mod queue;
 mod read;
 mod run;
 
@@ -21,6 +22,7 @@ use crate::dossier::{Bookmark, Import, Parcel};
 use crate::input::Patch;
 use crate::outcome::{ErrorInfo, Progress, Usage};
 use crate::query::{Counts, Page, Paged, TaskFilter};
+use crate::queue::{QueueCommand, QueueRecord, QueueSettings};
 use crate::seam::{Random, SeededRandom};
 use crate::store::{
     Applied, Beat, Call, Checkpoint, ClaimRequest, Claimed, Command, Enqueued, Finish, LogEntry, NodeBeat, NodeRecord,
@@ -65,6 +67,8 @@ pub(crate) struct Model {
     /// By namespace and key.
     idempotency: BTreeMap<(Name, String), Remembered>,
     nodes: BTreeMap<NodeId, node::Known>,
+    /// By namespace and name.
+    queues: BTreeMap<(Name, Name), QueueRecord>,
     next_row: i64,
     next_seq: u64,
     /// What follows from tasks that ended, worked off one by one: chains of dependants may be long.
@@ -480,6 +484,29 @@ impl Store for ModelStore {
             *e.namespace == *namespace && e.spec.key.as_deref() == Some(key) && e.lifecycle.state == State::Running
         };
         Ok(model.open()?.tasks.values().find(holds).map(|e| e.id))
+    }
+
+    async fn put_queue(
+        &self,
+        call: &Call,
+        queue: Name,
+        settings: QueueSettings,
+        expected_version: Option<u64>,
+    ) -> Result<QueueRecord, StoreError> {
+        let mut model = self.model.lock();
+        Ok(model.open()?.put_queue(call, queue, settings, expected_version)?)
+    }
+
+    async fn command_queue(&self, call: &Call, queue: Name, command: QueueCommand) -> Result<QueueRecord, StoreError> {
+        Ok(self.model.lock().open()?.command_queue(call, queue, command)?)
+    }
+
+    async fn delete_queue(&self, call: &Call, queue: Name) -> Result<(), StoreError> {
+        Ok(self.model.lock().open()?.delete_queue(call, queue)?)
+    }
+
+    async fn queues(&self, namespace: &str) -> Result<Vec<QueueRecord>, StoreError> {
+        Ok(self.model.lock().open()?.list_queues(namespace))
     }
 
     async fn counts(&self, namespace: &str, now: Time) -> Result<Counts, StoreError> {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::{Entry, Facts, Holder, Model, PROBATION};
 use crate::outcome::{ErrorInfo, Outcome, Wait};
+use crate::queue::Room;
 use crate::store::{
     Applied, Beat, Call, Checkpoint, ClaimRequest, Claimed, Finish, LOG_LINES_MAX, LeaseRef, LogEntry, LogLine, Reaped,
     Rejected, Renewal,
@@ -53,12 +54,26 @@ impl Model {
             let key = entry.spec.key.clone();
             key.is_none_or(|key| busy_keys.insert((entry.namespace.clone(), key)))
         });
+        let mut rooms = self.rooms(now);
+        let fits = |room: &Room, row: i64| room.starts > 0 && row <= room.newest;
+        order.retain(|row| rooms.get(&self.queue_of(*row)).is_none_or(|room| fits(room, *row)));
         let suspect = order.iter().find(|row| self.tasks[row].lifecycle.suspect);
         let mut chosen: Vec<(i64, bool)> = match suspect {
             // It waits only for what could be blamed with it, and nothing new starts meanwhile.
             Some(_) if holders().any(fresh) => Vec::new(),
             Some(row) => vec![(*row, true)],
-            None => order.into_iter().take(request.slots).map(|row| (row, false)).collect(),
+            None => {
+                let has_room = |row: &i64| match rooms.get_mut(&self.queue_of(*row)) {
+                    Some(room) if room.starts == 0 => false,
+                    Some(room) => {
+                        room.starts -= 1;
+                        true
+                    }
+                    None => true,
+                };
+                let taken = order.into_iter().filter(has_room).take(request.slots);
+                taken.map(|row| (row, false)).collect()
+            }
         };
         if request.slots == 0 {
             chosen.clear();
@@ -92,6 +107,7 @@ impl Model {
             &mut Applied::default(),
         )
         .ok()?;
+        self.queue_started(row, now);
         let entry = self.tasks.get_mut(&row)?;
         entry.holder = Some(Holder {
             executor: request.executor.clone(),

@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use pensum_core::input::Patch;
 use pensum_core::model::ModelStore;
 use pensum_core::query::{Counts, Paged};
+use pensum_core::queue::{QueueCommand, QueueRecord, QueueSettings};
 use pensum_core::seam::{BoxFuture, Clock, Seams, SeededRandom};
 use pensum_core::store::*;
 use pensum_core::task::Execution;
@@ -188,6 +189,7 @@ pub(crate) struct Faults {
     pub(crate) delay_claim: AtomicBool,
     pub(crate) finishes: AtomicUsize,
     pub(crate) beats: AtomicUsize,
+    pub(crate) queue_reads: AtomicUsize,
     pub(crate) claims: AtomicUsize,
     pub(crate) largest_claim: AtomicUsize,
 }
@@ -342,6 +344,33 @@ impl Store for FaultyStore {
 
     async fn key_holder(&self, namespace: &str, key: &str) -> Result<Option<TaskId>, StoreError> {
         self.inner.key_holder(namespace, key).await
+    }
+
+    async fn put_queue(
+        &self,
+        call: &Call,
+        queue: Name,
+        settings: QueueSettings,
+        expected_version: Option<u64>,
+    ) -> Result<QueueRecord, StoreError> {
+        self.faults.check()?;
+        self.inner.put_queue(call, queue, settings, expected_version).await
+    }
+
+    async fn command_queue(&self, call: &Call, queue: Name, command: QueueCommand) -> Result<QueueRecord, StoreError> {
+        self.faults.check()?;
+        self.inner.command_queue(call, queue, command).await
+    }
+
+    async fn delete_queue(&self, call: &Call, queue: Name) -> Result<(), StoreError> {
+        self.faults.check()?;
+        self.inner.delete_queue(call, queue).await
+    }
+
+    async fn queues(&self, namespace: &str) -> Result<Vec<QueueRecord>, StoreError> {
+        self.faults.check()?;
+        self.faults.queue_reads.fetch_add(1, Ordering::SeqCst);
+        self.inner.queues(namespace).await
     }
 
     async fn counts(&self, namespace: &str, now: Time) -> Result<Counts, StoreError> {

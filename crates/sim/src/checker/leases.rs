@@ -12,7 +12,7 @@ const RETRIES_DEFAULT: u32 = 3;
 
 impl Books<'_> {
     /// A lease is over once its holder said so, or once any clock that the store was shown had passed its end.
-    fn is_live(&self, hold: &Hold) -> bool {
+    pub(super) fn is_live(&self, hold: &Hold) -> bool {
         !hold.closed && self.latest < hold.until
     }
 

@@ -6,6 +6,7 @@
 mod ends;
 mod leases;
 mod order;
+mod queues;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -44,6 +45,7 @@ struct Book {
     kept_at: Option<usize>,
     label: String,
     key: Option<String>,
+    queue: String,
     acknowledged: bool,
     deleted: bool,
     /// People interfered with it, or tried to.
@@ -66,6 +68,7 @@ struct Books<'a> {
     scenario: &'a Scenario,
     plans: BTreeMap<String, &'a TaskPlan>,
     tasks: BTreeMap<TaskId, Book>,
+    queues: BTreeMap<String, queues::Changes>,
     dawn: Time,
     stood_still: bool,
     /// The history was not written within the store.
@@ -84,6 +87,7 @@ impl<'a> Books<'a> {
                 .map(|plan| (format!("t{}", plan.label), plan))
                 .collect(),
             tasks: BTreeMap::new(),
+            queues: BTreeMap::new(),
             dawn,
             stood_still: false,
             outside: false,
@@ -193,6 +197,7 @@ fn judge(mut books: Books<'_>, outcome: &Outcome) -> Vec<Violation> {
     let mut effects = ends::Effects::default();
     for (at, entry) in outcome.entries.iter().enumerate() {
         books.note(at, entry);
+        books.queues(at, entry);
         books.leases(at, entry);
         order.read(&mut books, at, entry, &outcome.entries);
         effects.read(&mut books, at, entry);

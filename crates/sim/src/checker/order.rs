@@ -170,6 +170,7 @@ fn priorities(books: &mut Books<'_>, at: usize, claim: u64, all: &[Entry]) {
             && plan.depends_on.is_empty()
             && plan.delay_ms == 0
             && plan.key.is_none()
+            && plan.queue.is_none()
             && plan.expires_ms.is_none()
             && plan.queue_timeout_ms.is_none()
     });

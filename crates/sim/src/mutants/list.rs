@@ -36,6 +36,7 @@ const OUTCOME: &str = "crates/core/src/outcome.rs";
 const MODEL: &str = "crates/core/src/model/mod.rs";
 const MODEL_RUN: &str = "crates/core/src/model/run.rs";
 const MODEL_ENQUEUE: &str = "crates/core/src/model/enqueue.rs";
+const QUEUE: &str = "crates/core/src/queue.rs";
 const EXECUTOR: &str = "crates/engine/src/executor.rs";
 const COMPLETER: &str = "crates/engine/src/completer.rs";
 const CONTEXT: &str = "crates/engine/src/context.rs";
@@ -43,6 +44,7 @@ const KEEPER: &str = "crates/engine/src/keeper.rs";
 const SQLITE_CLAIM: &str = "crates/store/src/sqlite/claim.rs";
 const SQLITE_FINISH: &str = "crates/store/src/sqlite/finish.rs";
 const SQLITE_REAP: &str = "crates/store/src/sqlite/reap.rs";
+const SQLITE_VIEW: &str = "crates/store/src/sqlite/view.rs";
 
 const fn model(name: &'static str, wrong: &'static str, edits: &'static [Edit], seeds: u64) -> Mutant {
     Mutant {
@@ -390,5 +392,37 @@ pub const MUTANTS: &[Mutant] = &[
             "        if is_overdue(&live, now.minus(std::time::Duration::from_secs(3_600))) {",
         )],
         1_000,
+    ),
+    model(
+        "queue-one-too-many",
+        "a queue runs one more than it may",
+        &[edit(
+            QUEUE,
+            "room.starts = u64::from(max).saturating_sub(running);",
+            "room.starts = u64::from(max + 1).saturating_sub(running);",
+        )],
+        200,
+    ),
+    model(
+        "queue-not-paused",
+        "a paused queue starts its tasks",
+        &[edit(
+            QUEUE,
+            "if let Some(since) = self.paused_at {",
+            "if let Some(since) = self.paused_at.filter(|_| !self.settings.auto_start) {",
+        )],
+        200,
+    ),
+    sqlite(
+        "sqlite-queue-counts-late",
+        "what a claim has just taken of a queue is not counted in that claim",
+        &[edit(SQLITE_CLAIM, "rooms.take(grant.class);", "")],
+        500,
+    ),
+    sqlite(
+        "sqlite-queue-slot-leaks",
+        "a lease that has ended still counts for its queue",
+        &[edit(SQLITE_VIEW, "        self.held[leased.live.class as usize] -= 1;\n", "")],
+        500,
     ),
 ];

@@ -1,24 +1,25 @@
 //! Claims: one statement takes the best rows of the lanes that the claimer covers and that no one else is taking.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 use pensum_core::store::{ClaimRequest, Claimed, Finish, LeaseRef};
-use pensum_core::{Json, LeaseId, Name, NodeId, Outcome, StoreError, Time};
+use pensum_core::{Json, Name, NodeId, Outcome, StoreError, Time};
 use tokio::sync::{Notify, oneshot};
 use tokio_postgres::Row;
 
 use super::Inner;
 use super::error::Fault;
-use super::key;
+use super::lanes::{self, Lanes, Limits, guard};
 use super::pool::{Durability, Statement, Value};
 use super::reads::{StoredTask, TASK};
-use super::row::{self, Cell, LIVE, LiveRow, mark, stored_lease};
+use super::row::{self, Cell, LIVE, LiveRow, mark};
 use super::step::tally_statement;
+use super::{gated, key};
 
 /// A run that goes on for this long, or has checkpointed, has survived its start: a node's death is not charged to it.
 pub(super) const PROBATION: Duration = Duration::from_secs(60);
@@ -34,10 +35,6 @@ const CONTENDED_MAX: usize = 10;
 const CONTENDED_PAUSE: Duration = Duration::from_millis(1);
 /// When rows that are due, but that someone else holds, are looked at again.
 const HELD_BACK: Duration = Duration::from_millis(20);
-/// Longest time between two looks of a parked claim, beneath the notices.
-const POLL: Duration = Duration::from_millis(500);
-/// The same while notices do not come through.
-const POLL_DEAF: Duration = Duration::from_millis(50);
 
 /// A task that a node of this process holds.
 #[derive(Clone)]
@@ -138,25 +135,29 @@ impl Holdings {
 }
 
 /// What one try gave.
-enum Try {
+pub(super) enum Try {
     Taken(Vec<Claimed>),
     /// Rows have come due, or a key's turn has passed: their gates open first.
     Upkeep,
     /// There are classes that this process does not know yet.
     Unknown,
+    /// Queues have changed since this process read them.
+    Stale,
     /// A suspect waits to run alone.
     Suspect,
     /// There are tasks, but just now others are taking every one that was looked at.
     Contended,
+    /// Something is to be left out.
+    Again,
 }
 
 /// How a claim is carried out.
 #[derive(Clone, Copy, Default)]
-struct Mode {
+pub(super) struct Mode {
     /// Takes one suspect, to run alone.
-    alone: bool,
+    pub(super) alone: bool,
     /// Upkeep has been done, as far as it could be.
-    kept_up: bool,
+    pub(super) kept_up: bool,
 }
 
 /// Serves a claim, or keeps it until there is something or its time is up.
@@ -178,10 +179,14 @@ pub(super) async fn claim<T>(
         if !claimed.is_empty() || request.slots == 0 || left.is_zero() {
             return Ok(claimed);
         }
-        let due = inner.next_due().since(at);
-        let poll = if inner.wake.is_deaf() { POLL_DEAF } else { POLL };
+        let mut due = inner.next_due();
+        if inner.queues.any()
+            && let Some(opens_at) = Lanes::covered(inner, &request, at).opens_at
+        {
+            due = due.min(opens_at);
+        }
         // A moment late rather than early, when nothing would be due yet.
-        let nap = left.min(poll).min(due.max(Duration::from_millis(1)));
+        let nap = left.min(inner.poll()).min(due.since(at).max(Duration::from_millis(1)));
         tokio::select! {
             () = tokio::time::sleep(nap) => {}
             () = heard.ready() => {}
@@ -211,6 +216,8 @@ async fn once(inner: &Arc<Inner>, request: &ClaimRequest, now: Time) -> Result<V
                 mode.kept_up = !promote(inner, now).await? || upkeeps == UPKEEPS_MAX;
             }
             Try::Unknown => inner.catalog.refresh(&inner.pool).await?,
+            Try::Stale => inner.queues.refresh(&inner.pool).await?,
+            Try::Again => {}
             // It waits only for what could be blamed with it, and nothing new starts meanwhile: else a busy node would
             // never come to it.
             Try::Suspect if inner.holdings.any_fresh(request.node, now) => return Ok(Vec::new()),
@@ -226,163 +233,87 @@ async fn once(inner: &Arc<Inner>, request: &ClaimRequest, now: Time) -> Result<V
     Ok(Vec::new())
 }
 
-/// The classes that the claimer covers.
-fn covered(inner: &Inner, request: &ClaimRequest) -> Vec<Option<i32>> {
-    let mut classes: Vec<i32> = inner
-        .catalog
-        .classes()
-        .iter()
-        .filter(|class| request.capabilities.as_ref().is_none_or(|offered| class.fits(offered)))
-        .filter(|class| {
-            request
-                .queues
-                .as_ref()
-                .is_none_or(|queues| queues.contains(&class.queue))
-        })
-        .map(|class| class.id as i32)
-        .collect();
-    classes.sort_unstable();
-    classes.into_iter().map(Some).collect()
-}
-
-/// The rows to take from one lane: straight off the index, passing over what others are taking.
-const ONE_LANE: &str = "SELECT ctid FROM pensum.live
-    WHERE class = ($2::integer[])[1] AND gate = 0 AND (timer_at IS NULL OR timer_at > $1)
-      AND NOT (SELECT upkeep OR unknown OR suspect FROM guard)
-    ORDER BY rank, deadline, row LIMIT $3 FOR UPDATE SKIP LOCKED";
-
-/// The best rows of several lanes: the best of each lane first, and of those the best. Some more than are to be taken,
-/// for others may be taking the same.
-const LANES: &str = "SELECT best.row FROM unnest($2::integer[]) AS lane(class) CROSS JOIN LATERAL (
-        SELECT row, rank, deadline FROM pensum.live
-        WHERE class = lane.class AND gate = 0 AND (timer_at IS NULL OR timer_at > $1)
-        ORDER BY rank, deadline, row LIMIT 2 * $3 + 64) best
-    WHERE NOT (SELECT upkeep OR unknown OR suspect FROM guard)
-    ORDER BY best.rank, best.deadline, best.row LIMIT 2 * $3 + 64";
-
-/// The suspects of the lanes, of which one is to run alone.
-const SUSPECTS: &str = "SELECT row FROM (SELECT row, rank, deadline FROM pensum.live
-        WHERE class = ANY($2) AND gate = 0 AND (flags & 16384) <> 0 AND (timer_at IS NULL OR timer_at > $1)
-          AND NOT (SELECT upkeep OR unknown FROM guard)
-        ORDER BY (flags & 16384), row LIMIT 1000) suspects
-    ORDER BY rank, deadline, row LIMIT 64";
-
-/// The rows to take of those.
-const OF_BEST: &str = "SELECT ctid FROM pensum.live WHERE row = ANY(ARRAY(SELECT row FROM best)) AND gate = 0
-    ORDER BY rank, deadline, row LIMIT $3 FOR UPDATE SKIP LOCKED";
-
-/// [`pensum_core::task::Lifecycle::starts_at`] in SQL, and not before the turn of its key.
-const STARTS_AT: &str = "greatest($1, due_at, CASE WHEN (flags & 32768) <> 0 THEN run_at ELSE ready_at END)";
-
-/// A claim by `apply`'s rules for [`pensum_core::transition::Event::Claim`], set-based: found by their place in the table,
-/// which the lock has just looked up (a join on the row numbers takes four times as long). A row that someone has changed
-/// since the statement began, and that is locked only now, is not seen there: another claim takes it.
-fn statement(best: Option<&str>, alone: bool) -> String {
-    let alone_flag = if alone { 4_194_304 } else { 0 };
-    let (best, picked, seen) = match best {
-        Some(best) => (
-            format!("best AS MATERIALIZED ({best}),"),
-            OF_BEST,
-            "EXISTS (SELECT 1 FROM best)",
-        ),
-        None => (String::new(), ONE_LANE, "false"),
-    };
-    let suspect = if alone {
-        "false"
-    } else {
-        "coalesce((SELECT true FROM pensum.live WHERE class = ANY($2) AND gate = 0 AND (flags & 16384) <> 0
-                   AND (timer_at IS NULL OR timer_at > $1) ORDER BY (flags & 16384), row LIMIT 1), false)"
-    };
-    format!(
-        "WITH due AS MATERIALIZED (SELECT least({later}, {retrying}) AS next_due),
-        guard AS MATERIALIZED (SELECT
-            coalesce($9 = 0 AND (next_due <= $1 OR (SELECT true FROM pensum.live
-                WHERE timer_at <= $1 AND gate = 0 AND scope IS NOT NULL ORDER BY timer_at LIMIT 1)), false) AS upkeep,
-            (SELECT count(*) FROM pensum.class) > $7 AS unknown,
-            {suspect} AS suspect, next_due FROM due),
-        {best}
-        taken AS (UPDATE pensum.live SET state = 1, gate = 6, lease = $4, node = $5, executor = $8, taken_at = {STARTS_AT},
-            due_at = {STARTS_AT} + $6, timer_at = NULL,
-            attempt = CASE WHEN (flags & 4096) <> 0 THEN greatest(coalesce(attempt, 0), 1)
-                           ELSE coalesce(attempt, 0) + 1 END,
-            started_at = CASE WHEN (flags & 4096) <> 0 AND started_at IS NOT NULL THEN started_at
-                              ELSE {STARTS_AT} END,
-            flags = (flags & ~(512 | 4096 | 8192 | 4194304 | 8388608)) | {alone_flag},
-            version = coalesce(version, 1) + 1
-          WHERE ctid = ANY(ARRAY({picked})) RETURNING *),
-        counted AS (INSERT INTO pensum.tally(class, cell, n)
-            SELECT class, change.cell, change.by * count(*) FROM taken
-            CROSS JOIN (VALUES ({ready}::smallint, -1), ({running}::smallint, 1)) AS change(cell, by)
-            GROUP BY class, change.cell, change.by)
-        SELECT g.upkeep, g.unknown, g.suspect, g.next_due, {seen}, {live}, {task}, c.state
-        FROM guard g LEFT JOIN taken l ON true LEFT JOIN pensum.task t ON t.row = l.row
-        LEFT JOIN pensum.checkpoint c ON c.row = l.row AND (l.flags & 1) <> 0",
-        later = row::first_due(row::gate::LATER),
-        retrying = row::first_due(row::gate::RETRYING),
-        ready = Cell::Ready as i16,
-        running = Cell::Running as i16,
-        live = row::list(&LIVE, "l"),
-        task = row::list(&TASK, "t"),
-    )
-}
-
-static CLAIM_ONE: LazyLock<String> = LazyLock::new(|| statement(None, false));
-static CLAIM_MANY: LazyLock<String> = LazyLock::new(|| statement(Some(LANES), false));
-static CLAIM_ALONE: LazyLock<String> = LazyLock::new(|| statement(Some(SUSPECTS), true));
-/// Columns of a claim's answer before those of the task.
-const GUARDS: usize = 5;
-
 async fn attempt(inner: &Arc<Inner>, request: &ClaimRequest, mode: Mode, now: Time) -> Result<Try, Fault> {
-    let classes = covered(inner, request);
-    let sql: &str = match classes.len() {
-        _ if mode.alone => &CLAIM_ALONE,
-        1 => &CLAIM_ONE,
-        _ => &CLAIM_MANY,
+    let lanes = Lanes::covered(inner, request, now);
+    let limits = match lanes.limited.is_empty() {
+        true => Limits::None,
+        false => Limits::Asked,
     };
-    let slots = if mode.alone { 1 } else { request.slots };
-    let executor = inner.catalog.name_id(&inner.pool, &request.executor).await?;
-    let lease = LeaseId(u128::from(inner.bits()) << 64 | u128::from(inner.bits()));
-    let params = vec![
-        Value::Int8(Some(now.as_micros())),
-        Value::Int4s(classes),
-        Value::Int8(Some(i64::try_from(slots).unwrap_or(i64::MAX >> 2))),
-        Value::Uuid(stored_lease(lease, 0)),
-        Value::Int8(Some(request.node.0 as i64)),
-        Value::Int8(Some(i64::try_from(request.lease.as_micros()).unwrap_or(i64::MAX >> 2))),
-        Value::Int8(Some(inner.catalog.classes_known() as i64)),
-        Value::Int8(Some(i64::from(executor))),
-        Value::Int8(Some(i64::from(mode.kept_up))),
-    ];
+    let sql = lanes::statement(lanes.kind(mode.alone), limits);
+    let params = lanes.params(inner, request, mode, limits, now).await?;
     let tx = inner.pool.begin(Durability::Relaxed).await?;
     let answers = tx.commit(&[Statement { sql, params }]).await?;
     let rows = answers.into_iter().next().unwrap_or_default();
     let Some(first) = rows.first() else {
         return Ok(Try::Taken(Vec::new()));
     };
-    let due: Option<i64> = first.try_get(3)?;
+    if let Some(hindered) = hindered(inner, first, mode, now)? {
+        return Ok(hindered);
+    }
+    let ready: Option<Vec<i32>> = first.try_get(guard::READY)?;
+    if let Some(ready) = ready.filter(|ready| !ready.is_empty()) {
+        return gated::attempt(inner, request, mode, &lanes, &ready, now).await;
+    }
+    Ok(match keep(inner, read_all(inner, &rows)?, now).await? {
+        Some(claimed) => Try::Taken(claimed),
+        None => nothing(first)?,
+    })
+}
+
+/// What was not taken: nothing is there, or others were quicker.
+pub(super) fn nothing(first: &Row) -> Result<Try, Fault> {
+    Ok(match first.try_get(guard::SEEN)? {
+        true => Try::Contended,
+        false => Try::Taken(Vec::new()),
+    })
+}
+
+/// What has to be done before anything is taken.
+pub(super) fn hindered(inner: &Inner, first: &Row, mode: Mode, now: Time) -> Result<Option<Try>, Fault> {
+    let due: Option<i64> = first.try_get(guard::NEXT_DUE)?;
     let soonest = if mode.kept_up { now.plus(HELD_BACK) } else { now };
     inner.note_due(due.map(|at| at.max(soonest.as_micros())));
-    if first.try_get(1)? {
-        return Ok(Try::Unknown);
+    for (column, hindered) in [
+        (guard::UNKNOWN, Try::Unknown),
+        (guard::STALE, Try::Stale),
+        (guard::UPKEEP, Try::Upkeep),
+        (guard::SUSPECT, Try::Suspect),
+    ] {
+        if first.try_get(column)? {
+            return Ok(Some(hindered));
+        }
     }
-    if first.try_get(0)? {
-        return Ok(Try::Upkeep);
+    Ok(None)
+}
+
+/// The tasks of an answer, in the order of claims.
+pub(super) fn read_all(inner: &Inner, rows: &[Row]) -> Result<Vec<(LiveRow, Claimed)>, Fault> {
+    if rows
+        .first()
+        .map_or(Ok(None), |first| first.try_get::<_, Option<i64>>(guard::COLUMNS))?
+        .is_none()
+    {
+        return Ok(Vec::new());
     }
-    let suspect: bool = first.try_get(2)?;
-    if suspect {
-        return Ok(Try::Suspect);
-    }
-    if first.try_get::<_, Option<i64>>(GUARDS)?.is_none() {
-        let seen: bool = first.try_get(4)?;
-        return Ok(if seen { Try::Contended } else { Try::Taken(Vec::new()) });
-    }
-    let mut claimed = rows
+    let mut taken = rows
         .iter()
         .map(|found| read(inner, found))
         .collect::<Result<Vec<_>, _>>()?;
     // RETURNING keeps no order.
-    claimed.sort_by_key(|(live, _)| (row::rank(live.priority), live.deadline.unwrap_or(Time::MAX), live.row));
-    let (lives, claimed): (Vec<LiveRow>, Vec<Claimed>) = claimed.into_iter().unzip();
+    taken.sort_by_key(|(live, _)| (row::rank(live.priority), live.deadline.unwrap_or(Time::MAX), live.row));
+    Ok(taken)
+}
+
+/// Notes what this process holds now; `None` for nothing.
+pub(super) async fn keep(
+    inner: &Arc<Inner>,
+    taken: Vec<(LiveRow, Claimed)>,
+    now: Time,
+) -> Result<Option<Vec<Claimed>>, Fault> {
+    if taken.is_empty() {
+        return Ok(None);
+    }
+    let (lives, claimed): (Vec<LiveRow>, Vec<Claimed>) = taken.into_iter().unzip();
     let keyed = lives.iter().find(|live| live.scope.is_some()).map(|live| live.class);
     inner.holdings.add(lives);
     if let Some(class) = keyed
@@ -392,13 +323,13 @@ async fn attempt(inner: &Arc<Inner>, request: &ClaimRequest, mode: Mode, now: Ti
         tokio::spawn(async move { unclaim(&inner, claimed, now).await });
         return Err(fault);
     }
-    Ok(Try::Taken(claimed))
+    Ok(Some(claimed))
 }
 
 fn read(inner: &Inner, found: &Row) -> Result<(LiveRow, Claimed), Fault> {
-    let live = LiveRow::read(found, GUARDS)?;
-    let task = StoredTask::read(found, GUARDS + LIVE.len(), &inner.catalog)?;
-    let checkpoint = match found.try_get::<_, Option<String>>(GUARDS + LIVE.len() + TASK.len())? {
+    let live = LiveRow::read(found, guard::COLUMNS)?;
+    let task = StoredTask::read(found, guard::COLUMNS + LIVE.len(), &inner.catalog)?;
+    let checkpoint = match found.try_get::<_, Option<String>>(guard::COLUMNS + LIVE.len() + TASK.len())? {
         Some(text) if live.marks & mark::CHECKPOINT != 0 => {
             Some(Json::parse(text).map_err(|_| row::damaged(live.row, "JSON text as checkpoint"))?)
         }
@@ -507,6 +438,7 @@ pub(super) async fn promote(inner: &Arc<Inner>, now: Time) -> Result<bool, Fault
     for found in answers[opening].iter().flatten() {
         opened += found.try_get::<_, i64>(0)?;
     }
+    inner.wake.any_room();
     Ok(later.max(again).max(overdue) < PROMOTED_MAX && opened >= later + again)
 }
 

@@ -13,6 +13,7 @@ use tokio_postgres::types::Type;
 use super::Inner;
 use super::error::Fault;
 use super::pool::{Pool, Statement, Value};
+use super::queue;
 use super::reads::{EXECUTION, FOUND, Found, Whereabouts, last_execution, read_execution, terminal_kind};
 use super::row::{self, OutcomeRow, mark, read_error, seq_of};
 
@@ -115,6 +116,7 @@ pub(super) async fn export(
     Ok(Ok(Parcel {
         dossiers,
         remembered: Vec::new(),
+        queues: Vec::new(),
         next: Some(next),
     }))
 }
@@ -328,11 +330,14 @@ async fn export_keys(pool: &Arc<Pool>, namespace: &str, key: &str, limit: usize)
             expires_at: time(&found, 4)?,
         });
     }
+    let is_first = namespace.is_empty() && key.is_empty();
+    let queues = if is_first { queue::all(pool).await? } else { Vec::new() };
     let full = remembered.len() == limit;
     let next = remembered.last().filter(|_| full).map(Remembered::bookmark);
     Ok(Parcel {
         next,
         remembered,
+        queues,
         dossiers: Vec::new(),
     })
 }

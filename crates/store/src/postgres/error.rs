@@ -33,6 +33,11 @@ impl Fault {
         })
     }
 
+    /// True when a lock was not to be had in the time that the transaction gave it.
+    pub(super) fn is_lock_timeout(&self) -> bool {
+        matches!(self, Fault::Db(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE))
+    }
+
     /// What the caller is told.
     pub(super) fn describe(self, location: &str) -> StoreError {
         match self {

@@ -41,7 +41,9 @@ pub(super) async fn finish(
         let gone = inner
             .retry(|| end_plainly(inner, plain.iter().map(|(_, end)| end).collect()))
             .await?;
-        for (at, _) in plain.iter().filter(|(_, end)| gone.contains(&end.outcome.row)) {
+        let mut room = false;
+        for (at, end) in plain.iter().filter(|(_, end)| gone.contains(&end.outcome.row)) {
+            room |= inner.reopen(end.class);
             let lease = finishes[*at].lease;
             inner.holdings.remove(lease);
             let ended = vec![(lease.task, State::Completed)];
@@ -50,6 +52,9 @@ pub(super) async fn finish(
                 ended,
                 ..Applied::default()
             }));
+        }
+        if room {
+            inner.wake.room();
         }
     }
     let rest: Vec<(usize, &Finish)> = finishes
@@ -82,6 +87,7 @@ pub(super) async fn finish(
 /// row still is as it was then.
 struct PlainEnd {
     outcome: OutcomeRow,
+    class: u32,
     lease: uuid::Uuid,
     version: u32,
 }
@@ -106,6 +112,7 @@ fn plain_end(inner: &Inner, finish: &Finish, now: Time) -> Option<PlainEnd> {
     let transition = apply(&live.life, &event, now).ok()?;
     Some(PlainEnd {
         lease: stored_lease(finish.lease.lease, live.row),
+        class: live.class,
         version: live.version,
         outcome: OutcomeRow {
             row: live.row,

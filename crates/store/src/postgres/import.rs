@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use pensum_core::dossier::{self, Dossier, Hold, Import, Parcel, Remembered, UniqueKey};
+use pensum_core::queue::QueueRecord;
 use pensum_core::store::{LogEntry, Signal, TaskEvent};
 use pensum_core::task::{Execution, OnConflict, Unique};
 use pensum_core::transition::EventKind;
@@ -16,12 +17,12 @@ use pensum_core::{Json, Name, NewTask, StoreError, TaskId, TaskRecord, Time, Usa
 use super::Inner;
 use super::enqueue::{INSERT_TASK, New, Prepared, tag_statement, task_values};
 use super::error::Fault;
-use super::key;
 use super::numbers::{numbers, version};
 use super::pool::{Durability, Pool, Statement, Tx, Value, text};
 use super::reads::{last_execution, terminal_kind};
 use super::row::{self, Cell, LiveRow, OutcomeRow, mark, scope_of, seq_of};
 use super::step::{EventRow, event_statement, execution_statement, tally_statement};
+use super::{key, queue};
 
 /// Finds the entry that stands while another store is being copied into this one.
 const FILLING: &str = "SELECT 1 FROM pensum.meta WHERE key = 'filling'";
@@ -98,7 +99,7 @@ pub(super) async fn import(inner: &Arc<Inner>, step: &Import, now: Time) -> Resu
 /// How many tasks the store holds, if it holds anything.
 async fn held(tx: &mut Tx) -> Result<Option<u64>, Fault> {
     let sql = "SELECT (SELECT count(*) FROM pensum.task), EXISTS (SELECT 1 FROM pensum.idempotency)
-               OR EXISTS (SELECT 1 FROM pensum.intake)";
+               OR EXISTS (SELECT 1 FROM pensum.intake) OR EXISTS (SELECT 1 FROM pensum.queue)";
     let rows = tx.query(sql, &[]).await?;
     let Some(row) = rows.first() else { return Ok(None) };
     let (tasks, more): (i64, bool) = (row.try_get(0)?, row.try_get(1)?);
@@ -316,6 +317,7 @@ impl<'a> Page<'a> {
             statements.extend(key::settle(&self.scopes, now));
         }
         statements.extend(self.remembered());
+        statements.extend(self.queues());
         statements
     }
 
@@ -505,6 +507,32 @@ impl<'a> Page<'a> {
                 params: vec![Value::Int8(last)],
             },
         ]
+    }
+
+    fn queues(&self) -> Vec<Statement<'_>> {
+        if self.parcel.queues.is_empty() {
+            return Vec::new();
+        }
+        let all = || self.parcel.queues.iter().map(|(_, queue)| queue);
+        let settings = |queue: &QueueRecord| serde_json::to_string(&queue.settings).unwrap_or_else(|_| "{}".to_owned());
+        let carried = Statement {
+            sql: "INSERT INTO pensum.queue(namespace, name, settings, paused_at, process_to, bucket, put_by, created_at,
+                  changed_at, version) SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::bigint[],
+                  $6::bigint[], $7::text[], $8::bigint[], $9::bigint[], $10::bigint[])",
+            params: vec![
+                texts(self.parcel.queues.iter().map(|(namespace, _)| &**namespace)),
+                texts(all().map(|queue| &*queue.name)),
+                Value::Texts(all().map(|queue| Some(Cow::Owned(settings(queue)))).collect()),
+                Value::Int8s(all().map(|queue| queue.paused_at.map(Time::as_micros)).collect()),
+                Value::Int8s(all().map(|queue| queue.process_to).collect()),
+                int8(all().map(|queue| queue.bucket.0)),
+                Value::Texts(all().map(|queue| queue.put_by.as_deref().map(text)).collect()),
+                int8(all().map(|queue| queue.created_at.as_micros())),
+                int8(all().map(|queue| queue.changed_at.as_micros())),
+                int8(all().map(|queue| queue.version as i64)),
+            ],
+        };
+        vec![carried, queue::GROW]
     }
 
     fn remembered(&self) -> Option<Statement<'_>> {

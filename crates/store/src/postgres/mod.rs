@@ -11,10 +11,12 @@ mod dossier;
 mod enqueue;
 mod error;
 mod finish;
+mod gated;
 mod habits;
 mod import;
 mod intake;
 mod key;
+mod lanes;
 mod list;
 mod names;
 mod node;
@@ -23,6 +25,7 @@ mod options;
 mod outbox;
 mod pool;
 mod prune;
+mod queue;
 mod reads;
 mod reap;
 mod row;
@@ -46,6 +49,7 @@ use pensum_core::dossier::{Bookmark, Import, Parcel};
 use pensum_core::input::Patch;
 use pensum_core::intake::{AdmitRequest, Admitted, IntakeRecord, IntakeStatus, Judge};
 use pensum_core::query::{Counts, Page, Paged, TaskFilter};
+use pensum_core::queue::{QueueCommand, QueueRecord, QueueSettings};
 use pensum_core::seam::Clock;
 use pensum_core::store::{
     Applied, Beat, Call, Checkpoint, ClaimRequest, Claimed, Command, Enqueued, Finish, LogEntry, NodeBeat, NodeRecord,
@@ -70,6 +74,10 @@ use pool::Pool;
 const TRIES_MAX: u32 = 10;
 /// First pause before it is tried again; doubled each time, less a random share.
 const PAUSE: Duration = Duration::from_millis(5);
+/// Longest time between two looks of a parked claim, beneath the notices.
+const POLL: Duration = Duration::from_millis(500);
+/// The same while notices do not come through.
+const POLL_DEAF: Duration = Duration::from_millis(50);
 /// How long a store that is closed waits for claims that nobody waits for any more.
 const CLAIMS_BACK_MAX: Duration = Duration::from_secs(1);
 
@@ -83,6 +91,7 @@ struct Inner {
     pool: Arc<Pool>,
     server: schema::Server,
     catalog: names::Catalog,
+    queues: queue::Queues,
     rows: rows::Rows,
     departures: enqueue::Departures,
     holdings: claim::Holdings,
@@ -108,6 +117,21 @@ impl Inner {
     /// A number drawn evenly from `[0, 1)`.
     fn unit(&self) -> f64 {
         self.random.lock().random()
+    }
+
+    /// A run of this class has ended, or a task of it may have become ready. True when that may let claims take one from a
+    /// queue that they leave out now.
+    fn reopen(&self, class: u32) -> bool {
+        self.queues.any()
+            && self
+                .catalog
+                .known_class(class)
+                .is_some_and(|class| self.queues.reopen(&class))
+    }
+
+    /// The longest time between two looks of a parked claim, beneath the notices.
+    fn poll(&self) -> Duration {
+        if self.wake.is_deaf() { POLL_DEAF } else { POLL }
     }
 
     fn note_due(&self, at: Option<i64>) {
@@ -164,15 +188,17 @@ impl PostgresStore {
         {
             return Err(pensum_core::dossier::half_copied(&pool.location));
         }
+        let mut random: StdRng = rand::make_rng();
         let inner = Arc::new(Inner {
             server,
             catalog: names::Catalog::default(),
+            queues: queue::Queues::default(),
             rows: rows::Rows::default(),
             departures: enqueue::Departures::default(),
             holdings: claim::Holdings::default(),
-            wake: Arc::new(wake::Wake::new()),
+            wake: Arc::new(wake::Wake::new(random.next_u64())),
             clock: Arc::new(DatabaseClock::default()),
-            random: Mutex::new(rand::make_rng()),
+            random: Mutex::new(random),
             next_due: AtomicI64::new(i64::MAX),
             passes: AtomicU64::new(0),
             prune_cursor: AtomicI64::new(0),
@@ -402,6 +428,34 @@ impl Store for PostgresStore {
         reads::key_holder(&inner.pool, namespace, key)
             .await
             .map_err(|fault| self.describe(fault))
+    }
+
+    async fn put_queue(
+        &self,
+        call: &Call,
+        queue: Name,
+        settings: QueueSettings,
+        expected_version: Option<u64>,
+    ) -> Result<QueueRecord, StoreError> {
+        let inner = self.open_inner()?;
+        let put = inner.retry(|| queue::put(inner, call, &queue, &settings, expected_version));
+        Ok(put.await??)
+    }
+
+    async fn command_queue(&self, call: &Call, queue: Name, command: QueueCommand) -> Result<QueueRecord, StoreError> {
+        let inner = self.open_inner()?;
+        Ok(inner.retry(|| queue::command(inner, call, &queue, command)).await??)
+    }
+
+    async fn delete_queue(&self, call: &Call, queue: Name) -> Result<(), StoreError> {
+        let inner = self.open_inner()?;
+        Ok(inner.retry(|| queue::delete(inner, call, &queue)).await??)
+    }
+
+    async fn queues(&self, namespace: &str) -> Result<Vec<QueueRecord>, StoreError> {
+        let inner = self.open_inner()?;
+        let listed = queue::list(&inner.pool, namespace).await;
+        listed.map_err(|fault| self.describe(fault))
     }
 
     async fn counts(&self, namespace: &str, now: Time) -> Result<Counts, StoreError> {

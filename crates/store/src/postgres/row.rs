@@ -230,6 +230,16 @@ pub(super) fn is_due(gate: i16) -> String {
     format!("{} AND (gate, due_at) <= ({gate}::smallint, $1)", from_gate(gate))
 }
 
+/// The classes of the rows at a gate that has a time, the first `limit` of them, as a subquery; by the one index that has
+/// this order.
+pub(super) fn classes_at(gate: i16, limit: &str) -> String {
+    format!(
+        "(SELECT class FROM pensum.live WHERE {} AND (gate, due_at) <= ({gate}::smallint, 9223372036854775807)
+          ORDER BY gate, due_at LIMIT {limit})",
+        from_gate(gate)
+    )
+}
+
 fn from_gate(gate: i16) -> String {
     format!("gate <> 0 AND (gate, due_at) >= ({gate}::smallint, (-9223372036854775807)::bigint)")
 }

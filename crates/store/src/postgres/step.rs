@@ -807,6 +807,7 @@ impl Work {
     pub(super) async fn commit(self) -> Result<bool, Fault> {
         let Work {
             tx,
+            inner,
             now,
             slots,
             events,
@@ -821,6 +822,8 @@ impl Work {
             ..
         } = self;
         let mut wakes = false;
+        // Of these a run ended, or a task may have become ready.
+        let mut opened: BTreeSet<u32> = BTreeSet::new();
         let mut saved: Vec<&LiveRow> = Vec::new();
         let mut ended: Vec<&OutcomeRow> = Vec::new();
         let mut gone: Vec<Option<i64>> = Vec::new();
@@ -828,6 +831,11 @@ impl Work {
         for (row, slot) in slots.iter().filter(|(_, slot)| slot.changed) {
             if let Some((class, cell)) = slot.before {
                 *tallies.entry((class, cell)).or_default() -= 1;
+                match &slot.place {
+                    Place::Live(live) if live.life.lease.is_some() => {}
+                    Place::Live(live) => opened.extend([class, live.class]),
+                    _ => _ = opened.insert(class),
+                }
             }
             match &slot.place {
                 Place::Live(live) => {
@@ -916,6 +924,17 @@ impl Work {
         }
         statements.extend(key::settle(&scopes, now));
         tx.commit(&statements).await?;
+        // Whose turn it is now of a key may be of any queue.
+        let mut room = !scopes.is_empty() && inner.queues.any();
+        if room {
+            inner.wake.any_room();
+        }
+        for class in opened {
+            room |= inner.reopen(class);
+        }
+        if room {
+            inner.wake.room();
+        }
         Ok(wakes)
     }
 }

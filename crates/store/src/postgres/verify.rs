@@ -13,6 +13,7 @@ use tokio_postgres::types::Type;
 use super::counts::{Cells, counters};
 use super::error::Fault;
 use super::pool::{Pool, Statement, Tx, Value};
+use super::queue;
 use super::row::{Cell, LIVE, LIVE_LIST, LiveRow, flag, gate, mark};
 
 /// How many tasks a window spans.
@@ -194,6 +195,7 @@ pub(super) async fn verify(pool: &Arc<Pool>) -> Result<Verified, Fault> {
     }
     audit.check_keys().await?;
     audit.check_sequence().await?;
+    audit.check_queues().await?;
     audit.check_counters().await?;
     audit.tx.commit(&[]).await?;
     Ok(audit.verified)
@@ -334,6 +336,32 @@ impl Audit {
                 self.say(format!(
                     "the next row would be {next}, and there is a row {largest} already"
                 ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Claims can read every queue, and see when one changes. Whether a limit was kept cannot be told afterwards: it may
+    /// have been another one then.
+    async fn check_queues(&mut self) -> Result<(), Fault> {
+        let rows = self.tx.query("SELECT count(*) FROM pensum.queue_version", &[]).await?;
+        let versions = rows.first().map_or(Ok(0), |row| row.try_get::<_, i64>(0))?;
+        if versions != 1 {
+            self.say(format!("the queues have {versions} versions at once"));
+        }
+        let sql = format!("SELECT {} FROM pensum.queue q ORDER BY q.id", queue::COLUMNS);
+        for row in self.tx.query(&sql, &[]).await? {
+            let (namespace, name): (&str, &str) = (row.try_get("namespace")?, row.try_get("name")?);
+            if namespace.is_empty() || name.is_empty() || name.chars().any(char::is_control) {
+                self.say(format!("a queue of the namespace {namespace:?} is named {name:?}"));
+            }
+            match queue::read(&row, 0) {
+                Ok((_, _, queue)) if queue.settings.auto_start && queue.process_to.is_some() => {
+                    self.say(format!("queue {name} starts by itself, and only up to a certain task"));
+                }
+                Ok(_) => {}
+                Err(Fault::Damaged(what)) => self.say(what),
+                Err(fault) => return Err(fault),
             }
         }
         Ok(())

@@ -1,10 +1,11 @@
 //! Notices between nodes that there may be work: a hint, never the truth. Polling goes on beneath them.
 //!
 //! A notice is sent after the commit that made work, by a task of its own and at most one each [`QUIET`]: inside the
-//! commit it would make all commits of the database wait for each other. It says nothing but "look".
+//! commit it would make all commits of the database wait for each other. It says nothing but "look", and whether a queue
+//! with limits may have room again: else each new task would send claims to look at queues that are full.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::future::poll_fn;
@@ -14,7 +15,7 @@ use tokio_postgres::types::Type;
 use tokio_util::sync::CancellationToken;
 
 use super::options::PostgresOptions;
-use super::pool::Pool;
+use super::pool::{Param, Pool};
 use super::tls;
 
 /// Shortest time between two notices of one node.
@@ -26,6 +27,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(2);
 const ECHO_MAX: Duration = Duration::from_secs(5);
 /// The pause after a notice that could not be sent.
 const SEND_PAUSE: Duration = Duration::from_millis(500);
+/// What a notice begins with when a queue with limits may have room again.
+const ROOM: &str = "room ";
 
 /// What wakes parked claims.
 pub(super) struct Wake {
@@ -33,6 +36,12 @@ pub(super) struct Wake {
     ready: watch::Sender<u64>,
     /// Others want to know.
     outbox: Notify,
+    /// Grows when any queue with limits may have room again.
+    rooms: AtomicU64,
+    /// One has, and others do not know of that yet.
+    tell_room: AtomicBool,
+    /// What this node's notices of that say, for it hears them, too.
+    own_room: String,
     /// Notices do not come through.
     deaf: AtomicBool,
 }
@@ -50,10 +59,14 @@ impl Ear {
 }
 
 impl Wake {
-    pub(super) fn new() -> Wake {
+    /// `tag` is this node's own.
+    pub(super) fn new(tag: u64) -> Wake {
         Wake {
+            own_room: format!("{ROOM}{tag:x}"),
             ready: watch::Sender::new(0),
             outbox: Notify::new(),
+            rooms: AtomicU64::new(0),
+            tell_room: AtomicBool::new(false),
             deaf: AtomicBool::new(true),
         }
     }
@@ -62,6 +75,22 @@ impl Wake {
     pub(super) fn ready(&self) {
         self.heard();
         self.outbox.notify_one();
+    }
+
+    /// A queue with limits may have room again; which one, this node knows.
+    pub(super) fn room(&self) {
+        self.tell_room.store(true, Ordering::Relaxed);
+        self.ready();
+    }
+
+    /// Any queue with limits may have room again, as far as this node knows.
+    pub(super) fn any_room(&self) {
+        self.rooms.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// What was seen to be full while this number stood is so until it grows.
+    pub(super) fn rooms(&self) -> u64 {
+        self.rooms.load(Ordering::Acquire)
     }
 
     fn heard(&self) {
@@ -92,9 +121,13 @@ pub(super) async fn send(wake: Arc<Wake>, pool: Arc<Pool>, schema: String, close
             () = wake.outbox.notified() => {}
             () = closed.cancelled() => return,
         }
-        let sent = pool.read("SELECT pg_notify($1, '')", &[(&channel, Type::TEXT)]).await;
+        let room = wake.tell_room.swap(false, Ordering::Relaxed);
+        let says = if room { wake.own_room.as_str() } else { "" };
+        let params: [Param<'_>; 2] = [(&channel, Type::TEXT), (&says, Type::TEXT)];
+        let sent = pool.read("SELECT pg_notify($1, $2)", &params).await;
         if sent.is_err() {
             // Others find the work by looking; who waits for an echo does not.
+            wake.tell_room.fetch_or(room, Ordering::Relaxed);
             wake.outbox.notify_one();
         }
         tokio::time::sleep(if sent.is_ok() { QUIET } else { SEND_PAUSE }).await;
@@ -127,6 +160,7 @@ pub(super) async fn hear(wake: Arc<Wake>, options: PostgresOptions, closed: Canc
             }
         }
         // What was missed meanwhile is found by looking.
+        wake.any_room();
         wake.heard();
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -156,12 +190,15 @@ async fn hear_once(wake: &Wake, options: &PostgresOptions, said: &mut bool) -> R
     loop {
         tokio::select! {
             message = poll_fn(|ctx| connection.poll_message(ctx)) => match message {
-                Some(Ok(AsyncMessage::Notification(_))) => {
+                Some(Ok(AsyncMessage::Notification(notice))) => {
                     // One that came with the answer may have been meant for who had the pooler's connection before.
                     if is_listening && !echoed {
                         echoed = true;
                         *said = false;
                         wake.deaf.store(false, Ordering::Relaxed);
+                    }
+                    if notice.payload().starts_with(ROOM) && notice.payload() != wake.own_room {
+                        wake.any_room();
                     }
                     wake.heard();
                 }

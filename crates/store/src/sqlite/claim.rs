@@ -11,6 +11,7 @@ use pensum_core::{LeaseId, Name, Time, apply};
 use super::error::Fault;
 use super::memory::key_of;
 use super::order::Pick;
+use super::queue::Rooms;
 use super::row::{LiveRow, mark};
 use super::step::Facts;
 use super::verb::{Claim, Grant, Grants};
@@ -84,7 +85,8 @@ impl Writer {
 
     /// Serves the claims that wait, first come first served; those that do not want to wait get nothing.
     pub(super) fn serve_parked(&mut self) {
-        if !self.memory.order.has_work() && self.parked.iter().all(|claim| !claim.request.wait.is_zero()) {
+        let mut has_work = self.has_work();
+        if !has_work && self.parked.iter().all(|claim| !claim.request.wait.is_zero()) {
             // Nothing for anyone. Those who stopped waiting are swept out once they may be the half of all.
             if self.parked.len() > self.parked_max {
                 self.parked.retain(|claim| !claim.reply.is_closed());
@@ -98,8 +100,9 @@ impl Writer {
                 continue;
             }
             let impatient = claim.request.wait.is_zero();
-            if self.memory.order.has_work() {
+            if has_work {
                 self.serve_or_park(claim);
+                has_work = self.has_work();
             } else {
                 self.parked.push(claim);
             }
@@ -118,20 +121,22 @@ impl Writer {
             return Ok(Vec::new());
         }
         let now = now.max(self.memory.clock);
+        if !self.queues.is_empty() {
+            self.memory.pass_over(&self.shared, &self.db, now)?;
+        }
         self.cover(request);
         let coverage = std::mem::take(&mut self.coverage);
-        let covers = |class: u32| coverage.fits.get(class as usize).copied().unwrap_or(false);
-        let granted = self.claim_covered(request, now, &covers);
+        let granted = self.claim_covered(request, now, &coverage.fits);
         self.coverage = coverage;
         granted
     }
 
-    fn claim_covered(
-        &mut self,
-        request: &ClaimRequest,
-        now: Time,
-        covers: &dyn Fn(u32) -> bool,
-    ) -> Result<Vec<Grant>, Fault> {
+    fn claim_covered(&mut self, request: &ClaimRequest, now: Time, fits: &[bool]) -> Result<Vec<Grant>, Fault> {
+        let mut rooms = self.rooms(now);
+        let reach = |rooms: &Rooms, class: u32| {
+            let covered = fits.get(class as usize).copied().unwrap_or(false);
+            if covered { rooms.reach(class) } else { None }
+        };
         let fresh = |l: &Leased| !l.checkpointed && now.since(l.taken_at) < PROBATION;
         {
             let view = self.shared.view.lock();
@@ -141,25 +146,28 @@ impl Writer {
             }
             // A suspect waits only for what could be blamed with it, and nothing new starts meanwhile: else a busy node
             // would never come to it.
-            let suspect = self.memory.order.has_suspect(covers);
+            let suspect = self.memory.order.has_suspect(&|class| reach(&rooms, class));
             if suspect && held.leases > 0 && view.leases_of(request.node).any(fresh) {
                 return Ok(Vec::new());
             }
         }
-        while let Some(pick) = self.memory.order.take_suspect(covers) {
+        while let Some(pick) = self.memory.order.take_suspect(&|class| reach(&rooms, class)) {
             if let Some(grant) = self.take(pick, request, now, true, &mut false)? {
                 return Ok(vec![grant]);
             }
         }
-        let mut merge = self.memory.order.merge(covers);
+        let mut merge = self.memory.order.merge(&|class| reach(&rooms, class));
         let mut granted = Vec::with_capacity(request.slots.min(1024));
         while granted.len() < request.slots
-            && let Some(pick) = self.memory.order.take(&mut merge)
+            && let Some(pick) = self.memory.order.take(&mut merge, &|class| reach(&rooms, class))
         {
             let mut freed = false;
-            granted.extend(self.take(pick, request, now, false, &mut freed)?);
+            if let Some(grant) = self.take(pick, request, now, false, &mut freed)? {
+                rooms.take(grant.class);
+                granted.push(grant);
+            }
             if freed {
-                merge = self.memory.order.merge(covers);
+                merge = self.memory.order.merge(&|class| reach(&rooms, class));
             }
         }
         Ok(granted)
@@ -219,6 +227,7 @@ impl Writer {
             fresh: self.memory.fresh.take(row),
         };
         let class = live.class;
+        self.queue_started(class, now);
         let leased = Leased {
             live,
             id: grant.fresh.as_ref().map(|fresh| fresh.id),

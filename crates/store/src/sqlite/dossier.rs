@@ -14,6 +14,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::error::Fault;
 use super::names::Catalog;
+use super::queue;
 use super::reads::{self, Whereabouts};
 use super::row::{LiveRow, OutcomeRow, damaged, mark};
 use super::view::Cell;
@@ -147,12 +148,14 @@ fn export_keys(db: &Connection, namespace: &str, key: &str, limit: usize) -> Res
         })
     })?;
     let remembered = found.collect::<Result<Vec<_>, _>>()?;
+    let is_first = namespace.is_empty() && key.is_empty();
     Ok(Parcel {
         next: remembered
             .last()
             .filter(|_| remembered.len() == limit)
             .map(Remembered::bookmark),
         remembered,
+        queues: if is_first { queue::stored(db)? } else { Vec::new() },
         dossiers: Vec::new(),
     })
 }
@@ -182,7 +185,7 @@ impl Writer {
                     Ok(self.db.query_row(&sql, [], |r| r.get(0))?)
                 };
                 let tasks = count("task")?;
-                if tasks > 0 || count("idempotency")? > 0 {
+                if tasks > 0 || count("idempotency")? > 0 || count("queue")? > 0 {
                     return Ok(Err(dossier::not_empty(&self.path, tasks as u64)));
                 }
                 // Rows of tasks that were deleted since the store was opened are free.
@@ -202,6 +205,10 @@ impl Writer {
                 for remembered in &parcel.remembered {
                     self.take_in_key(remembered)?;
                 }
+                for (namespace, record) in &parcel.queues {
+                    queue::write(&self.db, namespace, record)?;
+                }
+                self.queues.load(&self.db)?;
                 // Taking one sets the numbers after it aside on disk.
                 self.next_seq = self.next_seq.max(seq);
                 self.seq()?;

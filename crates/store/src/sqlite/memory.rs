@@ -190,6 +190,22 @@ impl Memory {
         }
     }
 
+    /// Takes what is overdue at `now` out of the turn of its key: in a closed queue no claim comes by to do so, and the
+    /// reaper may be a while.
+    pub(super) fn pass_over(&mut self, shared: &Shared, db: &Connection, now: Time) -> Result<(), Fault> {
+        let due = self.timers.iter().take_while(|(at, ..)| *at <= now);
+        let rows: Vec<i64> = due
+            .filter(|(.., timer)| *timer != Timer::Wake)
+            .map(|(_, row, _)| *row)
+            .collect();
+        for row in rows {
+            if let Some(live) = LiveRow::load(db, row)?.filter(|live| live.key.is_some()) {
+                self.order.remove(&entry(shared, &live));
+            }
+        }
+        Ok(())
+    }
+
     /// Moves on to `now`, and whatever came due by then into the ready order.
     pub(super) fn advance(&mut self, shared: &Shared, db: &Connection, now: Time) -> Result<(), Fault> {
         self.clock = self.clock.max(now);
@@ -228,6 +244,7 @@ impl Memory {
             View {
                 leases: view.leases.clone(),
                 nodes: view.nodes.clone(),
+                held: view.held.clone(),
                 ..View::default()
             }
         };

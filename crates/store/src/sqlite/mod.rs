@@ -18,6 +18,7 @@ mod names;
 mod node;
 mod order;
 mod prune;
+mod queue;
 mod reader;
 mod reads;
 mod reap;
@@ -39,6 +40,7 @@ use async_trait::async_trait;
 use pensum_core::dossier::{Bookmark, Import, Parcel};
 use pensum_core::input::Patch;
 use pensum_core::query::Paged;
+use pensum_core::queue::{QueueCommand, QueueRecord, QueueSettings};
 use pensum_core::store::{
     Applied, Beat, Call, Checkpoint, ClaimRequest, Claimed, Command, Enqueued, Finish, LeaseRef, LogEntry, NodeBeat,
     NodeRecord, NodeReply, Pruned, Reaped, Rejected, Renewal, Retention, Signal, Store, StoreStats, TaskEvent,
@@ -49,6 +51,7 @@ use pensum_core::{Counts, Json, Name, NewTask, NodeId, Page, StoreError, TaskFil
 use tokio::sync::oneshot;
 
 use error::Fault;
+use queue::Ask;
 use reader::Readers;
 use thread::WriterThread;
 use verb::{Claim, Grants, Prepared, Reply, Verb, prepare};
@@ -251,6 +254,19 @@ impl SqliteStore {
             let _ = reply.send(result);
         })))?;
         answer.await.map_err(|_| self.unanswered())?
+    }
+
+    async fn ask_queue(&self, call: &Call, queue: Name, ask: Ask) -> Result<QueueRecord, StoreError> {
+        let (call, name) = (call.clone(), queue.clone());
+        let found = self
+            .ask(|reply| Verb::Queue {
+                call,
+                queue,
+                ask,
+                reply,
+            })
+            .await?;
+        found.ok_or(StoreError::Rejected(Rejected::NoQueue(name)))
     }
 
     /// Waits until the writer's memory stands.
@@ -617,6 +633,56 @@ impl Store for SqliteStore {
         };
         self.read(move |db, shared| Ok(reads::stored_task(db, &shared.catalog, row)?.map(|task| task.id)))
             .await
+    }
+
+    async fn put_queue(
+        &self,
+        call: &Call,
+        queue: Name,
+        settings: QueueSettings,
+        expected_version: Option<u64>,
+    ) -> Result<QueueRecord, StoreError> {
+        let settings = Box::new(settings);
+        self.ask_queue(
+            call,
+            queue,
+            Ask::Put {
+                settings,
+                expected_version,
+            },
+        )
+        .await
+    }
+
+    async fn command_queue(&self, call: &Call, queue: Name, command: QueueCommand) -> Result<QueueRecord, StoreError> {
+        self.ask_queue(call, queue, Ask::Command(command)).await
+    }
+
+    async fn delete_queue(&self, call: &Call, queue: Name) -> Result<(), StoreError> {
+        let (call, ask) = (call.clone(), Ask::Delete);
+        let deleted = self
+            .ask(|reply| Verb::Queue {
+                call,
+                queue,
+                ask,
+                reply,
+            })
+            .await;
+        deleted.map(|_| ())
+    }
+
+    async fn queues(&self, namespace: &str) -> Result<Vec<QueueRecord>, StoreError> {
+        if self.writer.is_some() {
+            let namespace = Name::from(namespace);
+            return self.ask(|reply| Verb::Queues { namespace, reply }).await;
+        }
+        let namespace = namespace.to_owned();
+        self.read(move |db, _| {
+            let mut found = queue::stored(db)?;
+            found.retain(|(place, _)| **place == *namespace);
+            Ok(found.into_iter().map(|(_, queue)| queue).collect())
+        })
+        .await
     }
 
     async fn counts(&self, namespace: &str, now: Time) -> Result<Counts, StoreError> {

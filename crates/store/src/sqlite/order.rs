@@ -54,6 +54,9 @@ struct Lane {
     /// By priority, lowest first.
     queues: [Queue; 5],
     ranked: BTreeSet<Rank>,
+    /// Of the rows up to here none is in `ranked`, as far as is known: what is newer than a claim reaches is not looked
+    /// through again by each claim.
+    bare_to: i64,
 }
 
 /// Plain tasks of one priority, oldest first. One that leaves from the middle is marked, and skipped later.
@@ -95,15 +98,28 @@ impl Queue {
 }
 
 impl Lane {
-    fn best(&mut self) -> Option<Rank> {
-        let ranked = self.ranked.first().copied();
+    /// The best of the tasks up to a row.
+    fn best(&mut self, newest: i64) -> Option<Rank> {
+        let ranked = if newest <= self.bare_to {
+            None
+        } else {
+            self.ranked.iter().find(|rank| rank.row <= newest).copied()
+        };
+        if ranked.is_none() {
+            self.bare_to = self.bare_to.max(newest);
+        }
         for (priority, queue) in Priority::ALL.into_iter().zip(&mut self.queues).rev() {
-            if let Some(row) = queue.front() {
+            if let Some(row) = queue.front().filter(|row| *row <= newest) {
                 let rank = Rank::new(priority, None, row);
                 return Some(ranked.map_or(rank, |r| r.min(rank)));
             }
         }
         ranked
+    }
+
+    fn insert(&mut self, rank: Rank) {
+        self.bare_to = self.bare_to.min(rank.row - 1);
+        self.ranked.insert(rank);
     }
 
     fn take(&mut self, rank: Rank, class: u32) -> Pick {
@@ -163,6 +179,16 @@ impl Order {
     /// True when a claim could find something.
     pub(super) fn has_work(&self) -> bool {
         !self.busy.is_empty() || !self.suspects.is_empty()
+    }
+
+    /// The same of the classes that are within reach.
+    pub(super) fn has_work_in(&self, reach: Reach<'_>) -> bool {
+        self.busy.iter().any(|class| reach(*class).is_some()) || self.has_suspect(reach)
+    }
+
+    /// The classes of which tasks are ready, suspected ones aside.
+    pub(super) fn busy(&self) -> impl Iterator<Item = u32> {
+        self.busy.iter().copied()
     }
 
     /// Adds a plain task that was just enqueued.
@@ -299,7 +325,7 @@ impl Order {
         if suspect {
             self.suspects.insert(rank, class);
         } else {
-            self.lane(class).ranked.insert(rank);
+            self.lane(class).insert(rank);
             self.busy.insert(class);
         }
     }
@@ -319,18 +345,19 @@ impl Order {
         found
     }
 
-    /// True when a suspected task is ready among the classes that `covers` accepts.
-    pub(super) fn has_suspect(&self, covers: &dyn Fn(u32) -> bool) -> bool {
-        self.suspects.values().any(|class| covers(*class))
+    /// True when a suspected task is ready within reach.
+    pub(super) fn has_suspect(&self, reach: Reach<'_>) -> bool {
+        self.suspect(reach).is_some()
     }
 
-    /// The best suspected task among the classes that `covers` accepts, taken out.
-    pub(super) fn take_suspect(&mut self, covers: &dyn Fn(u32) -> bool) -> Option<Pick> {
-        let (rank, class) = self
-            .suspects
-            .iter()
-            .find(|(_, class)| covers(**class))
-            .map(|(r, c)| (*r, *c))?;
+    fn suspect(&self, reach: Reach<'_>) -> Option<(Rank, u32)> {
+        let within = |(rank, class): &(&Rank, &u32)| reach(**class).is_some_and(|newest| rank.row <= newest);
+        self.suspects.iter().find(within).map(|(rank, class)| (*rank, *class))
+    }
+
+    /// The best suspected task within reach, taken out.
+    pub(super) fn take_suspect(&mut self, reach: Reach<'_>) -> Option<Pick> {
+        let (rank, class) = self.suspect(reach)?;
         self.suspects.remove(&rank);
         self.len -= 1;
         Some(Pick {
@@ -340,30 +367,32 @@ impl Order {
         })
     }
 
-    /// Starts taking tasks of the classes that `covers` accepts.
-    pub(super) fn merge(&mut self, covers: &dyn Fn(u32) -> bool) -> Merge {
+    /// Starts taking tasks within reach.
+    pub(super) fn merge(&mut self, reach: Reach<'_>) -> Merge {
         let lanes = &mut self.lanes;
-        let heads = self.busy.iter().filter(|class| covers(**class));
+        let heads = self.busy.iter().filter_map(|class| Some((*class, reach(*class)?)));
         Merge(
             heads
-                .filter_map(|class| Some(Reverse((lanes[*class as usize].best()?, *class))))
+                .filter_map(|(class, newest)| Some(Reverse((lanes[class as usize].best(newest)?, class))))
                 .collect(),
         )
     }
 
-    /// The next best task of a merge, taken out.
-    pub(super) fn take(&mut self, merge: &mut Merge) -> Option<Pick> {
-        let Reverse((rank, class)) = merge.0.pop()?;
-        let lane = &mut self.lanes[class as usize];
-        let pick = lane.take(rank, class);
-        self.len -= 1;
-        match lane.best() {
-            Some(next) => merge.0.push(Reverse((next, class))),
-            None => {
+    /// The next best task of a merge, taken out. A class that has come out of reach since is left where it is.
+    pub(super) fn take(&mut self, merge: &mut Merge, reach: Reach<'_>) -> Option<Pick> {
+        loop {
+            let Reverse((rank, class)) = merge.0.pop()?;
+            let Some(newest) = reach(class) else { continue };
+            let lane = &mut self.lanes[class as usize];
+            let pick = lane.take(rank, class);
+            self.len -= 1;
+            if let Some(next) = lane.best(newest) {
+                merge.0.push(Reverse((next, class)));
+            } else if lane.is_empty() {
                 self.busy.remove(&class);
             }
+            return Some(pick);
         }
-        Some(pick)
     }
 
     /// Every ready row, sorted: for `verify`.
@@ -388,6 +417,9 @@ impl Order {
     }
 }
 
+/// Up to which row a claim may take tasks of a class; `None` for a class that it may not take from.
+pub(super) type Reach<'a> = &'a dyn Fn(u32) -> Option<i64>;
+
 /// The best of each lane that a claim may take from.
 pub(super) struct Merge(BinaryHeap<Reverse<(Rank, u32)>>);
 
@@ -405,10 +437,14 @@ mod tests {
         }
     }
 
-    fn drain(order: &mut Order, covers: &dyn Fn(u32) -> bool) -> Vec<i64> {
-        let mut merge = order.merge(covers);
-        std::iter::from_fn(|| order.take(&mut merge)).map(|p| p.row).collect()
+    fn drain(order: &mut Order, reach: Reach<'_>) -> Vec<i64> {
+        let mut merge = order.merge(reach);
+        std::iter::from_fn(|| order.take(&mut merge, reach))
+            .map(|p| p.row)
+            .collect()
     }
+
+    const ALL: Reach<'static> = &|_| Some(i64::MAX);
 
     #[test]
     fn claims_over_all_lanes_go_by_priority_then_deadline_then_age() {
@@ -422,8 +458,11 @@ mod tests {
         order.push(entry(2, Priority::Critical, None, 7, None));
         order.push_plain(0, Priority::Normal, 0, Time::EPOCH);
         assert_eq!(order.rows(), [0, 1, 2, 3, 4, 5, 6, 7]);
-        assert_eq!(drain(&mut order, &|class| class != 2), [4, 6, 5, 0, 1, 2, 3]);
-        assert_eq!(drain(&mut order, &|_| true), [7]);
+        assert_eq!(
+            drain(&mut order, &|class| (class != 2).then_some(i64::MAX)),
+            [4, 6, 5, 0, 1, 2, 3]
+        );
+        assert_eq!(drain(&mut order, ALL), [7]);
         assert!(!order.has_work() && order.len() == 0);
     }
 
@@ -436,13 +475,29 @@ mod tests {
         order.push(entry(1, Priority::High, None, 5, Some("k")));
         order.push(entry(0, Priority::Normal, None, 6, None));
         let key = (Name::from("default"), Name::from("k"));
-        assert_eq!(drain(&mut order, &|_| true), [5, 6]);
+        assert_eq!(drain(&mut order, ALL), [5, 6]);
         order.hold(&key, 5);
-        assert_eq!(drain(&mut order, &|_| true), [0i64; 0]);
+        assert_eq!(drain(&mut order, ALL), [0i64; 0]);
         assert!(order.remove(&entry(0, Priority::Normal, None, 1, Some("k"))));
         order.release(&key, 5);
         assert_eq!(order.rows(), [2, 3, 4]);
-        assert_eq!(drain(&mut order, &|_| true), [2]);
+        assert_eq!(drain(&mut order, ALL), [2]);
+    }
+
+    #[test]
+    fn what_is_newer_than_a_claim_reaches_stays_where_it_is() {
+        let mut order = Order::default();
+        order.push_plain(0, Priority::Normal, 1, Time::EPOCH);
+        order.push_plain(0, Priority::High, 3, Time::EPOCH);
+        order.push(entry(0, Priority::Normal, Some(9), 2, None));
+        order.push(entry(0, Priority::Critical, Some(9), 4, None));
+        assert_eq!(drain(&mut order, &|_| Some(2)), [2, 1]);
+        assert_eq!(drain(&mut order, &|_| Some(2)), [0i64; 0]);
+        order.push(entry(0, Priority::Low, Some(9), 0, None));
+        assert_eq!(drain(&mut order, &|_| Some(2)), [0]);
+        assert!(order.has_work() && !order.has_work_in(&|_| None));
+        assert_eq!(drain(&mut order, ALL), [4, 3]);
+        assert!(!order.has_work());
     }
 
     #[test]
@@ -456,9 +511,6 @@ mod tests {
             assert!(!order.remove(&entry(0, Priority::Normal, None, row, None)));
         }
         assert_eq!(order.len(), 100);
-        assert_eq!(
-            drain(&mut order, &|_| true),
-            (0..100).map(|r| r * 10).collect::<Vec<_>>()
-        );
+        assert_eq!(drain(&mut order, ALL), (0..100).map(|r| r * 10).collect::<Vec<_>>());
     }
 }

@@ -5,15 +5,17 @@ use std::time::Duration;
 
 use pensum_core::dossier::Import;
 use pensum_core::input::Patch;
+use pensum_core::queue::QueueRecord;
 use pensum_core::store::{
     Applied, Beat, Call, Checkpoint, ClaimRequest, Command, Enqueued, Finish, Pruned, Reaped, Rejected, Renewal,
     Retention,
 };
-use pensum_core::{LeaseId, Lifecycle, NewTask, StoreError, TaskId, TaskRecord, Time};
+use pensum_core::{LeaseId, Lifecycle, Name, NewTask, StoreError, TaskId, TaskRecord, Time};
 use rusqlite::Connection;
 use tokio::sync::oneshot;
 
 use super::memory::FreshTask;
+use super::queue::Ask;
 
 /// Where an answer goes.
 pub(super) type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
@@ -132,6 +134,18 @@ pub(super) enum Verb {
         limit: usize,
         reply: Reply<Pruned>,
     },
+    /// Something about a queue; what it is afterwards.
+    Queue {
+        call: Call,
+        queue: Name,
+        ask: Ask,
+        reply: Reply<Option<QueueRecord>>,
+    },
+    /// The queues of a namespace.
+    Queues {
+        namespace: Name,
+        reply: Reply<Vec<QueueRecord>>,
+    },
     /// One step of an import.
     Import {
         step: Import,
@@ -181,13 +195,17 @@ impl Verb {
                 | Verb::Reap { .. }
                 | Verb::Prune { .. }
                 | Verb::Import { .. }
+                | Verb::Queue { .. }
         )
     }
 
     /// The present that it names.
     pub(super) const fn now(&self) -> Option<Time> {
         match self {
-            Verb::Enqueue { call, .. } | Verb::Command { call, .. } | Verb::Update { call, .. } => Some(call.now),
+            Verb::Enqueue { call, .. }
+            | Verb::Command { call, .. }
+            | Verb::Update { call, .. }
+            | Verb::Queue { call, .. } => Some(call.now),
             Verb::Claim(Claim { now, .. })
             | Verb::Tick(now)
             | Verb::Renew { now, .. }
@@ -197,7 +215,9 @@ impl Verb {
             | Verb::Prune { now, .. }
             | Verb::Import { now, .. }
             | Verb::Quiet { now, .. } => Some(*now),
-            Verb::Unclaim(_) | Verb::Read(_) | Verb::Audit(_) | Verb::Close(_) | Verb::Stop => None,
+            Verb::Unclaim(_) | Verb::Queues { .. } | Verb::Read(_) | Verb::Audit(_) | Verb::Close(_) | Verb::Stop => {
+                None
+            }
         }
     }
 
@@ -219,6 +239,8 @@ impl Verb {
             Verb::Import { reply, .. } | Verb::Quiet { reply, .. } => to(reply, error),
             Verb::Read(read) => read(Err(error.clone())),
             Verb::Audit(reply) => to(reply, error),
+            Verb::Queue { reply, .. } => to(reply, error),
+            Verb::Queues { reply, .. } => to(reply, error),
             Verb::Close(reply) => to(reply, error),
             Verb::Unclaim(_) | Verb::Tick(_) | Verb::Stop => {}
         }

@@ -181,6 +181,7 @@ impl Writer {
             let mut other = twin.view.lock();
             other.leases = view.leases.clone();
             other.nodes = view.nodes.clone();
+            other.held.clone_from(&view.held);
         }
         let orphans = memory.rebuild(&twin, &self.db)?;
         for row in orphans {
@@ -231,7 +232,18 @@ impl Writer {
     }
 
     fn check_leases(&self, sentences: &mut Vec<String>) -> Result<(), Fault> {
-        let rows: Vec<i64> = self.shared.view.lock().leases.keys().copied().collect();
+        let rows: Vec<i64> = {
+            let view = self.shared.view.lock();
+            let mut held = vec![0; view.held.len()];
+            for leased in view.leases.values() {
+                held[leased.live.class as usize] += 1;
+            }
+            if held != view.held {
+                let counted = &view.held;
+                sentences.push(format!("the leases by class count {counted:?} and are {held:?}"));
+            }
+            view.leases.keys().copied().collect()
+        };
         for row in rows {
             if super::row::LiveRow::load(&self.db, row)?.is_none() {
                 sentences.push(format!("row {row} is leased and is not unfinished"));

@@ -59,6 +59,16 @@ pub(super) enum Cell {
 pub(super) type Tally = [i64; 10];
 
 impl Cell {
+    /// Where a task counts that has not ended.
+    pub(super) const UNFINISHED: [Cell; 6] = [
+        Cell::Ready,
+        Cell::Dependencies,
+        Cell::Later,
+        Cell::Retrying,
+        Cell::Paused,
+        Cell::Running,
+    ];
+
     /// Where a finished task counts.
     pub(super) const fn of_end(state: State) -> Cell {
         match state {
@@ -86,6 +96,8 @@ pub(super) struct View {
     pub(super) later: BTreeMap<(Time, i64), (u32, bool)>,
     pub(super) tallies: Vec<Tally>,
     pub(super) nodes: HashMap<NodeId, Held, FixedState>,
+    /// How many leases tasks of each class hold.
+    pub(super) held: Vec<u64>,
 }
 
 /// How many leases a node holds, and how many of them to run alone.
@@ -103,12 +115,18 @@ impl View {
             held.leases += 1;
             held.alone += usize::from(leased.alone);
         }
+        let class = leased.live.class as usize;
+        if self.held.len() <= class {
+            self.held.resize(class + 1, 0);
+        }
+        self.held[class] += 1;
         self.leases.insert(row, leased);
     }
 
     /// Removes a lease.
     pub(super) fn unlease(&mut self, row: i64) {
         let Some(leased) = self.leases.remove(&row) else { return };
+        self.held[leased.live.class as usize] -= 1;
         let Some(lease) = leased.live.life.lease else { return };
         if let Some(held) = self.nodes.get_mut(&lease.node) {
             held.leases -= 1;

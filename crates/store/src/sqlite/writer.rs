@@ -16,6 +16,7 @@ use super::error::Fault;
 use super::manifest::Recovery;
 use super::memory::Memory;
 use super::names::Interner;
+use super::queue::Queues;
 use super::verb::{Claim, Done, Grants, Reply, Verb, later};
 use super::view::{Cell, Leased, Shared, Tally};
 
@@ -31,7 +32,7 @@ const WAL_PAGES_MAX: i32 = 65_536;
 /// What the open transaction has done so far beside its rows.
 #[derive(Default)]
 pub(super) struct Group {
-    tallies: Vec<Tally>,
+    pub(super) tallies: Vec<Tally>,
     touched: Vec<u32>,
     /// Leases that end with the commit.
     pub(super) closed: Vec<i64>,
@@ -101,6 +102,7 @@ pub(super) struct Writer {
     pub(super) bits: Bits,
     pub(super) next_row: i64,
     pub(super) coverage: Coverage,
+    pub(super) queues: Queues,
     pub(super) parked: Vec<Claim>,
     /// What was in flight when the file was last let go, until a verb names the time.
     pub(super) recovery: Option<Recovery>,
@@ -159,6 +161,7 @@ impl Writer {
             },
             next_row: 1,
             coverage: Coverage::default(),
+            queues: Queues::default(),
             parked: Vec::new(),
             recovery: None,
             careful_until: None,
@@ -200,6 +203,7 @@ impl Writer {
         self.seq_reserved = meta("seq")? as u64;
         self.next_seq = self.seq_reserved.max(1);
         self.memory.clock = super::memory::CLOCK_UNKNOWN;
+        self.queues.load(&self.db)?;
         let orphans = self.memory.rebuild(&self.shared, &self.db)?;
         self.careful = !clean;
         self.recovery = Recovery::read(&self.db, orphans, !clean)?;
@@ -249,7 +253,12 @@ impl Writer {
             match verb {
                 Verb::Claim(claim) => self.serve_or_park(claim),
                 Verb::Tick(_) => {}
-                verb @ (Verb::Read(_) | Verb::Audit(_) | Verb::Quiet { .. } | Verb::Close(_) | Verb::Stop) => {
+                verb @ (Verb::Read(_)
+                | Verb::Audit(_)
+                | Verb::Queues { .. }
+                | Verb::Quiet { .. }
+                | Verb::Close(_)
+                | Verb::Stop) => {
                     after.push(verb);
                 }
                 verb => writes.push(verb),
@@ -286,6 +295,9 @@ impl Writer {
                 let found = self.audit().map_err(|fault| fault.describe(&self.path));
                 let _ = reply.send(found);
             }
+            Verb::Queues { namespace, reply } => {
+                let _ = reply.send(Ok(self.list_queues(&namespace)));
+            }
             Verb::Close(reply) => {
                 let closed = self.shut().map_err(|fault| fault.describe(&self.path));
                 // Whoever is still in the queue is told so.
@@ -304,6 +316,7 @@ impl Writer {
         if self.stale {
             self.shared.catalog.load(&self.db)?;
             self.names.load(&self.shared.catalog);
+            self.queues.load(&self.db)?;
             self.memory.rebuild(&self.shared, &self.db)?;
             self.stale = false;
         }
@@ -457,11 +470,21 @@ impl Writer {
                 limit,
                 reply,
             } => answer!(reply, self.prune(retention, now, limit).map(Ok)),
+            Verb::Queue {
+                call,
+                queue,
+                ask,
+                reply,
+            } => answer!(
+                reply,
+                self.ask_queue(&call, queue, ask).map(|r| r.map_err(StoreError::from))
+            ),
             Verb::Import { step, now, reply } => answer!(reply, self.import(step, now)),
             Verb::Claim(_)
             | Verb::Tick(_)
             | Verb::Read(_)
             | Verb::Audit(_)
+            | Verb::Queues { .. }
             | Verb::Quiet { .. }
             | Verb::Close(_)
             | Verb::Stop => {}
@@ -491,6 +514,7 @@ impl Writer {
         if self.recovery.is_none() && (self.manifest_changed || !self.group.closed.is_empty()) {
             self.put_manifest()?;
         }
+        self.queues.flush(&self.db)?;
         self.put_alive()
     }
 
@@ -511,6 +535,7 @@ impl Writer {
         }
         drop(view);
         self.group.undo.clear();
+        self.queues.committed();
         self.manifest_changed = false;
         for (reply, grants) in self.held_back.drain(..) {
             // Grants that nobody takes any more come back by themselves.
@@ -572,8 +597,9 @@ impl Writer {
         }
     }
 
-    /// Tells parked claimers when the next task becomes ready by the clock.
-    fn publish(&self) {
+    /// Tells parked claimers when the next task becomes ready by the clock, or its queue opens.
+    fn publish(&mut self) {
+        let opens_at = self.opens_at();
         let first = self
             .shared
             .view
@@ -581,6 +607,7 @@ impl Writer {
             .later
             .first_key_value()
             .map(|((at, _), _)| at.as_micros());
+        let first = first.into_iter().chain(opens_at.map(Time::as_micros)).min();
         let first = first.unwrap_or(i64::MAX);
         self.shared.next_ready.set(first);
     }

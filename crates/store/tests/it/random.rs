@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use pensum_core::model::ModelStore;
 use pensum_core::outcome::Wait;
+use pensum_core::queue::{QueueCommand, QueueRecord, QueueSettings, Rate};
 use pensum_core::store::{
     Applied, Beat, Call, Checkpoint, ClaimRequest, Command, Finish, LeaseRef, NodeBeat, Rejected, Renewal, Retention,
     Store, StoreError,
@@ -29,6 +30,7 @@ pub(crate) struct Plan {
     impatient: bool,
     retries: u32,
     policy: u8,
+    queue: u8,
     /// How far back the tasks that it depends on were enqueued.
     depends_on: Vec<u8>,
 }
@@ -46,6 +48,51 @@ pub(crate) enum Op {
     Prune,
     Heartbeat(u64),
     Leave(u64),
+    Queue { queue: u8, what: u8 },
+}
+
+/// The queues that tasks are enqueued in.
+const QUEUES: [&str; 3] = ["default", "narrow", "other"];
+
+/// A queue without what is numbered otherwise in each store.
+fn without_rows(queue: QueueRecord) -> QueueRecord {
+    QueueRecord {
+        process_to: queue.process_to.map(|_| 0),
+        ..queue
+    }
+}
+
+/// What is asked of a queue: settings, or a command.
+fn queue_asked(what: u8) -> Result<QueueSettings, QueueCommand> {
+    let plain = QueueSettings::default();
+    let rate = |starts, burst| {
+        let per = Duration::from_secs(10).into();
+        Some(Rate { starts, per, burst })
+    };
+    match what {
+        0 => Err(QueueCommand::Pause),
+        1 | 2 => Err(QueueCommand::Resume),
+        3 | 4 => Err(QueueCommand::Process),
+        5 | 6 => Ok(QueueSettings {
+            max_concurrent: Some(u32::from(what) - 4),
+            ..plain
+        }),
+        7 => Ok(QueueSettings {
+            rate: rate(3, 2),
+            ..plain
+        }),
+        8 => Ok(QueueSettings {
+            auto_start: false,
+            max_concurrent: Some(1),
+            ..plain
+        }),
+        9 => Ok(QueueSettings {
+            rate: rate(7, 1),
+            max_concurrent: Some(3),
+            ..plain
+        }),
+        _ => Ok(plain),
+    }
 }
 
 fn plan() -> impl Strategy<Value = Plan> {
@@ -58,20 +105,28 @@ fn plan() -> impl Strategy<Value = Plan> {
             prop::option::weighted(0.2, (0u8..2, 0u8..3, any::<bool>())),
         ),
         (rare(60), rare(60), rare(40), prop::bool::weighted(0.1)),
-        (0u32..3, 0u8..3, prop_oneof![3 => Just(Vec::new()), 1 => depends_on]),
+        (
+            0u32..3,
+            0u8..3,
+            0u8..3,
+            prop_oneof![3 => Just(Vec::new()), 1 => depends_on],
+        ),
     )
         .prop_map(
-            |((priority, key, unique), (delay, deadline, expires, impatient), (retries, policy, depends_on))| Plan {
-                priority,
-                key,
-                unique,
-                delay,
-                deadline,
-                expires,
-                impatient,
-                retries,
-                policy,
-                depends_on,
+            |((priority, key, unique), (delay, deadline, expires, impatient), (retries, policy, queue, depends_on))| {
+                Plan {
+                    priority,
+                    key,
+                    unique,
+                    delay,
+                    deadline,
+                    expires,
+                    impatient,
+                    retries,
+                    policy,
+                    queue,
+                    depends_on,
+                }
             },
         )
 }
@@ -89,6 +144,7 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::Prune),
         3 => (1u64..4).prop_map(Op::Heartbeat),
         1 => (1u64..4).prop_map(Op::Leave),
+        2 => (0u8..3, 0u8..12).prop_map(|(queue, what)| Op::Queue { queue, what }),
     ]
 }
 
@@ -264,6 +320,18 @@ impl Side {
                 };
                 self.store.heartbeat(beat, now).await.unwrap().commands.to_string()
             }
+            Op::Queue { queue, what } => {
+                let name = Name::from(QUEUES[usize::from(*queue)]);
+                let asked = match queue_asked(*what) {
+                    Ok(settings) => self.store.put_queue(&call, name, settings, None).await,
+                    Err(command) => self.store.command_queue(&call, name, command).await,
+                };
+                match asked {
+                    Ok(found) => format!("{:?}", without_rows(found)),
+                    Err(StoreError::Rejected(rejected)) => self.rejection(&rejected),
+                    Err(other) => panic!("{other}"),
+                }
+            }
             Op::Leave(node) => {
                 self.store.leave(NodeId(*node), now).await.unwrap();
                 String::new()
@@ -294,6 +362,7 @@ impl Side {
         let later = |seconds: u8| now.plus(Duration::from_secs(seconds.into()));
         let mut task = NewTask::new(Spec::new("noop", Json::null()));
         task.spec.priority = Priority::from_level(plan.priority).unwrap();
+        task.spec.queue = Name::from(QUEUES[usize::from(plan.queue)]);
         task.spec.key = plan.key.map(|k| Name::from(format!("key {k}")));
         task.spec.deadline = plan.deadline.map(later);
         task.spec.max_retries = Some(plan.retries);
@@ -398,6 +467,9 @@ impl Side {
         }
         let nodes = self.store.nodes(now).await.unwrap();
         picture.insert("nodes".to_owned(), format!("{nodes:?}"));
+        let queues = self.store.queues("default").await.unwrap();
+        let queues: Vec<QueueRecord> = queues.into_iter().map(without_rows).collect();
+        picture.insert("queues".to_owned(), format!("{queues:?}"));
         picture.insert(
             "counts".to_owned(),
             format!("{:?}", self.store.counts("default", now).await.unwrap()),

@@ -28,7 +28,7 @@ async fn export(w: &World, limit: usize) -> (Vec<Dossier>, Vec<Remembered>) {
 }
 
 /// Everything that a store keeps, in another one of its kind.
-async fn copy(w: &World) -> World {
+pub(crate) async fn copy(w: &World) -> World {
     let other = w.another().await;
     let import = |step| other.store.import(step, w.now());
     import(Import::Begin).await.unwrap();

@@ -9,6 +9,7 @@ pub(crate) mod dossiers;
 pub(crate) mod lifecycle;
 pub(crate) mod nodes;
 pub(crate) mod order;
+pub(crate) mod queues;
 pub(crate) mod reads;
 pub(crate) mod settled;
 pub(crate) mod world;
@@ -30,6 +31,20 @@ macro_rules! store_suite {
                     run_now_makes_a_future_task_ready,
                     a_changed_priority_changes_the_order,
                     many_rows_of_a_busy_key_hide_nobody;
+                queues: a_queue_runs_no_more_than_its_width_on_all_nodes_together,
+                    a_slot_of_a_queue_is_held_by_a_lease_and_by_nothing_else,
+                    a_paused_queue_starts_nothing_and_then_the_best_first,
+                    what_runs_goes_on_while_its_queue_is_paused,
+                    a_manual_queue_starts_what_was_there_when_it_was_asked_to,
+                    a_rate_lets_its_burst_start_and_then_so_many_in_a_time,
+                    a_closed_queue_hides_nobody,
+                    the_width_of_a_queue_and_its_keys_hold_together,
+                    a_parked_claim_hears_that_its_queue_opened,
+                    settings_come_back_as_they_were_put,
+                    a_queue_is_deleted_once_it_is_empty,
+                    queues_of_different_namespaces_do_not_meet,
+                    a_command_that_does_not_fit_is_refused,
+                    settings_and_pauses_are_carried_into_a_copy;
                 lifecycle: a_task_completes_with_its_result,
                     a_failure_is_retried_with_backoff_and_then_dead_lettered,
                     a_non_retryable_failure_ends_at_once,

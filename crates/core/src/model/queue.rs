@@ -1,0 +1,113 @@
+//! Queues with settings of their own.
+
+use std::collections::BTreeMap;
+
+use super::Model;
+use crate::queue::{QUEUES_MAX, QueueCommand, QueueRecord, QueueSettings, Room};
+use crate::store::{Call, Rejected};
+use crate::{Name, Time};
+
+impl Model {
+    /// The queue of a task, and its namespace.
+    pub(super) fn queue_of(&self, row: i64) -> (Name, Name) {
+        let entry = &self.tasks[&row];
+        (entry.namespace.clone(), entry.spec.queue.clone())
+    }
+
+    /// How many leases the tasks of a queue hold.
+    fn running_of(&self, place: &(Name, Name)) -> u64 {
+        let held = self.tasks.values().filter(|e| e.lifecycle.lease.is_some());
+        let here = held.filter(|e| (&e.namespace, &e.spec.queue) == (&place.0, &place.1));
+        here.count() as u64
+    }
+
+    /// How much of each queue with settings may start.
+    pub(super) fn rooms(&self, now: Time) -> BTreeMap<(Name, Name), Room> {
+        let none = Room { starts: 0, newest: 0 };
+        let room = |place, queue: &QueueRecord| queue.room(self.running_of(place), now).unwrap_or(none);
+        self.queues
+            .iter()
+            .map(|(place, queue)| (place.clone(), room(place, queue)))
+            .collect()
+    }
+
+    /// A task starts.
+    pub(super) fn queue_started(&mut self, row: i64, now: Time) {
+        let place = self.queue_of(row);
+        if let Some(queue) = self.queues.get_mut(&place) {
+            queue.started(1, now);
+        }
+    }
+
+    /// The queue as it is, or as it would be made.
+    fn found_or_new(&self, place: &(Name, Name), call: &Call) -> Result<QueueRecord, Rejected> {
+        match self.queues.get(place) {
+            Some(queue) => Ok(queue.clone()),
+            None if self.queues.len() >= QUEUES_MAX => Err(Rejected::TooManyQueues),
+            None => Ok(QueueRecord::new(place.1.clone(), call.now)),
+        }
+    }
+
+    fn keep(&mut self, place: (Name, Name), queue: QueueRecord) -> QueueRecord {
+        let running = self.running_of(&place);
+        self.queues.insert(place, queue.clone());
+        QueueRecord { running, ..queue }
+    }
+
+    pub(super) fn put_queue(
+        &mut self,
+        call: &Call,
+        queue: Name,
+        settings: QueueSettings,
+        expected: Option<u64>,
+    ) -> Result<QueueRecord, Rejected> {
+        let place = (call.namespace.clone(), queue.clone());
+        let mut record = self.found_or_new(&place, call)?;
+        if let Some(expected) = expected.filter(|expected| *expected != record.version) {
+            let found = record.version;
+            return Err(Rejected::QueueVersionMismatch { queue, expected, found });
+        }
+        record.put(settings, &call.actor, call.now);
+        Ok(self.keep(place, record))
+    }
+
+    pub(super) fn command_queue(
+        &mut self,
+        call: &Call,
+        queue: Name,
+        command: QueueCommand,
+    ) -> Result<QueueRecord, Rejected> {
+        let place = (call.namespace.clone(), queue.clone());
+        let mut record = self.found_or_new(&place, call)?;
+        let newest = self.next_row - 1;
+        record
+            .command(command, newest, call.now)
+            .map_err(|why| Rejected::QueueForbids { queue, why })?;
+        Ok(self.keep(place, record))
+    }
+
+    pub(super) fn delete_queue(&mut self, call: &Call, queue: Name) -> Result<(), Rejected> {
+        let place = (call.namespace.clone(), queue.clone());
+        if !self.queues.contains_key(&place) {
+            return Err(Rejected::NoQueue(queue));
+        }
+        let here = self.tasks.keys().filter(|row| self.queue_of(**row) == place);
+        let unfinished = here
+            .filter(|row| !self.tasks[row].lifecycle.state.is_terminal())
+            .count() as u64;
+        if unfinished > 0 {
+            return Err(Rejected::QueueHasTasks { queue, unfinished });
+        }
+        self.queues.remove(&place);
+        Ok(())
+    }
+
+    pub(super) fn list_queues(&self, namespace: &str) -> Vec<QueueRecord> {
+        let here = self.queues.iter().filter(|(place, _)| *place.0 == *namespace);
+        here.map(|(place, queue)| QueueRecord {
+            running: self.running_of(place),
+            ..queue.clone()
+        })
+        .collect()
+    }
+}

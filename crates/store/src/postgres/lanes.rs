@@ -1,0 +1,296 @@
+//! The statement of a claim, and the lanes that it covers: each class of tasks is one.
+
+use std::sync::{Arc, LazyLock};
+
+use pensum_core::store::ClaimRequest;
+use pensum_core::{LeaseId, Time};
+
+use super::Inner;
+use super::claim::Mode;
+use super::error::Fault;
+use super::pool::Value;
+use super::queue::{Limited, Stand};
+use super::reads::TASK;
+use super::row::{self, Cell, LIVE, stored_lease};
+
+/// The classes that a claimer covers, by what their queues say.
+pub(super) struct Lanes {
+    /// Of queues that allow everything, in order.
+    pub(super) open: Vec<i32>,
+    /// Of queues that have to be asked, with the queue.
+    pub(super) limited: Vec<(i32, Limited)>,
+    /// Which version of the queues this follows from.
+    pub(super) version: i64,
+    /// When the first of those opens by the clock that are left out.
+    pub(super) opens_at: Option<Time>,
+}
+
+impl Lanes {
+    pub(super) fn covered(inner: &Inner, request: &ClaimRequest, now: Time) -> Lanes {
+        let view = inner.queues.view(&inner.wake, now);
+        let mut lanes = Lanes {
+            open: Vec::new(),
+            limited: Vec::new(),
+            version: view.version(),
+            opens_at: None,
+        };
+        for class in inner.catalog.classes() {
+            let offered = request.capabilities.as_ref();
+            let queues = request.queues.as_ref();
+            if offered.is_some_and(|offered| !class.fits(offered))
+                || queues.is_some_and(|queues| !queues.contains(&class.queue))
+            {
+                continue;
+            }
+            match view.stand(&class) {
+                Stand::Open => lanes.open.push(class.id as i32),
+                Stand::Limited(queue) => lanes.limited.push((class.id as i32, queue)),
+                Stand::Shut(until) => lanes.opens_at = [lanes.opens_at, until].into_iter().flatten().min(),
+            }
+        }
+        lanes.open.sort_unstable();
+        lanes.limited.sort_unstable();
+        lanes
+    }
+
+    /// Which rows a claim of the open lanes looks at.
+    pub(super) fn kind(&self, alone: bool) -> Kind {
+        match self.open.len() {
+            _ if alone => Kind::Suspects,
+            1 => Kind::OneLane,
+            _ => Kind::Lanes,
+        }
+    }
+
+    /// What the statement of a claim binds. For [`Limits::Obeyed`] some is still to be added: see [`LANES_GIVEN`].
+    pub(super) async fn params(
+        &self,
+        inner: &Arc<Inner>,
+        request: &ClaimRequest,
+        mode: Mode,
+        limits: Limits,
+        now: Time,
+    ) -> Result<Vec<Value<'static>>, Fault> {
+        let slots = if mode.alone { 1 } else { request.slots };
+        let executor = inner.catalog.name_id(&inner.pool, &request.executor).await?;
+        let lease = LeaseId(u128::from(inner.bits()) << 64 | u128::from(inner.bits()));
+        let mut params = vec![
+            Value::Int8(Some(now.as_micros())),
+            Value::Int4s(self.open.iter().copied().map(Some).collect()),
+            Value::Int8(Some(i64::try_from(slots).unwrap_or(i64::MAX >> 2))),
+            Value::Uuid(stored_lease(lease, 0)),
+            Value::Int8(Some(request.node.0 as i64)),
+            Value::Int8(Some(i64::try_from(request.lease.as_micros()).unwrap_or(i64::MAX >> 2))),
+            Value::Int8(Some(inner.catalog.classes_known() as i64)),
+            Value::Int8(Some(i64::from(executor))),
+            Value::Int8(Some(i64::from(mode.kept_up))),
+            Value::Int8(Some(self.version)),
+        ];
+        if limits == Limits::Asked {
+            params.push(Value::Int4s(
+                self.limited.iter().map(|(class, _)| Some(*class)).collect(),
+            ));
+            params.push(Value::Int4s(
+                self.limited.iter().map(|(_, queue)| Some(queue.id)).collect(),
+            ));
+        }
+        Ok(params)
+    }
+}
+
+/// Which rows a claim looks at.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    OneLane,
+    Lanes,
+    Suspects,
+}
+
+/// What a claim has to do with the limits of queues.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Limits {
+    /// There are none.
+    None,
+    /// It finds out which of the limited queues have something ready, and takes nothing if there are any.
+    Asked,
+    /// It takes from each queue as many as are given, and no newer ones than that.
+    Obeyed,
+}
+
+/// Columns of a claim's answer before those of the task.
+pub(super) mod guard {
+    /// Rows have come due, or a key's turn has passed.
+    pub(in crate::postgres) const UPKEEP: usize = 0;
+    /// There are classes that the claimer does not know.
+    pub(in crate::postgres) const UNKNOWN: usize = 1;
+    /// Queues have changed.
+    pub(in crate::postgres) const STALE: usize = 2;
+    /// A suspect waits to run alone.
+    pub(in crate::postgres) const SUSPECT: usize = 3;
+    pub(in crate::postgres) const NEXT_DUE: usize = 4;
+    /// There was something to take, which others may have taken first.
+    pub(in crate::postgres) const SEEN: usize = 5;
+    /// The limited queues of which something is ready; where limits are obeyed, something that may start.
+    pub(in crate::postgres) const READY: usize = 6;
+    /// How many there are.
+    pub(in crate::postgres) const COLUMNS: usize = 7;
+}
+
+/// The rows to take from one lane: straight off the index, passing over what others are taking.
+const ONE_LANE: &str = "SELECT ctid FROM pensum.live
+    WHERE class = ($2::integer[])[1] AND gate = 0 AND (timer_at IS NULL OR timer_at > $1) AND NOT (HINDERED)
+    ORDER BY rank, deadline, row LIMIT $3 FOR UPDATE SKIP LOCKED";
+
+/// The best rows of several lanes: the best of each lane first, and of those the best. Some more than are to be taken,
+/// for others may be taking the same.
+const LANES: &str = "SELECT best.row FROM unnest($2::integer[]) AS lane(class) CROSS JOIN LATERAL (
+        SELECT row, rank, deadline FROM pensum.live
+        WHERE class = lane.class AND gate = 0 AND (timer_at IS NULL OR timer_at > $1)
+        ORDER BY rank, deadline, row LIMIT 2 * $3 + 64) best
+    WHERE NOT (HINDERED)
+    ORDER BY best.rank, best.deadline, best.row LIMIT 2 * $3 + 64";
+
+/// The lanes of a claim that obeys limits: class, queue (0 for none), how many of the queue may start, and the newest row
+/// of those.
+const LANES_GIVEN: &str = "lanes AS MATERIALIZED (SELECT * FROM unnest($2::integer[], $11::integer[], $12::bigint[],
+        $13::bigint[]) AS given(class, queue, starts, newest)),";
+
+/// The best rows of each of several lanes. Of queues with limits, which the claimer has locked, nobody else takes any.
+const FOUND: &str = "found AS MATERIALIZED (
+        SELECT best.row, best.rank, best.deadline, lane.queue, lane.starts, row_number() OVER (
+            PARTITION BY lane.queue ORDER BY best.rank, best.deadline, best.row) AS place
+        FROM lanes lane CROSS JOIN LATERAL (
+            SELECT row, rank, deadline FROM pensum.live
+            WHERE class = lane.class AND gate = 0 AND (timer_at IS NULL OR timer_at > $1) AND row <= lane.newest
+            ORDER BY rank, deadline, row LIMIT 2 * $3 + 64) best
+        WHERE NOT (HINDERED)),";
+
+/// The best of all those, of each queue no more than may start.
+const LANES_LIMITED: &str =
+    "SELECT row FROM found WHERE place <= starts ORDER BY rank, deadline, row LIMIT 2 * $3 + 64";
+
+/// The suspects of the lanes, of which one is to run alone.
+const SUSPECTS: &str = "SELECT row FROM (SELECT row, rank, deadline FROM pensum.live
+        WHERE class = ANY($2) AND gate = 0 AND (flags & 16384) <> 0 AND (timer_at IS NULL OR timer_at > $1)
+          AND NOT (HINDERED)
+        ORDER BY (flags & 16384), row LIMIT 1000) suspects
+    ORDER BY rank, deadline, row LIMIT 64";
+
+/// The same of those that may start.
+const SUSPECTS_LIMITED: &str = "SELECT s.row FROM (SELECT row, class, rank, deadline FROM pensum.live
+        WHERE class = ANY($2) AND gate = 0 AND (flags & 16384) <> 0 AND (timer_at IS NULL OR timer_at > $1)
+          AND NOT (HINDERED)
+        ORDER BY (flags & 16384), row LIMIT 1000) s JOIN lanes lane ON lane.class = s.class AND s.row <= lane.newest
+    ORDER BY s.rank, s.deadline, s.row LIMIT 64";
+
+/// The rows to take of those.
+const OF_BEST: &str = "SELECT ctid FROM pensum.live WHERE row = ANY(ARRAY(SELECT row FROM best)) AND gate = 0
+    ORDER BY rank, deadline, row LIMIT $3 FOR UPDATE SKIP LOCKED";
+
+/// True when a suspect waits to run alone.
+const SUSPECT: &str =
+    "coalesce((SELECT true FROM pensum.live WHERE class = ANY($2) AND gate = 0 AND (flags & 16384) <> 0
+    AND (timer_at IS NULL OR timer_at > $1) ORDER BY (flags & 16384), row LIMIT 1), false)";
+
+/// The same of those that may start.
+const SUSPECT_LIMITED: &str = "coalesce((SELECT true FROM (SELECT row, class FROM pensum.live
+        WHERE class = ANY($2) AND gate = 0 AND (flags & 16384) <> 0 AND (timer_at IS NULL OR timer_at > $1)
+        ORDER BY (flags & 16384), row LIMIT 1000) s JOIN lanes lane ON lane.class = s.class AND s.row <= lane.newest
+    LIMIT 1), false)";
+
+/// The limited queues of which something is ready: one look at the first row of each lane.
+const READY: &str = "ARRAY(SELECT DISTINCT lane.queue FROM unnest($11::integer[], $12::integer[]) AS lane(class, queue)
+    CROSS JOIN LATERAL (SELECT row FROM pensum.live
+        WHERE class = lane.class AND gate = 0 AND (timer_at IS NULL OR timer_at > $1)
+        ORDER BY rank, deadline, row LIMIT 1) first)";
+
+/// [`pensum_core::task::Lifecycle::starts_at`] in SQL, and not before the turn of its key.
+const STARTS_AT: &str = "greatest($1, due_at, CASE WHEN (flags & 32768) <> 0 THEN run_at ELSE ready_at END)";
+
+/// A claim by `apply`'s rules for [`pensum_core::transition::Event::Claim`], set-based: found by their place in the table,
+/// which the lock has just looked up (a join on the row numbers takes four times as long). A row that someone has changed
+/// since the statement began, and that is locked only now, is not seen there: another claim takes it.
+fn write(kind: Kind, limits: Limits) -> String {
+    let alone = kind == Kind::Suspects;
+    let obeyed = limits == Limits::Obeyed;
+    let best = match kind {
+        Kind::OneLane if !obeyed => None,
+        Kind::Suspects if obeyed => Some(SUSPECTS_LIMITED),
+        Kind::Suspects => Some(SUSPECTS),
+        _ if obeyed => Some(LANES_LIMITED),
+        _ => Some(LANES),
+    };
+    let (best, picked, seen) = match best {
+        Some(best) => (
+            format!("best AS MATERIALIZED ({best}),"),
+            OF_BEST,
+            "EXISTS (SELECT 1 FROM best)",
+        ),
+        None => (String::new(), ONE_LANE, "false"),
+    };
+    let suspect = match alone {
+        true => "false",
+        false if obeyed => SUSPECT_LIMITED,
+        false => SUSPECT,
+    };
+    let (asked, ready, busy) = match limits {
+        Limits::None => ("", "NULL::integer[]", ""),
+        Limits::Asked => (READY, "g.ready", " OR cardinality(ready) > 0"),
+        Limits::Obeyed if alone => ("", "NULL::integer[]", ""),
+        Limits::Obeyed => ("", "ARRAY(SELECT DISTINCT queue FROM found)", ""),
+    };
+    let asked = if asked.is_empty() {
+        String::new()
+    } else {
+        format!(", {asked} AS ready")
+    };
+    let hindered = format!("SELECT upkeep OR unknown OR stale OR suspect{busy} FROM guard");
+    let sql = format!(
+        "WITH due AS MATERIALIZED (SELECT least({later}, {retrying}) AS next_due),
+        {lanes}
+        guard AS MATERIALIZED (SELECT
+            coalesce($9 = 0 AND (next_due <= $1 OR (SELECT true FROM pensum.live
+                WHERE timer_at <= $1 AND gate = 0 AND scope IS NOT NULL ORDER BY timer_at LIMIT 1)), false) AS upkeep,
+            (SELECT count(*) FROM pensum.class) > $7 AS unknown,
+            (SELECT value FROM pensum.queue_version) IS DISTINCT FROM $10 AS stale,
+            {suspect} AS suspect, next_due{asked} FROM due),
+        {found}
+        {best}
+        taken AS (UPDATE pensum.live SET state = 1, gate = 6, lease = $4, node = $5, executor = $8, taken_at = {STARTS_AT},
+            due_at = {STARTS_AT} + $6, timer_at = NULL,
+            attempt = CASE WHEN (flags & 4096) <> 0 THEN greatest(coalesce(attempt, 0), 1)
+                           ELSE coalesce(attempt, 0) + 1 END,
+            started_at = CASE WHEN (flags & 4096) <> 0 AND started_at IS NOT NULL THEN started_at
+                              ELSE {STARTS_AT} END,
+            flags = (flags & ~(512 | 4096 | 8192 | 4194304 | 8388608)) | {alone_flag},
+            version = coalesce(version, 1) + 1
+          WHERE ctid = ANY(ARRAY({picked})) RETURNING *),
+        counted AS (INSERT INTO pensum.tally(class, cell, n)
+            SELECT class, change.cell, change.by * count(*) FROM taken
+            CROSS JOIN (VALUES ({ready_cell}::smallint, -1), ({running}::smallint, 1)) AS change(cell, by)
+            GROUP BY class, change.cell, change.by)
+        SELECT g.upkeep, g.unknown, g.stale, g.suspect, g.next_due, {seen}, {ready}, {live}, {task}, c.state
+        FROM guard g LEFT JOIN taken l ON true LEFT JOIN pensum.task t ON t.row = l.row
+        LEFT JOIN pensum.checkpoint c ON c.row = l.row AND (l.flags & 1) <> 0",
+        lanes = if obeyed { LANES_GIVEN } else { "" },
+        found = if obeyed && !alone { FOUND } else { "" },
+        alone_flag = if alone { 4_194_304 } else { 0 },
+        later = row::first_due(row::gate::LATER),
+        retrying = row::first_due(row::gate::RETRYING),
+        ready_cell = Cell::Ready as i16,
+        running = Cell::Running as i16,
+        live = row::list(&LIVE, "l"),
+        task = row::list(&TASK, "t"),
+    );
+    sql.replace("HINDERED", &hindered)
+}
+
+/// All statements, by kind and limits.
+static STATEMENTS: LazyLock<[[String; 3]; 3]> = LazyLock::new(|| {
+    [Kind::OneLane, Kind::Lanes, Kind::Suspects]
+        .map(|kind| [Limits::None, Limits::Asked, Limits::Obeyed].map(|limits| write(kind, limits)))
+});
+
+pub(super) fn statement(kind: Kind, limits: Limits) -> &'static str {
+    &STATEMENTS[kind as usize][limits as usize]
+}

@@ -1,0 +1,303 @@
+//! Queues with settings, and several nodes that claim from them at once.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use pensum_core::queue::{QueueCommand, QueueRecord, QueueSettings, Rate};
+use pensum_core::store::{Call, ClaimRequest, Claimed, Finish, Rejected, Store, StoreError};
+use pensum_core::time::Span;
+use pensum_core::{Json, Name, NewTask, NodeId, Outcome, Time};
+use pensum_testing::postgres::{Database, connect};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_postgres::Client;
+
+use crate::conformance::world::task_with;
+
+/// How long anything may take before a test gives it up for stuck.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Several nodes on one database, and somebody who looks in from the side.
+struct Nodes {
+    _database: Database,
+    stores: Vec<Arc<dyn Store>>,
+    watcher: Client,
+    now: Time,
+}
+
+impl Nodes {
+    async fn new(count: usize) -> Nodes {
+        let database = Database::from_template("queues", async |url: String| {
+            let store = pensum_store::connect(&url, "tests").await.unwrap();
+            store.close().await.unwrap();
+        })
+        .await;
+        let mut stores = Vec::new();
+        for node in 0..count {
+            let name = format!("node{node}");
+            stores.push(pensum_store::connect(&database.url(), &name).await.unwrap());
+        }
+        Nodes {
+            watcher: connect(&database.url()).await,
+            _database: database,
+            stores,
+            now: Time::parse("2026-03-01T12:00:00Z").unwrap(),
+        }
+    }
+
+    fn call(&self) -> Call {
+        Call::new("tester", self.now)
+    }
+
+    async fn add(&self, queue: &str, count: usize) {
+        let tasks = (0..count).map(|_| of(queue)).collect();
+        self.stores[0].enqueue(&self.call(), tasks).await.unwrap();
+    }
+
+    async fn put(&self, node: usize, queue: &str, settings: QueueSettings) -> QueueRecord {
+        let (store, call) = (&self.stores[node], self.call());
+        store.put_queue(&call, Name::from(queue), settings, None).await.unwrap()
+    }
+
+    async fn ask(&self, node: usize, queue: &str, command: QueueCommand) {
+        let (store, call) = (&self.stores[node], self.call());
+        store.command_queue(&call, Name::from(queue), command).await.unwrap();
+    }
+
+    async fn claim(&self, node: usize, slots: usize) -> Vec<Claimed> {
+        let claimed = self.stores[node].claim(request(node, slots, Duration::ZERO), self.now);
+        in_time(claimed).await.unwrap()
+    }
+
+    /// A claim that waits, at the side.
+    fn park(&self, node: usize) -> tokio::task::JoinHandle<(Vec<Claimed>, Instant)> {
+        let (store, now) = (Arc::clone(&self.stores[node]), self.now);
+        tokio::spawn(async move {
+            let claimed = store.claim(request(node, 1, PATIENCE), now).await.unwrap();
+            (claimed, Instant::now())
+        })
+    }
+
+    async fn end(&self, node: usize, claimed: &[Claimed]) {
+        let finishes = claimed
+            .iter()
+            .map(|c| Finish::new(c.lease, Outcome::Done(Json::null())));
+        let ended = self.stores[node].finish(finishes.collect(), self.now).await.unwrap();
+        assert!(ended.iter().all(Result::is_ok), "{ended:?}");
+    }
+
+    async fn leases(&self) -> usize {
+        let sql = "SELECT count(*) FROM pensum.live WHERE lease IS NOT NULL";
+        self.watcher.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) as usize
+    }
+
+    async fn verify(&self) {
+        let verified = self.stores[0].verify().await.unwrap();
+        assert_eq!(verified.violations, Vec::<String>::new());
+    }
+}
+
+async fn in_time<T>(work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, work).await.expect("stuck")
+}
+
+fn request(node: usize, slots: usize, wait: Duration) -> ClaimRequest {
+    ClaimRequest {
+        node: NodeId(node as u64 + 1),
+        executor: Name::from(format!("node{node}")),
+        slots,
+        capabilities: None,
+        queues: None,
+        lease: Duration::from_secs(3_600),
+        wait,
+    }
+}
+
+fn of(queue: &str) -> NewTask {
+    task_with(|task| task.spec.queue = Name::from(queue))
+}
+
+fn width(max: u32) -> QueueSettings {
+    QueueSettings {
+        max_concurrent: Some(max),
+        ..QueueSettings::default()
+    }
+}
+
+fn rate(starts: u32, burst: u32) -> QueueSettings {
+    let per = Span(Duration::from_secs(1));
+    QueueSettings {
+        rate: Some(Rate { starts, per, burst }),
+        ..QueueSettings::default()
+    }
+}
+
+fn queues_of(claimed: &[Claimed]) -> Vec<&str> {
+    claimed.iter().map(|claimed| &*claimed.spec.queue).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn never_more_of_a_queue_run_than_its_width_whoever_claims() {
+    const TASKS: usize = 500;
+    const WIDTH: usize = 3;
+    let nodes = Nodes::new(3).await;
+    nodes.put(0, "narrow", width(WIDTH as u32)).await;
+    nodes.add("narrow", TASKS).await;
+    let (running, done, most) = (
+        Arc::new(AtomicUsize::new(0)),
+        Arc::new(AtomicUsize::new(0)),
+        Arc::new(AtomicUsize::new(0)),
+    );
+    let mut workers = JoinSet::new();
+    for worker in 0..6 {
+        let (store, now) = (Arc::clone(&nodes.stores[worker % 3]), nodes.now);
+        let (running, done, most) = (Arc::clone(&running), Arc::clone(&done), Arc::clone(&most));
+        workers.spawn(async move {
+            while done.load(Ordering::SeqCst) < TASKS {
+                let request = request(worker, 2, Duration::from_millis(200));
+                let claimed = store.claim(request, now).await.unwrap();
+                // These are counted as running for a shorter time than they are.
+                let before = running.fetch_add(claimed.len(), Ordering::SeqCst);
+                most.fetch_max(before + claimed.len(), Ordering::SeqCst);
+                tokio::task::yield_now().await;
+                running.fetch_sub(claimed.len(), Ordering::SeqCst);
+                for task in claimed {
+                    // Some go back first: by another way than those that are done.
+                    let is_done = task.lease.task.row() % 5 != 0 || task.checkpoint.is_some();
+                    let again = Outcome::Again {
+                        after: Duration::ZERO,
+                        checkpoint: Some(Json::null()),
+                    };
+                    let outcome = if is_done { Outcome::Done(Json::null()) } else { again };
+                    let ended = store.finish(vec![Finish::new(task.lease, outcome)], now).await.unwrap();
+                    assert!(ended[0].is_ok(), "{ended:?}");
+                    done.fetch_add(usize::from(is_done), Ordering::SeqCst);
+                }
+            }
+        });
+    }
+    let mut looks = 0;
+    while done.load(Ordering::SeqCst) < TASKS {
+        let leases = nodes.leases().await;
+        assert!(leases <= WIDTH, "{leases} leases at once");
+        looks += 1;
+    }
+    in_time(workers.join_all()).await;
+    assert!(looks > 10, "nobody looked");
+    assert_eq!(most.load(Ordering::SeqCst), WIDTH, "the width was never used");
+    nodes.verify().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_share_the_rate_of_a_queue_to_the_last_token() {
+    let mut nodes = Nodes::new(3).await;
+    nodes.put(0, "paced", rate(100, 10)).await;
+    nodes.add("paced", 150).await;
+    let (begin, mut started) = (nodes.now, 0);
+    for step in 0..200 {
+        nodes.now = begin.plus(Duration::from_millis(5 * step));
+        let (one, two, three) = tokio::join!(nodes.claim(0, 7), nodes.claim(1, 7), nodes.claim(2, 7));
+        started += one.len() + two.len() + three.len();
+        let allowed = 10 + 5 * step as usize / 10;
+        assert_eq!(started, allowed, "after {} ms", 5 * step);
+    }
+    nodes.verify().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_on_one_node_is_obeyed_by_the_next_claim_on_another() {
+    let nodes = Nodes::new(2).await;
+    nodes.add("shy", 60).await;
+    nodes.add("bold", 60).await;
+    for _ in 0..10 {
+        nodes.ask(0, "shy", QueueCommand::Pause).await;
+        let claimed = nodes.claim(1, 1).await;
+        assert_eq!(queues_of(&claimed), ["bold"]);
+        nodes.ask(0, "shy", QueueCommand::Resume).await;
+        let claimed = nodes.claim(1, 1).await;
+        assert_eq!(queues_of(&claimed), ["shy"]);
+        nodes.end(1, &claimed).await;
+        nodes.put(0, "shy", width(1)).await;
+        let claimed = nodes.claim(1, 2).await;
+        assert_eq!(queues_of(&claimed), ["shy", "bold"]);
+        nodes.put(0, "shy", width(2)).await;
+        let another = nodes.claim(1, 2).await;
+        assert_eq!(queues_of(&another), ["shy", "bold"]);
+        nodes.put(0, "shy", QueueSettings::default()).await;
+        let rest = nodes.claim(1, 1).await;
+        assert_eq!(queues_of(&rest), ["shy"]);
+        for claimed in [claimed, another, rest] {
+            nodes.end(1, &claimed).await;
+        }
+    }
+    nodes.verify().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_place_that_becomes_free_on_one_node_is_taken_on_another_at_once() {
+    let nodes = Nodes::new(2).await;
+    nodes.put(0, "narrow", width(1)).await;
+    nodes.add("narrow", 22).await;
+    let mut held = nodes.claim(0, 1).await;
+    let mut waits = Vec::new();
+    for round in 0..20 {
+        let (here, there) = (round % 2, 1 - round % 2);
+        let parked = nodes.park(there);
+        // It is full for this node as well, and the parked claim has looked meanwhile, or does so after the end.
+        assert!(nodes.claim(here, 1).await.is_empty());
+        nodes.end(here, &held).await;
+        let ended = Instant::now();
+        let (claimed, at) = in_time(parked).await.unwrap();
+        assert_eq!((claimed.len(), nodes.leases().await), (1, 1));
+        waits.push(at.saturating_duration_since(ended));
+        held = claimed;
+    }
+    waits.sort_unstable();
+    assert!(waits[waits.len() / 2] < Duration::from_millis(100), "{waits:?}");
+    nodes.verify().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_stands_still_in_a_claim_keeps_nobody_from_other_queues() {
+    let nodes = Nodes::new(1).await;
+    nodes.put(0, "narrow", width(5)).await;
+    nodes.add("narrow", 3).await;
+    nodes.add("wide", 3).await;
+    let held = "BEGIN; SELECT 1 FROM pensum.queue FOR UPDATE";
+    nodes.watcher.batch_execute(held).await.unwrap();
+    let claimed = nodes.claim(0, 10).await;
+    assert_eq!(queues_of(&claimed), ["wide"; 3]);
+    nodes.watcher.batch_execute("ROLLBACK").await.unwrap();
+    let claimed = in_time(nodes.park(0)).await.unwrap().0;
+    assert_eq!(queues_of(&claimed), ["narrow"]);
+    nodes.verify().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_changes_at_the_same_moment_none_is_lost() {
+    let nodes = Nodes::new(3).await;
+    let put = |node: usize, max: u32, expected: Option<u64>| {
+        let (store, call) = (Arc::clone(&nodes.stores[node % 3]), nodes.call());
+        async move { store.put_queue(&call, Name::from("new"), width(max), expected).await }
+    };
+    // All of them see that there is none.
+    let all: JoinSet<_> = (1..=9).map(|n| put(n as usize, n, Some(0))).collect();
+    let (made, refused): (Vec<_>, Vec<_>) = in_time(all.join_all()).await.into_iter().partition(Result::is_ok);
+    assert_eq!((made.len(), refused.len()), (1, 8));
+    let late = |refused: &Result<QueueRecord, StoreError>| {
+        let Err(StoreError::Rejected(Rejected::QueueVersionMismatch { found, .. })) = refused else {
+            return false;
+        };
+        *found == 1
+    };
+    assert!(refused.iter().all(late), "{refused:?}");
+    let all: JoinSet<_> = (1..=9).map(|n| put(n as usize, 100 + n, None)).collect();
+    let mut versions: Vec<u64> = Vec::new();
+    for changed in in_time(all.join_all()).await {
+        versions.push(changed.unwrap().version);
+    }
+    versions.sort_unstable();
+    assert_eq!(versions, (2..=10).collect::<Vec<u64>>());
+    nodes.verify().await;
+}
