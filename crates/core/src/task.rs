@@ -97,6 +97,19 @@ pub struct Details {
     /// W3C Trace Context of whoever enqueued the task.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
+    /// What its author wrote down although it is the default. Not stored: enqueueing uses it up.
+    #[serde(skip)]
+    pub named: Named,
+}
+
+/// Fields that a task names with the value that they have by default, so that its queue's defaults leave them alone. A
+/// field with another value needs no such note.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Named {
+    /// The queue [`QUEUE_DEFAULT`].
+    pub queue: bool,
+    /// The priority [`Priority::Normal`].
+    pub priority: bool,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {

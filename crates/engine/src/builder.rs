@@ -12,6 +12,7 @@ use crate::engine::{GRACE_DEFAULT, Inner, LEASE_DEFAULT, NodeInfo, SLOTS_DEFAULT
 use crate::hub::{EngineEvent, Hook, Hub};
 use crate::metrics::Metrics;
 use crate::node::Node;
+use crate::queues::Queues;
 use crate::{Engine, Handler, bulk, handlers, system_seams};
 
 /// What a node is built from.
@@ -171,6 +172,7 @@ impl EngineBuilder {
             grace: self.grace,
             retention: self.retention,
             allow_inline: self.allow_inline,
+            seen_queues: Queues::default(),
             hub: Hub::new(self.hooks),
             node: Node::new(info.slots, info.started_at),
             info,

@@ -29,6 +29,12 @@ const UNACKNOWLEDGED_MAX: usize = 16_384;
 pub(crate) async fn run(engine: Engine) {
     let node = engine.live();
     let mut failures = Failures::default();
+    // What runs may have children, which ask only what was seen. The heartbeat looks again where this fails.
+    tokio::select! {
+        biased;
+        _ = engine.reload_queues() => {}
+        () = node.stopping.cancelled() => return,
+    }
     while !node.stopping.is_cancelled() {
         let free = match node.unacknowledged() < UNACKNOWLEDGED_MAX {
             true => node.free(),

@@ -331,8 +331,10 @@ impl Context {
     }
 
     /// Has a child enqueued in the transaction of the next save or step, or of the end of this run unless that is a
-    /// failure.
-    pub fn spawn_child(&self, task: NewTask) {
+    /// failure. Like any other task it gets from its queue what it does not name.
+    pub fn spawn_child(&self, mut task: NewTask) {
+        let engine = &self.run.engine;
+        engine.fill_from_seen_queues(self.namespace(), std::slice::from_mut(&mut task));
         self.run.extras.lock().spawn.push(task);
     }
 

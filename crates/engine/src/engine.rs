@@ -16,6 +16,7 @@ use crate::explain::{self, Explanation};
 use crate::hub::{EngineEvent, Hub};
 use crate::metrics::{HandlerMetrics, Metrics, NodeMetrics};
 use crate::node::Node;
+use crate::queues::Queues;
 use crate::shutdown::{self, ShutdownReport};
 use crate::status::{self, SystemStatus};
 use crate::{EngineBuilder, EngineError, Handler, claim, completer, heartbeat, intake, keeper, process, reaper};
@@ -68,9 +69,26 @@ pub(crate) struct Inner {
     pub(crate) grace: Duration,
     pub(crate) retention: Retention,
     pub(crate) allow_inline: bool,
+    pub(crate) seen_queues: Queues,
     pub(crate) hub: Hub,
     pub(crate) node: Node,
     pub(crate) metrics: Metrics,
+}
+
+/// Tasks that were checked, with all that they leave to their queue.
+#[derive(Clone, Debug)]
+pub struct Prepared(Vec<NewTask>);
+
+impl Prepared {
+    /// The tasks, as they will be enqueued.
+    pub fn tasks(&self) -> &[NewTask] {
+        &self.0
+    }
+
+    /// The tasks, to be enqueued by other means.
+    pub fn into_tasks(self) -> Vec<NewTask> {
+        self.0
+    }
 }
 
 impl From<Inner> for Engine {
@@ -154,6 +172,11 @@ impl Engine {
         self.inner.allow_inline
     }
 
+    /// The queues with settings, as this node saw them last.
+    pub(crate) fn seen_queues(&self) -> &Queues {
+        &self.inner.seen_queues
+    }
+
     pub(crate) fn hub(&self) -> &Hub {
         &self.inner.hub
     }
@@ -179,8 +202,29 @@ impl Engine {
     /// # Errors
     /// [`EngineError::Invalid`] for what a handler of this node says of its parameters, by path (`tasks[2].parameters.url`).
     pub async fn enqueue(&self, call: &Call, tasks: Vec<NewTask>) -> Result<Vec<Enqueued>, EngineError> {
+        let prepared = self.prepare(&call.namespace, tasks).await?;
+        self.enqueue_prepared(call, prepared).await
+    }
+
+    /// Checks tasks as [`Engine::enqueue`] does, and fills in what they leave to their queue: the queue that bears their
+    /// handler's name, where they name none and somebody put that one, and the priority, timeout and retries that their queue
+    /// says.
+    ///
+    /// # Errors
+    /// Those of [`Engine::enqueue`], but for what only the store knows.
+    pub async fn prepare(&self, namespace: &Name, mut tasks: Vec<NewTask>) -> Result<Prepared, EngineError> {
         self.check(&tasks)?;
-        self.enqueue_unchecked(call, tasks).await
+        self.fill_from_queues(namespace, &mut tasks).await?;
+        Ok(Prepared(tasks))
+    }
+
+    /// Adds tasks that were [prepared](Engine::prepare) for the namespace of the call, all or none. `Ok` means that they
+    /// are on disk.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub async fn enqueue_prepared(&self, call: &Call, tasks: Prepared) -> Result<Vec<Enqueued>, EngineError> {
+        self.enqueue_unchecked(call, tasks.0).await
     }
 
     pub(crate) async fn enqueue_unchecked(

@@ -1,7 +1,8 @@
 //! Why a verb of the engine failed.
 
+use pensum_core::id::clip;
 use pensum_core::input::Invalid;
-use pensum_core::{Rejected, StoreError, TaskId};
+use pensum_core::{Name, Rejected, StoreError, TaskId};
 
 /// Why the engine refused, or could not do, what was asked.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -21,6 +22,14 @@ pub enum EngineError {
     /// No such task.
     #[error("there is no task {0}")]
     NotFound(TaskId),
+    /// Nobody put a queue of this name, and no task is in one.
+    #[error("there is no queue `{}`; {}", clip(queue), those(known))]
+    NoQueue {
+        /// The name.
+        queue: Name,
+        /// The queues that there are, the first ones of many.
+        known: Vec<String>,
+    },
 }
 
 impl From<StoreError> for EngineError {
@@ -38,5 +47,12 @@ impl From<Rejected> for EngineError {
             Rejected::NotFound(task) => EngineError::NotFound(task),
             rejected => EngineError::Rejected(rejected),
         }
+    }
+}
+
+fn those(known: &[String]) -> String {
+    match known.is_empty() {
+        true => "there are none yet".to_owned(),
+        false => format!("there are {}", known.join(", ")),
     }
 }

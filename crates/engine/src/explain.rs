@@ -4,6 +4,7 @@ use pensum_core::task::Lifecycle;
 use pensum_core::{State, Status, TaskId, TaskRecord, Time, WaitingFor};
 use serde::Serialize;
 
+use crate::queues::{closed_queue, turn_of_key};
 use crate::{Engine, EngineError};
 
 /// How many unfinished dependencies are named.
@@ -50,11 +51,11 @@ pub enum GateKind {
     Time,
     /// Someone paused it.
     Paused,
-    /// Another task of its key runs.
+    /// Another task of its key runs, or has its turn.
     Key,
     /// No handler or capability for it on this node.
     Capability,
-    /// This node takes nothing from its queue.
+    /// Its queue is closed, or this node takes nothing from it.
     Queue,
     /// Every slot of this node is taken.
     Slots,
@@ -103,7 +104,7 @@ pub(crate) async fn explain(engine: &Engine, namespace: &str, task: TaskId) -> R
     })
 }
 
-fn gate(gate: GateKind, message: impl Into<String>) -> Gate {
+pub(crate) fn gate(gate: GateKind, message: impl Into<String>) -> Gate {
     Gate {
         gate,
         message: message.into(),
@@ -213,15 +214,7 @@ async fn queued(
             ..gate(GateKind::Time, message)
         });
     }
-    if let Some(key) = &record.spec.key
-        && let Some(holder) = engine.store().key_holder(namespace, key).await?
-        && holder != record.id
-    {
-        gates.push(gate(
-            GateKind::Key,
-            format!("task {holder} of the same key `{key}` runs; one at a time"),
-        ));
-    }
+    gates.extend(turn_of_key(engine, namespace, record, now).await?);
     capability(engine, record, gates);
     let queue = &record.spec.queue;
     if engine.queues().is_some_and(|queues| !queues.contains(queue)) {
@@ -230,6 +223,7 @@ async fn queued(
             format!("this node takes nothing from the queue `{queue}`; another has to"),
         ));
     }
+    gates.extend(closed_queue(engine, namespace, record, now, gates.is_empty()).await?);
     if lifecycle.suspect {
         let message = "a node died soon after it started; it runs alone next time, once this node runs nothing else";
         gates.push(gate(GateKind::Alone, message));

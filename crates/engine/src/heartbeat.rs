@@ -1,5 +1,5 @@
 //! The node's sign of life: it tells the store every second that it lives, and learns whether somebody asked something of
-//! what runs here.
+//! what runs here, and which settings the queues have.
 
 use std::time::Duration;
 
@@ -29,6 +29,7 @@ pub(crate) async fn run(engine: Engine) {
     let node = engine.live();
     let every = BEAT_EVERY.min(ttl(&engine) / BEATS_PER_TTL);
     let mut failures = Failures::default();
+    let mut looked = Time::EPOCH;
     loop {
         let sent = engine.now();
         let answer = tokio::select! {
@@ -41,12 +42,26 @@ pub(crate) async fn run(engine: Engine) {
             Err(StoreError::Closed) => return,
             Err(error) => drop(failures.next(&engine, &error)),
         }
+        let is_due = sent.since(looked) >= BEAT_EVERY;
+        if is_due {
+            looked = sent;
+        }
         tokio::select! {
             biased;
             () = engine.seams().clock.sleep_until(sent.plus(every)) => {}
             () = node.stopped.cancelled() => return,
+            // A store that takes its time with this must not keep the node from saying that it lives.
+            () = look_at_queues(&engine, is_due) => {}
         }
     }
+}
+
+/// Reads the settings of the queues, then waits to be given up.
+async fn look_at_queues(engine: &Engine, is_due: bool) {
+    if is_due && let Err(error) = engine.reload_queues().await {
+        tracing::debug!(%error, "the queues could not be read again");
+    }
+    std::future::pending().await
 }
 
 async fn beat(engine: &Engine, sent: Time) -> Result<(), StoreError> {

@@ -7,9 +7,10 @@ use pensum_core::input::{Invalid, Problem};
 use pensum_core::intake::{self, AdmitRequest, Admitted, IntakeRecord, IntakeStatus, IntakeTask};
 use pensum_core::query::{Page, Paged};
 use pensum_core::store::Call;
-use pensum_core::{Json, NewTask, StoreError};
+use pensum_core::{Json, Name, NewTask, StoreError};
 
 use crate::claim::Failures;
+use crate::queues::NAMESPACE_DEFAULT;
 use crate::{Engine, EngineError, EngineEvent};
 
 /// Most rows in one transaction.
@@ -59,6 +60,8 @@ pub(crate) async fn pass(engine: &Engine, wait: Duration) -> Result<Admitted, St
         limit: PASS_ROWS_MAX,
         wait,
     };
+    // Rows of another namespace get no defaults within the first second in which any of them is seen.
+    engine.know_queues(&Name::from(NAMESPACE_DEFAULT)).await?;
     let now = engine.now();
     let admitted = engine.store().admit(request, now, &|row| judge(engine, row)).await?;
     if !admitted.tasks.is_empty() {
@@ -84,9 +87,12 @@ pub(crate) async fn pass(engine: &Engine, wait: Duration) -> Result<Admitted, St
 fn judge(engine: &Engine, row: &IntakeTask) -> Result<Vec<NewTask>, String> {
     // A handler's check that panics must not end the admissions.
     let judged = catch_unwind(AssertUnwindSafe(|| {
-        let tasks = intake::read(&row.task, row.created_at).map_err(|problems| problems.to_string())?;
+        let mut tasks = intake::read(&row.task, row.created_at).map_err(|problems| problems.to_string())?;
         match engine.check_intake(&tasks) {
-            Ok(()) => Ok(tasks),
+            Ok(()) => {
+                engine.fill_from_seen_queues(&row.namespace, &mut tasks);
+                Ok(tasks)
+            }
             Err(problems) => Err(of_row(problems, tasks.len()).to_string()),
         }
     }));

@@ -186,6 +186,29 @@ fn traceparent(headers: &HeaderMap) -> Option<String> {
     (well_formed && !zero(trace) && !zero(parent)).then(|| text.to_owned())
 }
 
+/// The version in `If-Match`; `None` for any.
+pub(crate) fn if_match(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
+    let Some(value) = headers.get(header::IF_MATCH) else {
+        return Ok(None);
+    };
+    let text = value.to_str().unwrap_or_default().trim();
+    if text == "*" {
+        return Ok(None);
+    }
+    let version = text
+        .strip_prefix('"')
+        .and_then(|rest| rest.strip_suffix('"'))
+        .and_then(|v| v.parse().ok());
+    match version {
+        Some(version) => Ok(Some(version)),
+        None => Err(Problem::at(
+            Kind::BadRequest,
+            "If-Match",
+            "must be the version in quotes, such as \"3\"",
+        )),
+    }
+}
+
 async fn read_body(body: Body, headers: &HeaderMap, limit: usize) -> Result<Bytes, Problem> {
     let length = headers
         .get(header::CONTENT_LENGTH)

@@ -15,6 +15,7 @@ mod intake;
 mod logs;
 mod openapi;
 mod problem;
+mod queues;
 mod security;
 mod serve;
 mod system;

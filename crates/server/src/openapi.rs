@@ -11,7 +11,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::app::App;
-use crate::{batch, bulk, commands, executions, intake, logs, system, tasks};
+use crate::{batch, bulk, commands, executions, intake, logs, queues, system, tasks};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -40,7 +40,13 @@ pub(crate) fn routes() -> OpenApiRouter<App> {
     let mut routes = list();
     let paths = &mut routes.get_openapi_mut().paths.paths;
     for item in paths.values_mut() {
-        let each = [&mut item.get, &mut item.patch, &mut item.delete, &mut item.post];
+        let each = [
+            &mut item.get,
+            &mut item.put,
+            &mut item.patch,
+            &mut item.delete,
+            &mut item.post,
+        ];
         for operation in each.into_iter().flatten() {
             let other = ("default".to_owned(), any_other_problem().into());
             operation.responses.responses.extend([other]);
@@ -101,7 +107,12 @@ fn list() -> OpenApiRouter<App> {
         .routes(routes!(executions::get))
         .routes(routes!(system::status))
         .routes(routes!(system::nodes))
+        .routes(routes!(queues::list))
         .routes(routes!(system::queues))
+        .routes(routes!(queues::get, queues::put, queues::delete))
+        .routes(routes!(queues::pause))
+        .routes(routes!(queues::resume))
+        .routes(routes!(queues::process))
         .routes(routes!(tasks::dead_letters))
         .routes(routes!(intake::list))
         .routes(routes!(intake::delete))

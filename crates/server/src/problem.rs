@@ -213,7 +213,7 @@ impl From<Rejected> for Problem {
     fn from(rejected: Rejected) -> Problem {
         let detail = rejected.to_string();
         match rejected {
-            Rejected::NotFound(_) => Problem::new(Kind::NotFound, detail),
+            Rejected::NotFound(_) | Rejected::NoQueue(_) => Problem::new(Kind::NotFound, detail),
             Rejected::UnknownDependency { item, position, id } => Problem::at(
                 Kind::Invalid,
                 format!("tasks[{item}].depends_on[{position}]"),
@@ -230,14 +230,19 @@ impl From<Rejected> for Problem {
                 format!("tasks[{item}].unique"),
                 format!("tasks[{earlier}] of the same batch has the key `{key}` already"),
             ),
-            Rejected::VersionMismatch { .. } => Problem::new(Kind::PreconditionFailed, detail),
+            Rejected::VersionMismatch { .. } | Rejected::QueueVersionMismatch { .. } => {
+                Problem::new(Kind::PreconditionFailed, detail)
+            }
             Rejected::LeaseLost(_)
             | Rejected::Forbidden { .. }
             | Rejected::Nothing(_)
             | Rejected::UniqueTakenByOther { .. }
             | Rejected::IdempotencyMismatch
             | Rejected::HasDependants { .. }
-            | Rejected::InboxFull(_) => Problem::new(Kind::Conflict, detail),
+            | Rejected::InboxFull(_)
+            | Rejected::QueueForbids { .. }
+            | Rejected::QueueHasTasks { .. }
+            | Rejected::TooManyQueues => Problem::new(Kind::Conflict, detail),
         }
     }
 }
@@ -262,6 +267,7 @@ impl From<EngineError> for Problem {
             EngineError::Invalid(invalid) => Problem::from(invalid),
             EngineError::Store(error) => error.into(),
             EngineError::NotFound(id) => Problem::no_task(id),
+            EngineError::NoQueue { .. } => Problem::new(Kind::NotFound, error.to_string()),
             EngineError::WaitTimeout => Problem::unavailable("the task had not ended when the wait was over"),
         }
     }

@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use crate::app::{App, Listing, json};
 use crate::cursor::{self, List};
-use crate::extract::{Caller, NAMESPACE, Params, Submission, TaskPath};
+use crate::extract::{Caller, NAMESPACE, Params, Submission, TaskPath, if_match};
 use crate::problem::{Kind, Problem, ProblemDetails};
 
 /// Says that the answer is that of an earlier request with the same `Idempotency-Key`.
@@ -48,13 +48,15 @@ pub(crate) async fn create(State(app): State<App>, submission: Submission) -> Re
         task.spec.details_mut().traceparent = Some(traceparent);
     }
     let certain_replay = call.idempotency.is_some() && task.unique.is_none();
+    let single = |error| Problem::from(error).of_single();
+    let prepared = app.engine.prepare(&call.namespace, vec![task]).await.map_err(single)?;
     // What was asked for is the whole truth about a task without dependencies: no need to read it back.
-    let known = task.depends_on.is_empty().then(|| task.clone());
-    let enqueued = app
-        .engine
-        .enqueue(&call, vec![task])
-        .await
-        .map_err(|error| Problem::from(error).of_single())?;
+    let known = prepared
+        .tasks()
+        .first()
+        .filter(|task| task.depends_on.is_empty())
+        .cloned();
+    let enqueued = app.engine.enqueue_prepared(&call, prepared).await.map_err(single)?;
     let Some(&Enqueued { id, created }) = enqueued.first() else {
         return Err(Problem::internal(&"the store answered an enqueue without an id"));
     };
@@ -254,28 +256,6 @@ pub(crate) async fn patch(
     }
     let record = app.engine.update(&call, id, patch, expected).await?;
     Ok(tagged(&TaskView::of(record, call.now)))
-}
-
-fn if_match(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
-    let Some(value) = headers.get(header::IF_MATCH) else {
-        return Ok(None);
-    };
-    let text = value.to_str().unwrap_or_default().trim();
-    if text == "*" {
-        return Ok(None);
-    }
-    let version = text
-        .strip_prefix('"')
-        .and_then(|rest| rest.strip_suffix('"'))
-        .and_then(|v| v.parse().ok());
-    match version {
-        Some(version) => Ok(Some(version)),
-        None => Err(Problem::at(
-            Kind::BadRequest,
-            "If-Match",
-            "must be the task's version in quotes, such as \"3\"",
-        )),
-    }
 }
 
 /// Deletes a task and everything about it. Refused while it runs, and while unfinished tasks depend on it.

@@ -1,13 +1,15 @@
-//! Tasks as users write them, over HTTP, in plan files and on the command line, and the checks that turn them into a
-//! [`NewTask`](crate::NewTask). Every problem is named by its path.
+//! Tasks and queues as users write them, over HTTP, in files and on the command line, and the checks that turn them into a
+//! [`NewTask`](crate::NewTask) or into [`QueueSettings`](crate::queue::QueueSettings). Every problem is named by its path.
 
 mod check;
 mod parse;
 mod patch;
+mod queue;
 mod task;
 
 pub use parse::{Invalid, Problem, friendly, object, parse, parse_object};
 pub use patch::Patch;
+pub use queue::{QueueInput, RATE_STARTS_MAX, RateInput, check_queue_id};
 pub use task::{BatchInput, TaskInput, UniqueInput, check_new};
 
 /// The eight task types.

@@ -11,7 +11,8 @@ use super::{DESCRIPTION_MAX, TITLE_MAX};
 use crate::id::clip;
 use crate::store::DEPENDENCIES_MAX;
 use crate::task::{
-    Dependency, Details, NewTask, OnConflict, OnDependencyFailure, OnLimit, QUEUE_DEFAULT, Resources, Spec, Unique,
+    Dependency, Details, Named, NewTask, OnConflict, OnDependencyFailure, OnLimit, QUEUE_DEFAULT, Resources, Spec,
+    Unique,
 };
 use crate::time::Span;
 use crate::{Json, Name, Priority, RetryPolicy, TaskId, Time};
@@ -40,9 +41,10 @@ pub struct TaskInput {
     /// Free-form facts for the handler.
     #[schema(value_type = Option<serde_json::Value>)]
     pub execution_context: Option<Json>,
-    /// Where it waits; `default` by default.
+    /// Where it waits; by default in the queue that bears the handler's name, if somebody gave that one settings, else in
+    /// `default`.
     pub queue: Option<String>,
-    /// low, normal (default), high, urgent, critical, or 1 to 5.
+    /// low, normal, high, urgent, critical, or 1 to 5; what its queue says by default, else normal.
     #[schema(value_type = Option<String>)]
     pub priority: Option<Priority>,
     /// Task ids, or `ref`s of other items of the batch.
@@ -62,7 +64,7 @@ pub struct TaskInput {
     /// Not started by then: cancelled.
     #[schema(value_type = Option<String>)]
     pub expires_at: Option<Time>,
-    /// Longest run of one attempt; 300 s by default, 0 for no limit.
+    /// Longest run of one attempt, 0 for no limit; what its queue says by default, else 300 s.
     #[schema(value_type = Option<f64>)]
     pub timeout: Option<Span>,
     /// Longest wait from ready to start; over it the task fails.
@@ -71,11 +73,11 @@ pub struct TaskInput {
     /// Longest silence of a running attempt; over it the attempt fails.
     #[schema(value_type = Option<f64>)]
     pub heartbeat_timeout: Option<Span>,
-    /// How many failures are followed by another attempt; 3 by default.
+    /// How many failures are followed by another attempt; what its queue says by default, else 3.
     pub max_retries: Option<u32>,
     /// What happens at submission when a limit is reached.
     pub on_limit: Option<OnLimit>,
-    /// The delays between attempts.
+    /// The delays between attempts; what its queue says by default.
     #[serde(deserialize_with = "optional_object")]
     #[schema(value_type = Option<Object>)]
     pub retry: Option<RetryPolicy>,
@@ -299,7 +301,12 @@ impl TaskInput {
     }
 
     fn details(self) -> Option<Box<Details>> {
+        let named = Named {
+            queue: self.queue.as_deref() == Some(QUEUE_DEFAULT),
+            priority: self.priority == Some(Priority::default()),
+        };
         let details = Details {
+            named,
             name: self.name,
             description: self.description,
             task_type: self.task_type,
@@ -334,6 +341,7 @@ impl From<NewTask> for TaskInput {
             unique,
         } = task;
         let details = spec.details.map(|details| *details).unwrap_or_default();
+        let named = details.named;
         let name_of = |dependency: &Dependency| match dependency {
             Dependency::Task(id) => id.to_string(),
             Dependency::Item(index) => index.to_string(),
@@ -347,8 +355,8 @@ impl From<NewTask> for TaskInput {
             parameters: Some(spec.parameters),
             metadata: details.metadata,
             execution_context: details.execution_context,
-            queue: Some(spec.queue.to_string()),
-            priority: Some(spec.priority),
+            queue: (named.queue || *spec.queue != *QUEUE_DEFAULT).then(|| spec.queue.to_string()),
+            priority: (named.priority || spec.priority != Priority::default()).then_some(spec.priority),
             depends_on: depends_on.iter().map(name_of).collect(),
             on_dependency_failure: details.on_dependency_failure,
             run_at,

@@ -10,6 +10,7 @@ mod explain;
 mod http;
 mod nodes;
 mod process;
+mod queues;
 mod running;
 mod stores;
 mod subprocess;

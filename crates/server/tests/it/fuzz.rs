@@ -75,6 +75,13 @@ fn field() -> impl Strategy<Value = String> {
         "factor",
         "ttl",
         "on_conflict",
+        "max_concurrent",
+        "auto_start",
+        "persistent",
+        "rate_limit",
+        "starts",
+        "per",
+        "burst",
     ];
     prop_oneof![4 => prop::sample::select(known).prop_map(str::to_owned), 1 => "\\PC{0,8}"]
 }
@@ -88,6 +95,9 @@ fn valid() -> Vec<Value> {
         json!({"action": "cancel", "filter": {"status": ["ready"], "queue": "default"}, "dry_run": true}),
         json!({"name": "go", "payload": {"b": [null]}}),
         json!({"reason": "why"}),
+        json!({"name": "q", "max_concurrent": 2, "auto_start": false, "persistent": true, "rate_limit": "50/s"}),
+        json!({"rate_limit": {"starts": 5, "per": "1m", "burst": 2}, "priority": 2, "timeout": 5, "max_retries": 1,
+            "retry": {"strategy": "fixed", "delay": 1}}),
         json!({"name": null, "priority": 3, "deadline": "2030-01-01T00:00:00Z", "tags": ["t"]}),
     ]
 }
@@ -163,6 +173,14 @@ pub(crate) fn bombard(make: impl FnOnce() -> Server, cases: u32) {
             ("POST", "/api/v1/tasks/bulk".to_owned()),
             ("PATCH", format!("/api/v1/tasks/{id}")),
         ];
+        server
+            .ask("PUT", "/api/v1/queues/q", Some(b"{}"), &[])
+            .await
+            .expect(200);
+        routes.push(("PUT", "/api/v1/queues/q".to_owned()));
+        for verb in ["pause", "resume", "process"] {
+            routes.push(("POST", format!("/api/v1/queues/q/{verb}")));
+        }
         for verb in ["execute", "cancel", "pause", "resume", "retry", "signal"] {
             routes.push(("POST", format!("/api/v1/tasks/{id}/{verb}")));
         }
@@ -214,6 +232,7 @@ fn no_query_makes_the_server_fail() {
         "/api/v1/tasks".to_owned(),
         "/api/v1/executions".to_owned(),
         "/api/v1/dead-letters".to_owned(),
+        "/api/v1/queues".to_owned(),
         format!("/api/v1/tasks/{id}/logs"),
         format!("/api/v1/tasks/{id}/events"),
     ];

@@ -8,6 +8,7 @@ mod idempotency;
 mod lists;
 mod logs;
 mod openapi;
+mod queues;
 mod security;
 mod socket;
 mod sqlite;

@@ -1,0 +1,116 @@
+//! Why a task does not start: its queue, and the turn of its key.
+
+use std::cmp::Reverse;
+
+use pensum_core::query::PAGE_MAX;
+use pensum_core::queue::Closed;
+use pensum_core::{Name, Page, Status, TaskFilter, TaskRecord, Time};
+
+use super::view::{closed_in_words, manual};
+use crate::explain::{Gate, GateKind, gate};
+use crate::{Engine, EngineError};
+
+/// How many pages of ready tasks of one key are looked through for the one that has its turn.
+const KEY_PAGES_MAX: usize = 5;
+
+/// The gate of a task's key: of one key only one task runs at a time, and it is the turn of the best of them even while
+/// that one's queue is closed.
+pub(crate) async fn turn_of_key(
+    engine: &Engine,
+    namespace: &str,
+    record: &TaskRecord,
+    now: Time,
+) -> Result<Option<Gate>, EngineError> {
+    let Some(key) = &record.spec.key else { return Ok(None) };
+    if let Some(holder) = engine.store().key_holder(namespace, key).await? {
+        let message = format!("task {holder} of the same key `{key}` runs; one at a time");
+        return Ok((holder != record.id).then(|| gate(GateKind::Key, message)));
+    }
+    let Some(first) = first_of_key(engine, namespace, key, now).await? else {
+        return Ok(None);
+    };
+    if first.id == record.id {
+        return Ok(None);
+    }
+    let closed = closed_queue(engine, namespace, &first, now, true).await?;
+    Ok(closed.map(|closed| Gate {
+        message: format!(
+            "it is the turn of task {} of the same key `{key}`: {}",
+            first.id, closed.message
+        ),
+        gate: GateKind::Key,
+        ..closed
+    }))
+}
+
+/// The ready task of a key that is claimed before the others.
+async fn first_of_key(
+    engine: &Engine,
+    namespace: &str,
+    key: &Name,
+    now: Time,
+) -> Result<Option<TaskRecord>, EngineError> {
+    let filter = TaskFilter {
+        key: Some(key.clone()),
+        status: vec![Status::Ready],
+        ..TaskFilter::default()
+    };
+    let mut page = Page {
+        limit: PAGE_MAX,
+        before_row: None,
+    };
+    let mut first: Option<TaskRecord> = None;
+    let order = |task: &TaskRecord| {
+        let spec = &task.spec;
+        (
+            Reverse(spec.priority),
+            spec.deadline.unwrap_or(Time::MAX),
+            task.id.row(),
+        )
+    };
+    for _ in 0..KEY_PAGES_MAX {
+        let found = engine
+            .store()
+            .tasks(namespace, filter.clone(), page.clone(), now)
+            .await?;
+        first = first.into_iter().chain(found.items).min_by_key(order);
+        match found.next {
+            Some(row) => page.before_row = Some(row),
+            None => break,
+        }
+    }
+    Ok(first)
+}
+
+/// The gate of a task's queue. That it is full, or out of starts for now, concerns only a task that is ready.
+pub(crate) async fn closed_queue(
+    engine: &Engine,
+    namespace: &str,
+    record: &TaskRecord,
+    now: Time,
+    is_ready: bool,
+) -> Result<Option<Gate>, EngineError> {
+    let name = &record.spec.queue;
+    let Some(queue) = engine.queue_record(namespace, name).await? else {
+        return Ok(None);
+    };
+    let closed = match queue.room(queue.running, now) {
+        Ok(room) if record.id.row() <= room.newest => return Ok(None),
+        Ok(_) => {
+            let message = manual(name, "nobody asked for it since this task was enqueued");
+            return Ok(Some(gate(GateKind::Queue, message)));
+        }
+        Err(closed) => closed,
+    };
+    let (since, opens_at) = match closed {
+        Closed::Full { .. } | Closed::Rate { .. } if !is_ready => return Ok(None),
+        Closed::Paused { since } => (Some(since), None),
+        Closed::Rate { opens_at } => (None, Some(opens_at)),
+        Closed::Manual | Closed::Full { .. } => (None, None),
+    };
+    Ok(Some(Gate {
+        since,
+        opens_at,
+        ..gate(GateKind::Queue, closed_in_words(name, closed))
+    }))
+}
