@@ -32,7 +32,7 @@
 //!
 //! - [`Task`] and [`Batch`] say what to do, when, and after what.
 //! - A handler is an `async fn(Context, Parameters) -> Result<Output, TaskError>` over serde types, or a [`Handler`].
-//! - [`Pensum`] enqueues, waits, cancels, pauses; [`Pensum::engine`] has the full set of verbs.
+//! - [`Pensum`] enqueues, waits, cancels, pauses, and sets queues up with [`QueueInput`]; [`Pensum::engine`] has the full set of verbs.
 //! - [`Outbox`] enqueues within transactions of your own on PostgreSQL.
 //! - [`testkit`] runs handlers in your tests, inline or step by step, on a clock that you move.
 
@@ -48,7 +48,8 @@ mod transactions_page {}
 pub mod testkit;
 
 pub use facade::{Batch, Builder, Error, ItemRef, Outbox, Pensum, Task, TaskError};
+pub use pensum_core::input::{QueueInput, RateInput};
 pub use pensum_core::outcome::{Progress, Wait};
 pub use pensum_core::task::{NewTask, OnConflict, OnDependencyFailure, Spec, TaskRecord};
 pub use pensum_core::{ErrorInfo, Json, Outcome, Priority, RetryPolicy, State, Status, TaskId, Time};
-pub use pensum_engine::{Context, Engine, EngineEvent, Handler, StopReason};
+pub use pensum_engine::{Context, Engine, EngineEvent, Handler, QueueStatus, QueueView, StopReason};

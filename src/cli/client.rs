@@ -141,6 +141,12 @@ impl Client {
         self.send(Method::POST, path, Some(body.to_string())).await
     }
 
+    /// Puts a body; the answer as JSON text. With `version` only onto what is at that version.
+    pub(crate) async fn put(&self, path: &str, body: &Value, version: Option<u64>) -> anyhow::Result<String> {
+        let body = Some(body.to_string());
+        self.send_if(Method::PUT, path, body, version).await
+    }
+
     /// Patches with a body; the answer as JSON text.
     pub(crate) async fn patch(&self, path: &str, body: &Value) -> anyhow::Result<String> {
         self.send(Method::PATCH, path, Some(body.to_string())).await
@@ -188,6 +194,17 @@ impl Client {
     }
 
     async fn send(&self, method: Method, target: &str, body: Option<String>) -> anyhow::Result<String> {
+        self.send_if(method, target, body, None).await
+    }
+
+    async fn send_if(
+        &self,
+        method: Method,
+        target: &str,
+        body: Option<String>,
+        version: Option<u64>,
+    ) -> anyhow::Result<String> {
+        let version = version.map(|version| format!("\"{version}\""));
         let (status, text) = match &self.transport {
             Transport::Http { http, base, token } => {
                 let mut request = http.request(method, format!("{base}{target}"));
@@ -196,6 +213,9 @@ impl Client {
                 }
                 if let Some(body) = body {
                     request = request.header("content-type", "application/json").body(body);
+                }
+                if let Some(version) = version {
+                    request = request.header("if-match", version);
                 }
                 let response = request.send().await.map_err(|error| unreachable(base, &error))?;
                 (
@@ -210,6 +230,9 @@ impl Client {
                     .header("host", "localhost");
                 if body.is_some() {
                     request = request.header("content-type", "application/json");
+                }
+                if let Some(version) = version {
+                    request = request.header("if-match", version);
                 }
                 let request = request.body(body.map(Body::from).unwrap_or_default())?;
                 let response = router.clone().oneshot(request).await?;

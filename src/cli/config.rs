@@ -2,21 +2,29 @@
 
 use std::path::Path;
 
+use pensum_core::input::QueueInput;
 use pensum_core::store::Retention;
 use pensum_core::time::Span;
 
 use super::bound::BoundHandler;
 use super::exit::{Exit, Failure};
+use super::queue;
 use crate::yaml::{self, Fault, Key, Node, Value, nearest};
 
 /// The blocks that this version knows.
-const BLOCKS: [&str; 5] = ["server", "store", "retention", "logging", "handlers"];
-/// Blocks of the full product.
-const OTHER_BLOCKS: [&str; 16] = [
-    "orchestrator",
-    "tasks",
+const BLOCKS: [&str; 7] = [
+    "server",
+    "store",
+    "retention",
+    "logging",
+    "handlers",
     "queues",
     "agents",
+];
+/// Blocks of the full product.
+const OTHER_BLOCKS: [&str; 14] = [
+    "orchestrator",
+    "tasks",
     "workflows",
     "calendars",
     "readings",
@@ -50,6 +58,10 @@ pub(crate) struct Config {
     pub(crate) allow_inline: Option<bool>,
     /// `handlers.NAME`: names bound to a command or an HTTP call.
     pub(crate) handlers: Vec<(String, BoundHandler)>,
+    /// `queues.NAME`: what queues allow.
+    pub(crate) queues: Vec<(String, QueueInput)>,
+    /// `agents.NAME`: read over, for nothing of this version acts on them.
+    pub(crate) agents: Vec<String>,
 }
 
 impl Config {
@@ -94,6 +106,11 @@ impl Config {
                 "retention" => self.keep(block, &mut reader),
                 "logging" => self.logging(block, &mut reader),
                 "handlers" => self.bind(block, &mut reader),
+                "queues" => self.set_up(block, &mut reader),
+                "agents" => {
+                    let entries = block.entries().unwrap_or_default();
+                    self.agents.extend(entries.iter().map(|(key, _)| key.name.clone()));
+                }
                 other if OTHER_BLOCKS.contains(&other) => {
                     reader.fail(key, format!("{other}: not available in this version; remove the block"));
                 }
@@ -155,6 +172,17 @@ impl Config {
                 ),
                 other => reader.unknown("logging.", key, other, &["level"]),
             }
+        }
+    }
+
+    fn set_up(&mut self, block: &Node, reader: &mut Reader) {
+        match queue::read(block) {
+            Ok(queues) => {
+                self.queues
+                    .retain(|(name, _)| queues.iter().all(|(new, _)| new != name));
+                self.queues.extend(queues);
+            }
+            Err(mut faults) => reader.faults.append(&mut faults),
         }
     }
 
@@ -282,6 +310,39 @@ mod tests {
             ["a", "b"]
         );
         assert_eq!(config.retention().completed.as_secs(), 3600);
+    }
+
+    #[test]
+    fn queues_gather_and_the_later_file_wins() {
+        let config = read(&[
+            "queues:\n  mail: { max_concurrent: 3, rate_limit: 50/s }\n  plain:\n",
+            "{\"queues\": {\"mail\": {\"auto_start\": false}}, \"agents\": {\"worker-1\": {\"id\": \"worker-1\"}}}",
+        ])
+        .unwrap();
+        let names: Vec<&str> = config.queues.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["plain", "mail"]);
+        assert_eq!(config.queues[0].1, QueueInput::default());
+        assert_eq!(
+            (config.queues[1].1.auto_start, config.queues[1].1.max_concurrent),
+            (false, None)
+        );
+        assert_eq!(config.agents, ["worker-1"]);
+    }
+
+    #[test]
+    fn wrong_queues_are_named_with_their_place() {
+        check("queues: 5\n", "c.yaml:1:9: queues: must be a map, not a number");
+        check(
+            "queues: { a b: {} }\n",
+            "c.yaml:1:11: queues.a b: must be 1 to 200 letters",
+        );
+        check("queues: { stats: {} }\n", "c.yaml:1:11: queues.stats: `stats` is taken");
+        check("queues: { a: [] }\n", "c.yaml:1:14: queues.a: invalid type");
+        let text = "queues:\n  a: { max_concurrent: 0, persistent: false }\n  b: { colour: 1 }\n  c: { rate_limit: { starts: 0 } }\n";
+        check(text, "c.yaml:2:24: queues.a.max_concurrent: must be 1 or more");
+        check(text, "c.yaml:2:39: queues.a.persistent: must be true");
+        check(text, "c.yaml:3:8: queues.b.colour: unknown field `colour`");
+        check(text, "c.yaml:4:30: queues.c.rate_limit.starts: must be 1");
     }
 
     #[test]

@@ -134,7 +134,7 @@ impl From<EngineError> for Failure {
             EngineError::Rejected(rejected) => of_rejected(rejected),
             EngineError::Invalid(_) => Exit::Usage,
             EngineError::WaitTimeout => Exit::Timeout,
-            EngineError::NotFound(_) => Exit::NotFound,
+            EngineError::NotFound(_) | EngineError::NoQueue { .. } => Exit::NotFound,
             EngineError::Store(error) => return Failure::from(error.clone()),
             #[expect(unreachable_patterns, reason = "the engine may learn to fail in further ways")]
             _ => Exit::Failed,
@@ -145,7 +145,7 @@ impl From<EngineError> for Failure {
 
 const fn of_rejected(rejected: &Rejected) -> Exit {
     match rejected {
-        Rejected::NotFound(_) => Exit::NotFound,
+        Rejected::NotFound(_) | Rejected::NoQueue(_) => Exit::NotFound,
         Rejected::UnknownDependency { .. } | Rejected::UnknownItem { .. } | Rejected::Cycle(_) => Exit::Usage,
         _ => Exit::Conflict,
     }

@@ -11,6 +11,7 @@ mod exit;
 mod intake;
 mod node;
 pub(crate) mod output;
+mod queue;
 mod run;
 mod serve;
 mod signals;
@@ -124,6 +125,9 @@ enum Command {
     /// Show which nodes work on the store.
     #[command(subcommand, visible_alias = "nodes")]
     Node(node::Command),
+    /// Show, set up, pause and resume queues.
+    #[command(subcommand, visible_alias = "queues")]
+    Queue(queue::Command),
     /// Show and mend failed tasks.
     #[command(subcommand)]
     Dlq(dlq::Command),
@@ -180,6 +184,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Task(command) => task::task(&global, command).await,
         Command::Status => status::status(&global).await,
         Command::Node(command) => node::node(&global, command).await,
+        Command::Queue(command) => queue::queue(&global, command).await,
         Command::Dlq(command) => dlq::dlq(&global, command).await,
         Command::Intake(command) => intake::intake(&global, command).await,
         Command::Db(command) => db::db(&global, command).await,

@@ -92,6 +92,11 @@ pub(crate) async fn serve(global: &Global, args: Args) -> anyhow::Result<Exit> {
         listen: Some(address),
         ..ServerOptions::new(engine.now())
     };
+    if !config.agents.is_empty() {
+        let ids = config.agents.join(", ");
+        tracing::warn!(%ids, "this version has no agents: what the configuration says of these ones has no effect");
+    }
+    super::queue::apply(&engine, config.queues).await?;
     engine.start();
     tracing::info!(%address, store = pensum_store::shown(&url), slots = args.slots, handlers = engine.handlers().len(), "the node runs");
 

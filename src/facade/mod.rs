@@ -3,6 +3,7 @@
 mod error;
 mod outbox;
 mod pensum;
+mod queues;
 mod task;
 mod typed;
 

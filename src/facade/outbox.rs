@@ -124,10 +124,11 @@ impl Outbox {
         if !problems.is_empty() {
             return Err(Invalid(problems).into());
         }
-        if let Some(engine) = &self.engine {
-            engine.check(&tasks)?;
-        }
         let call = Call::new(self.actor.clone(), now);
+        let tasks = match &self.engine {
+            Some(engine) => engine.prepare(&call.namespace, tasks).await?.into_tasks(),
+            None => tasks,
+        };
         Ok(self.outbox.enqueue(transaction, &call, tasks).await?)
     }
 

@@ -187,7 +187,7 @@ impl Pensum {
         Some(Outbox::of(outbox, self.engine.clone(), self.actor.clone()))
     }
 
-    fn call(&self) -> Call {
+    pub(super) fn call(&self) -> Call {
         Call::new(self.actor.clone(), self.engine.now())
     }
 }
@@ -323,6 +323,7 @@ impl From<EngineError> for Error {
             EngineError::Rejected(rejected) => Error::Rejected(rejected),
             EngineError::Store(error) => Error::Store(error),
             EngineError::NotFound(task) => Error::NotFound(task),
+            EngineError::NoQueue { queue, .. } => Error::Rejected(Rejected::NoQueue(queue)),
             // Only waits time out, and they know their task: see `Error::of`.
             EngineError::WaitTimeout => Error::Store(pensum_core::StoreError::Closed),
         }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use pensum_core::input::{TaskInput, check_new};
-use pensum_core::task::{Dependency, NewTask, OnConflict, OnDependencyFailure, Spec, Unique};
+use pensum_core::task::{Dependency, NewTask, OnConflict, OnDependencyFailure, QUEUE_DEFAULT, Spec, Unique};
 use pensum_core::time::Span;
 use pensum_core::{Json, Name, Priority, RetryPolicy, TaskId, Time};
 use serde::Serialize;
@@ -50,15 +50,22 @@ impl Task {
         self
     }
 
-    /// The queue to wait in; `default` by default.
+    /// The queue to wait in. By default the one that bears the handler's name, if somebody gave that one settings, else
+    /// `default`.
     pub fn queue(mut self, queue: impl Into<Name>) -> Task {
         self.new.spec.queue = queue.into();
+        if *self.new.spec.queue == *QUEUE_DEFAULT {
+            self.new.spec.details_mut().named.queue = true;
+        }
         self
     }
 
-    /// How much it matters; higher runs first.
+    /// How much it matters; higher runs first. What its queue says by default, else [`Priority::Normal`].
     pub fn priority(mut self, priority: Priority) -> Task {
         self.new.spec.priority = priority;
+        if priority == Priority::default() {
+            self.new.spec.details_mut().named.priority = true;
+        }
         self
     }
 

@@ -85,6 +85,28 @@ fn what_a_transaction_inserts_runs_once_it_has_committed_and_never_when_it_has_n
 }
 
 #[test]
+fn what_is_inserted_gets_from_its_queue_what_it_does_not_name() {
+    let program = Program::new();
+    let server = program.node(&[]);
+    let settings = json!({ "priority": "urgent", "max_retries": 1 });
+    server.http.put("/api/v1/queues/noop", &settings).expect(200);
+    program.insert(&json!({ "handler": "noop", "name": "plain" }));
+    program.insert(&json!({ "handler": "noop", "name": "named", "queue": "default", "priority": "normal" }));
+    let tasks = eventually("both tasks to run", SOON, || {
+        let tasks = server.http.all("/api/v1/tasks?status=completed");
+        (tasks.len() == 2).then_some(tasks)
+    });
+    for task in tasks {
+        let given = [&task["queue"], &task["priority"], &task["max_retries"]];
+        match text(&task["name"]).as_str() {
+            "plain" => assert_eq!(given, [&json!("noop"), &json!("urgent"), &json!(1)]),
+            _ => assert_eq!(given, [&json!("default"), &json!("normal"), &json!(3)]),
+        }
+    }
+    server.finish();
+}
+
+#[test]
 fn what_is_refused_is_shown_mended_and_removed() {
     let program = Program::new();
     let server = program.node(&[]);

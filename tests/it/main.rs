@@ -28,6 +28,7 @@ mod order;
 mod pausing;
 mod plan;
 mod policies;
+mod queues;
 mod restart;
 mod retries;
 mod shutdown;

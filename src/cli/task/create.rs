@@ -291,7 +291,8 @@ pub(crate) fn source(text: &str) -> anyhow::Result<String> {
     }
 }
 
-fn read(file: &str) -> anyhow::Result<String> {
+/// The text of a file; `-` is standard input.
+pub(crate) fn read(file: &str) -> anyhow::Result<String> {
     let mut text = String::new();
     let result = match file {
         "-" => std::io::stdin().lock().read_to_string(&mut text).map(drop),

@@ -17,7 +17,7 @@ use super::exit::{Exit, Failure};
 use super::{Global, output};
 
 pub(crate) use act::{Refusals, act_on_each, bulk, delete_each};
-pub(crate) use create::{json_of, source};
+pub(crate) use create::{json_of, read as read_file, source};
 pub(crate) use filter::{FilterArgs, parse_pairs};
 pub(crate) use show::COLUMNS;
 

@@ -3,6 +3,7 @@
 mod copy;
 mod nodes;
 mod program;
+mod queue;
 mod resume;
 mod run;
 mod serve;

@@ -46,6 +46,20 @@ fn every_field_of_a_node_is_on_the_page_on_http() {
 }
 
 #[test]
+fn every_field_and_setting_of_a_queue_is_on_its_page() {
+    let schemas = &openapi()["components"]["schemas"];
+    for (schema, page) in [
+        ("QueueView", "http.md"),
+        ("QueueInput", "queues.md"),
+        ("RateInput", "queues.md"),
+    ] {
+        let fields = keys(&schemas[schema]["properties"]);
+        assert!(!fields.is_empty());
+        check(page, fields.iter().map(|field| format!("`{field}`")));
+    }
+}
+
+#[test]
 fn every_field_of_a_row_of_the_intake_is_on_the_page_on_http() {
     let fields = keys(&openapi()["components"]["schemas"]["IntakeRecord"]["properties"]);
     assert!(!fields.is_empty());
@@ -60,7 +74,7 @@ fn every_route_and_filter_is_on_the_page_on_http() {
         let methods = keys(item);
         let routes = methods
             .iter()
-            .filter(|method| ["get", "post", "patch", "delete"].contains(&method.as_str()));
+            .filter(|method| ["get", "put", "post", "patch", "delete"].contains(&method.as_str()));
         check(
             "http.md",
             routes.map(|method| format!("`{} {path}`", method.to_uppercase())),

@@ -85,6 +85,7 @@ pages! {
     the_front_page_shows_what_happens: "README.md",
     the_quick_start_shows_what_happens: "docs/quick-start.md",
     the_page_on_tasks_shows_what_happens: "docs/tasks.md",
+    the_page_on_queues_shows_what_happens: "docs/queues.md",
     the_page_on_plan_files_shows_what_happens: "docs/plan-files.md",
     the_page_on_the_command_line_shows_what_happens: "docs/command-line.md",
     the_page_on_http_shows_what_happens: "docs/http.md",

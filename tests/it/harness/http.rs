@@ -100,6 +100,11 @@ impl Http {
     }
 
     #[track_caller]
+    pub(crate) fn put(&self, path: &str, body: &Value) -> Answer {
+        self.send(Method::PUT, path, Some(body), &[]).unwrap()
+    }
+
+    #[track_caller]
     pub(crate) fn delete(&self, path: &str) -> Answer {
         self.send(Method::DELETE, path, None, &[]).unwrap()
     }

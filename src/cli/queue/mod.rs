@@ -1,0 +1,225 @@
+//! `pensum queue …`: what queues allow, and what is asked of them.
+
+mod put;
+mod settings;
+
+use clap::Subcommand;
+use pensum_core::Time;
+use pensum_core::input::RateInput;
+use serde_json::{Value, json};
+
+use super::client::{Client, escape};
+use super::exit::Exit;
+use super::output::{self, Column, Format, plain};
+use super::task::{Refusals, watched};
+use super::{Global, confirm, now};
+
+pub(crate) use settings::{apply, read};
+
+const COLUMNS: [Column; 11] = [
+    Column::text("id", |queue, _| plain(&queue["id"])),
+    Column::text("name", |queue, _| plain(&queue["name"])).wide(),
+    Column::text("status", |queue, _| plain(&queue["status"])),
+    Column::number("running", |queue, _| running(queue)),
+    Column::text("rate", |queue, _| rate(&queue["settings"]["rate_limit"])),
+    Column::number("ready", |queue, _| plain(&queue["tasks"]["ready"])),
+    Column::number("later", |queue, _| later(&queue["tasks"])),
+    Column::number("completed", |queue, _| plain(&queue["tasks"]["completed"])),
+    Column::number("failed", |queue, _| plain(&queue["tasks"]["failed"])),
+    Column::text("put by", |queue, _| plain(&queue["put_by"])).wide(),
+    Column::number("version", |queue, _| plain(&queue["version"])).wide(),
+];
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// List the queues that have settings or hold tasks.
+    List {
+        /// How many queues at most; 50 by default.
+        #[arg(short = 'n', long)]
+        limit: Option<usize>,
+        /// All of them, however many.
+        #[arg(short, long)]
+        all: bool,
+    },
+    /// Show queues.
+    Get(Names),
+    /// Give a queue settings, or change those that are named; or put all queues of a file.
+    Put(Box<put::PutArgs>),
+    /// Start nothing more of queues; what runs goes on.
+    Pause(Names),
+    /// Start the tasks of paused queues again.
+    Resume(Names),
+    /// Start what is in queues now that start nothing by themselves.
+    Process(Names),
+    /// Take the settings of queues away; refused while they hold unfinished tasks.
+    Delete(Names),
+}
+
+#[derive(clap::Args, Debug)]
+pub(crate) struct Names {
+    /// The queues.
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<String>,
+}
+
+pub(crate) async fn queue(global: &Global, command: Command) -> anyhow::Result<Exit> {
+    // A store can be given queues before it is served for the first time.
+    let client = Client::connect(global, matches!(command, Command::Put(_))).await?;
+    let result = dispatch(global, &client, command).await;
+    client.close().await;
+    result
+}
+
+async fn dispatch(global: &Global, client: &Client, command: Command) -> anyhow::Result<Exit> {
+    match command {
+        Command::List { limit, all } => {
+            watched(global, || async {
+                let (items, next) = client.list("/api/v1/queues", &[], limit, all).await?;
+                output::list(global.output, &COLUMNS, &items, next.as_deref(), now())?;
+                Ok(false)
+            })
+            .await
+        }
+        Command::Get(Names { names }) => get(global, client, &names).await,
+        Command::Put(args) => put::put(global, client, *args).await,
+        Command::Pause(Names { names }) => command_each(global, client, "pause", &names).await,
+        Command::Resume(Names { names }) => command_each(global, client, "resume", &names).await,
+        Command::Process(Names { names }) => command_each(global, client, "process", &names).await,
+        Command::Delete(Names { names }) => delete(global, client, &names).await,
+    }
+}
+
+/// Where a queue is read.
+fn path(name: &str) -> String {
+    format!("/api/v1/queues/{}", escape(name))
+}
+
+async fn get(global: &Global, client: &Client, names: &[String]) -> anyhow::Result<Exit> {
+    watched(global, || async {
+        let mut found = Vec::with_capacity(names.len());
+        for name in names {
+            found.push(client.get(&path(name), &[]).await?);
+        }
+        show(global, &found)?;
+        Ok(false)
+    })
+    .await
+}
+
+/// Commands each queue and shows the queues afterwards. Every queue is tried; the first refusal decides the exit code.
+async fn command_each(global: &Global, client: &Client, command: &str, names: &[String]) -> anyhow::Result<Exit> {
+    let mut done = Vec::new();
+    let mut refused = Refusals::default();
+    for name in names {
+        match client.post(&format!("{}/{command}", path(name)), &json!({})).await {
+            Ok(queue) => done.push(queue),
+            Err(error) => refused.note(error)?,
+        }
+    }
+    if !done.is_empty() {
+        show(global, &done)?;
+    }
+    refused.or(Exit::Ok)
+}
+
+async fn delete(global: &Global, client: &Client, names: &[String]) -> anyhow::Result<Exit> {
+    if names.len() > 1 {
+        confirm(global, &format!("Take the settings of {} queues away?", names.len()))?;
+    }
+    let mut refused = Refusals::default();
+    for name in names {
+        match client.delete(&path(name)).await {
+            Ok(()) if global.output.is_for_people() => output::println(&format!("queue {name} deleted"))?,
+            Ok(()) if global.output == Format::Name => output::println(name)?,
+            Ok(()) => output::println(&json!({ "id": name, "deleted": true }).to_string())?,
+            Err(error) => refused.note(error)?,
+        }
+    }
+    refused.or(Exit::Ok)
+}
+
+/// Shows one queue as a block, several as a list.
+fn show(global: &Global, queues: &[String]) -> anyhow::Result<()> {
+    match queues {
+        [one] => output::item(global.output, one, |queue| describe(queue, now())),
+        many => output::list(global.output, &COLUMNS, many, None, now()),
+    }
+}
+
+fn describe(queue: &Value, now: Time) -> String {
+    let settings = &queue["settings"];
+    let changed = match queue["changed_at"].is_null() {
+        true => String::new(),
+        false => format!("{} ago", output::age(&queue["changed_at"], now)),
+    };
+    let starts = match settings["auto_start"].as_bool() {
+        Some(false) => "when asked to",
+        _ => "by itself",
+    };
+    let retry = match settings["retry"].is_null() {
+        true => String::new(),
+        false => settings["retry"].to_string(),
+    };
+    output::fields(&[
+        ("id", plain(&queue["id"])),
+        ("name", plain(&queue["name"])),
+        ("status", plain(&queue["status"])),
+        ("because", plain(&queue["closed"])),
+        ("opens at", plain(&queue["opens_at"])),
+        ("running", running(queue)),
+        ("ready", plain(&queue["tasks"]["ready"])),
+        ("later", later(&queue["tasks"])),
+        ("completed", plain(&queue["tasks"]["completed"])),
+        ("failed", plain(&queue["tasks"]["failed"])),
+        ("starts", starts.to_owned()),
+        ("rate", rate(&settings["rate_limit"])),
+        ("priority", plain(&settings["priority"])),
+        ("timeout", plain(&settings["timeout"])),
+        ("max retries", plain(&settings["max_retries"])),
+        ("retry", retry),
+        ("put by", plain(&queue["put_by"])),
+        ("changed", changed),
+        ("version", plain(&queue["version"])),
+    ])
+}
+
+/// How many run, of how many that may.
+fn running(queue: &Value) -> String {
+    match &queue["settings"]["max_concurrent"] {
+        Value::Null => plain(&queue["running"]),
+        most => format!("{}/{most}", plain(&queue["running"])),
+    }
+}
+
+/// How many wait for something of their own: a time, a dependency, a resume.
+fn later(tasks: &Value) -> String {
+    let count = |status: &str| tasks[status].as_u64().unwrap_or_default();
+    (count("pending") + count("retrying") + count("paused")).to_string()
+}
+
+/// A rate as people write it: `50/s, burst 10`.
+fn rate(rate: &Value) -> String {
+    let Ok(rate) = serde_json::from_value::<RateInput>(rate.clone()) else {
+        return String::new();
+    };
+    let seconds = rate.per.0.as_secs_f64();
+    let per = [("s", 1.0), ("m", 60.0), ("h", 3_600.0), ("d", 86_400.0)]
+        .into_iter()
+        .find(|(_, unit)| *unit == seconds)
+        .map_or_else(|| format!("{seconds}s"), |(name, _)| name.to_owned());
+    let burst = rate.burst.map(|burst| format!(", burst {burst}")).unwrap_or_default();
+    format!("{}/{per}{burst}", rate.starts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_is_shown_as_it_is_written() {
+        let say = |text: &str| rate(&serde_json::from_str(text).unwrap());
+        assert_eq!(say(r#"{"starts":50,"per":1,"burst":10}"#), "50/s, burst 10");
+        assert_eq!(say(r#"{"starts":3,"per":90}"#), "3/90s");
+        assert_eq!(say("null"), "");
+    }
+}
