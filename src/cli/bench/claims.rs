@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use pensum_core::queue::{QueueCommand, QueueSettings};
 use pensum_core::store::{Call, ClaimRequest, Finish, LeaseRef};
 use pensum_core::{Json, Name, NewTask, NodeId, Outcome, Store};
 
@@ -19,14 +20,64 @@ const SMALL: u64 = 1_000;
 const SAMPLES: u64 = 900;
 /// Finished tasks for each task of `--tasks`.
 const FINISHED: u64 = 5;
-/// Tasks that nobody may claim in the small store: one that holds the key, and one that waits for it.
+/// Tasks that nobody may claim in the small store: one that holds the key or the place, and one that waits for it.
 const FEW_GATED: u64 = 2;
 /// The key of tasks of which one runs all the time.
 const KEY: &str = "busy";
-/// The queue that nobody asks for.
+/// The queue of tasks that nobody may claim.
 const QUEUE: &str = "other";
-/// How long the holder of the key keeps it: longer than any run takes.
+/// How long the holder of the key or the place keeps it: longer than any run takes.
 const HOLD: Duration = Duration::from_secs(3_600);
+
+/// Why nobody may claim the tasks beside those that are claimed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Gate {
+    /// Another task of their key runs.
+    BusyKey,
+    /// Their queue is not asked for.
+    NotAsked,
+    /// Their queue is paused.
+    Paused,
+    /// As many of their queue run as may.
+    Full,
+}
+
+impl Gate {
+    const ALL: [Gate; 4] = [Gate::BusyKey, Gate::NotAsked, Gate::Paused, Gate::Full];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Gate::BusyKey => "of one busy key",
+            Gate::NotAsked => "of another queue",
+            Gate::Paused => "of a paused queue",
+            Gate::Full => "of a full queue",
+        }
+    }
+
+    /// Closes the queue, after its tasks are enqueued.
+    async fn close(self, store: &Arc<dyn Store>) -> anyhow::Result<()> {
+        let call = Call::new("bench", now(store));
+        match self {
+            Gate::BusyKey | Gate::NotAsked => {}
+            Gate::Paused => {
+                store.command_queue(&call, QUEUE.into(), QueueCommand::Pause).await?;
+            }
+            Gate::Full => {
+                let settings = QueueSettings {
+                    max_concurrent: Some(1),
+                    ..QueueSettings::default()
+                };
+                store.put_queue(&call, QUEUE.into(), settings, None).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// One of the tasks runs meanwhile.
+    const fn is_held(self) -> bool {
+        matches!(self, Gate::BusyKey | Gate::Full)
+    }
+}
 
 /// Two stores to claim from in turns.
 struct Pair {
@@ -35,10 +86,8 @@ struct Pair {
     small: Scratch,
     /// What is large and small of them.
     names: [String; 2],
-    /// Only tasks of the default queue are asked for.
-    one_queue: bool,
-    /// One task of the key runs meanwhile.
-    busy_key: bool,
+    /// Why the others cannot be claimed.
+    gate: Option<Gate>,
 }
 
 impl Pair {
@@ -48,14 +97,13 @@ impl Pair {
             large: bench.scratch.beside("many")?,
             small: bench.scratch.beside("few")?,
             names,
-            one_queue: false,
-            busy_key: false,
+            gate: None,
         })
     }
 
     fn request(&self) -> ClaimRequest {
         ClaimRequest {
-            queues: self.one_queue.then(|| Arc::from([Name::from("default")])),
+            queues: (self.gate == Some(Gate::NotAsked)).then(|| Arc::from([Name::from("default")])),
             ..request(1)
         }
     }
@@ -93,24 +141,19 @@ pub(super) async fn finished(bench: &mut Bench) -> anyhow::Result<()> {
     compare(bench, pair).await
 }
 
-/// Claims beside many ready tasks that nobody may claim, against claims beside few: tasks of one key, of which one runs,
-/// and tasks of a queue that is not asked for. They are older than those that are claimed.
+/// Claims beside many ready tasks that nobody may claim, against claims beside few; see [`Gate`]. They are older than those
+/// that are claimed.
 pub(super) async fn gated(bench: &mut Bench) -> anyhow::Result<()> {
-    for busy_key in [true, false] {
-        let what = if busy_key {
-            "of one busy key"
-        } else {
-            "of another queue"
-        };
+    for gate in Gate::ALL {
         let many = bench.tasks.max(FEW_GATED);
-        let names = [many, FEW_GATED].map(|count| format!("beside {count} {what}"));
+        let names = [many, FEW_GATED].map(|count| format!("beside {count} {}", gate.name()));
         let mut pair = Pair::new(bench, "gated", names)?;
-        (pair.busy_key, pair.one_queue) = (busy_key, !busy_key);
+        pair.gate = Some(gate);
         for (scratch, count) in [(&pair.large, many), (&pair.small, FEW_GATED)] {
             let payload = bench.payload;
             let make = move |number| -> anyhow::Result<NewTask> {
                 let mut new = task(HANDLER, number, payload)?;
-                if busy_key {
+                if gate == Gate::BusyKey {
                     new.spec.key = Some(Name::from(KEY));
                 } else {
                     new.spec.queue = Name::from(QUEUE);
@@ -119,6 +162,7 @@ pub(super) async fn gated(bench: &mut Bench) -> anyhow::Result<()> {
             };
             let world = Arc::new(World::new(scratch.fresh().await?, bench.slots, bench.payload));
             world.enqueue_made(count, make).await?;
+            gate.close(&world.store).await?;
             world.enqueue_bulk(HANDLER, SMALL.min(bench.tasks)).await?;
             world.close().await?;
         }
@@ -165,9 +209,9 @@ async fn compare(bench: &mut Bench, pair: Pair) -> anyhow::Result<()> {
 async fn one_run(bench: &Bench, pair: &Pair) -> anyhow::Result<[Spread; 2]> {
     let stores = [pair.large.open().await?, pair.small.open().await?];
     let mut holders = Vec::new();
-    if pair.busy_key {
+    if pair.gate.is_some_and(Gate::is_held) {
         for store in &stores {
-            holders.push(hold_key(store).await?);
+            holders.push(hold(store).await?);
         }
     }
     let mut spreads = [Spread::new()?, Spread::new()?];
@@ -198,16 +242,16 @@ pub(super) fn request(slots: usize) -> ClaimRequest {
     }
 }
 
-/// Takes the oldest task, which is of the key.
-async fn hold_key(store: &Arc<dyn Store>) -> anyhow::Result<LeaseRef> {
+/// Takes the oldest task, which is one of those that nobody else may claim then.
+async fn hold(store: &Arc<dyn Store>) -> anyhow::Result<LeaseRef> {
     let request = ClaimRequest {
         lease: HOLD,
         ..request(1)
     };
     let claimed = store.claim(request, now(store)).await?;
     let claimed = claimed.first().context("nothing could be claimed")?;
-    let key = claimed.spec.key.as_deref();
-    ensure!(key == Some(KEY), "the oldest task is not of the key {KEY}");
+    let is_gated = claimed.spec.key.is_some() || &*claimed.spec.queue == QUEUE;
+    ensure!(is_gated, "the oldest task is of no busy key or full queue");
     Ok(claimed.lease)
 }
 

@@ -86,7 +86,8 @@ enum Mode {
     Pending,
     /// The cost of a claim with five times as many finished tasks.
     Finished,
-    /// The cost of a claim beside many ready tasks that nobody may claim: of one busy key, of another queue.
+    /// The cost of a claim beside many ready tasks that nobody may claim: of one busy key, of another queue, of a
+    /// paused one, of a full one.
     Gated,
     /// A graph of tasks that wait for each other.
     Dependencies,
