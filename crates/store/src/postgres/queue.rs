@@ -230,7 +230,9 @@ impl Queues {
             }
         }
         let mut snapshot = self.snapshot.write();
-        if fresh.version > snapshot.version {
+        // Lower after a failover that lost the last changes. An answer that was overtaken by a newer one is seen to be old by
+        // the next claim.
+        if fresh.version != snapshot.version {
             let all = fresh.by_place.values().flat_map(HashMap::values);
             let ids: HashSet<i32> = all.map(|known| known.id).collect();
             self.doors.lock().retain(|id, _| ids.contains(id));
