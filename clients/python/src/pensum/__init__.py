@@ -1,0 +1,111 @@
+"""Client for Pensum, a durable task engine.
+
+    with pensum.Client() as client:
+        task = client.tasks.create("command", {"program": "echo", "args": ["hello"]})
+        print(client.tasks.wait(task, timeout=60).result)
+
+`AsyncClient` has the same methods, to be awaited.
+"""
+
+from ._async.client import AsyncClient
+from ._sync.client import Client
+from .embedded import EmbeddedServer, find_binary
+from .errors import (
+    Conflict,
+    Forbidden,
+    Invalid,
+    NotFound,
+    PensumError,
+    Problem,
+    StartFailed,
+    TaskFailed,
+    Unavailable,
+    VersionMismatch,
+    WaitTimeout,
+)
+from .inputs import UNSET, NewTask, Unique
+from .models import (
+    BulkOperation,
+    BulkResult,
+    Dependencies,
+    ErrorInfo,
+    Event,
+    Execution,
+    Explanation,
+    Gate,
+    LogLine,
+    Progress,
+    Relative,
+    Resources,
+    RetryPolicy,
+    Task,
+    TaskPriority,
+    TaskStatus,
+    Usage,
+)
+from .system import (
+    AllQueueStats,
+    Health,
+    IntakeRetried,
+    IntakeRow,
+    Node,
+    PerformanceMetrics,
+    PersistenceStats,
+    Queue,
+    QueueSettings,
+    QueueStats,
+    RateLimit,
+    SystemStatus,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "UNSET",
+    "AllQueueStats",
+    "AsyncClient",
+    "BulkOperation",
+    "BulkResult",
+    "Client",
+    "Conflict",
+    "Dependencies",
+    "EmbeddedServer",
+    "ErrorInfo",
+    "Event",
+    "Execution",
+    "Explanation",
+    "Forbidden",
+    "Gate",
+    "Health",
+    "IntakeRetried",
+    "IntakeRow",
+    "Invalid",
+    "LogLine",
+    "NewTask",
+    "Node",
+    "NotFound",
+    "PensumError",
+    "PerformanceMetrics",
+    "PersistenceStats",
+    "Problem",
+    "Progress",
+    "Queue",
+    "QueueSettings",
+    "QueueStats",
+    "RateLimit",
+    "Relative",
+    "Resources",
+    "RetryPolicy",
+    "StartFailed",
+    "SystemStatus",
+    "Task",
+    "TaskFailed",
+    "TaskPriority",
+    "TaskStatus",
+    "Unavailable",
+    "Unique",
+    "Usage",
+    "VersionMismatch",
+    "WaitTimeout",
+    "find_binary",
+]

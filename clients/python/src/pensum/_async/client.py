@@ -1,0 +1,170 @@
+"""The asynchronous client."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+from ..embedded import DEFAULT_DB, DEFAULT_STOP, EmbeddedServer
+from ..errors import Conflict, NotFound, invalid
+from ..inputs import TaskRef
+from ..operations import base_url, token_header
+from ..system import Health, Node, Queue, SystemStatus
+from ..times import seconds
+from .bridge import to_thread
+from .bulk import AsyncBulk
+from .queues import AsyncDeadLetters, AsyncExecutions, AsyncIntake, AsyncQueues
+from .tasks import AsyncTasks
+from .transport import AsyncTransport
+
+_UNENDED = ("pending", "ready", "running", "retrying", "paused")
+
+
+class AsyncNodes:
+    """The nodes that work on the store."""
+
+    def __init__(self, transport: AsyncTransport) -> None:
+        self._transport = transport
+
+    def list(self, *, limit: int | None = None) -> AsyncIterator[Node]:
+        """The nodes, oldest first."""
+        return self._transport.pages("list_nodes", Node.parse, limit, {})
+
+
+class AsyncSystem:
+    """The server and its store as a whole."""
+
+    def __init__(self, transport: AsyncTransport) -> None:
+        self._transport = transport
+
+    async def status(self) -> SystemStatus:
+        """How the node is: version, counts, success rate, and the nodes beside it."""
+        return SystemStatus.parse(await self._transport.call("get_status"))
+
+    async def health(self) -> Health:
+        """That the process lives."""
+        return Health.parse(await self._transport.call("get_health"))
+
+    async def ready(self) -> Health:
+        """That the node takes work and its store answers; `Unavailable` when it does not."""
+        return Health.parse(await self._transport.call("get_readiness", retries=0))
+
+    async def openapi(self) -> dict[str, Any]:
+        """The description of the API by the server."""
+        return dict(await self._transport.call("get_openapi"))
+
+
+class AsyncClient:
+    """A client of one Pensum server.
+
+    `url` and `token` default to PENSUM_URL (else `http://127.0.0.1:7400`) and PENSUM_TOKEN. `timeout` is for one
+    request. A request without an answer is repeated up to `retries` times, about five seconds in all by default, where
+    that is safe. `transport` is handed to httpx. Use it in a `with` block, or close it.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        token: str | None = None,
+        timeout: timedelta | float = 30.0,
+        retries: int = 6,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
+            raise invalid("retries", f"must be a number, zero or more, not {retries!r}")
+        self.url = base_url(url)
+        self.server: EmbeddedServer | None = None
+        self._transport = AsyncTransport(
+            self.url, token_header(token), seconds(timeout, "timeout"), retries, transport
+        )
+        self.tasks = AsyncTasks(self._transport)
+        self.bulk = AsyncBulk(self._transport, self.tasks)
+        self.executions = AsyncExecutions(self._transport)
+        self.queues = AsyncQueues(self._transport)
+        self.dead_letters = AsyncDeadLetters(self._transport, self.tasks)
+        self.intake = AsyncIntake(self._transport)
+        self.nodes = AsyncNodes(self._transport)
+        self.system = AsyncSystem(self._transport)
+        self.create_task = self.tasks.create
+        self.get_task = self.tasks.get
+        self.list_tasks = self.tasks.list
+        self.cancel_task = self.tasks.cancel
+        self.add_queue = self.queues.put
+        self.get_system_status = self.system.status
+
+    @classmethod
+    async def embedded(
+        cls,
+        db: str | os.PathLike[str] = DEFAULT_DB,
+        *,
+        binary: str | os.PathLike[str] | None = None,
+        args: Sequence[str] = (),
+        stop_timeout: timedelta | float = DEFAULT_STOP,
+        timeout: timedelta | float = 30.0,
+        retries: int = 6,
+    ) -> AsyncClient:
+        """Starts a server of this process's own on a free port and returns a client of it; `close` stops both.
+
+        `db` is the URL of a store or a file. The program is `binary`, else that of PENSUM_BIN, else `pensum` in PATH;
+        `args` are further arguments of `pensum serve`. Raises `StartFailed`.
+        """
+        server = EmbeddedServer(db, binary=binary, args=args, stop_timeout=seconds(stop_timeout, "stop_timeout"))
+        await to_thread(server.start)
+        try:
+            # A token of the environment is for another server.
+            client = cls(server.url, token="", timeout=timeout, retries=retries)
+        except BaseException:
+            await to_thread(server.stop)
+            raise
+        client.server = server
+        return client
+
+    async def close(self) -> None:
+        """Closes the connections, and stops the server that `embedded` started."""
+        await self._transport.close()
+        if self.server is not None:
+            await to_thread(self.server.stop)
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def execute_task(self, task: TaskRef, timeout: timedelta | float | None = None) -> bool:
+        """Starts a task unless it runs or has ended, waits for its end, and says whether it completed."""
+        found = await self.tasks.get(task)
+        if not found.ended and found.status != "running" and found.waiting_for != "dependencies":
+            try:
+                await self.tasks.execute(task)
+            except Conflict:
+                # It may have started by itself meanwhile.
+                if (await self.tasks.get(task)).status == found.status:
+                    raise
+        return (await self.tasks.wait(task, timeout)).completed
+
+    async def process_queue(self, name: str, timeout: timedelta | float | None = None) -> Queue:
+        """Starts what is in a queue now, waits until all of it has ended, and returns the queue."""
+        began = time.monotonic()
+        waiting = [task.id async for task in self.tasks.list(queue=name, status=_UNENDED)]
+        await self.queues.process(name)
+        left = None if timeout is None else max(seconds(timeout, "timeout") - (time.monotonic() - began), 0.0)
+        await self.tasks.wait_all(waiting, left)
+        return await self.queues.get(name)
+
+    async def get_task_status(self, task: TaskRef) -> dict[str, Any] | None:
+        """A task as plain JSON, its end also as `completed_at`; None where there is no such task."""
+        try:
+            found = await self.tasks.get(task)
+        except NotFound:
+            return None
+        return {**found.raw, "completed_at": found.raw.get("finished_at")}

@@ -1,0 +1,5 @@
+"""What the two clients do differently beyond `async` and `await`."""
+
+from time import sleep
+
+__all__ = ["sleep"]
