@@ -168,7 +168,7 @@ def test_a_forked_child_leaves_the_server_alone(tmp_path: Path) -> None:
         assert client.system.health().status == "ok"
 
 
-def test_running_tasks_go_back_when_it_stops(clients: Clients, tmp_path: Path) -> None:
+def test_running_tasks_are_given_back_when_it_stops(clients: Clients, tmp_path: Path) -> None:
     client = clients.embedded(tmp_path / "x.db", stop_timeout=5.5)
     task: Any = client.tasks.create("sleep", {"seconds": 600})
     while client.tasks.get(task).status != "running":
@@ -177,7 +177,7 @@ def test_running_tasks_go_back_when_it_stops(clients: Clients, tmp_path: Path) -
     client.close()
     assert time.monotonic() - began < 5
     again = clients.embedded(tmp_path / "x.db", stop_timeout=5.5)
-    # An orderly end is no failure: it is the same attempt that goes on.
-    assert again.tasks.get(task).attempt == 1
+    found = again.tasks.get(task)
+    assert not found.ended and found.retry_count == 0
     again.tasks.cancel(task)
-    again.tasks.wait(task, 30)
+    assert again.tasks.wait(task, 30).status == "cancelled"
