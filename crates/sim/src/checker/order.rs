@@ -59,7 +59,7 @@ impl Order {
             }
             let Some(book) = books.tasks.get(on) else { continue };
             // One that was cancelled as it was submitted, for what it depended on itself, has no end of its own in the
-            // history; and of one that was deleted nobody knows any more what it depended on.
+            // history; and of one that was deleted, or whose own dependency was, only the plan knows what it depended on.
             let end = book.ends.last().map(|(_, state)| *state);
             let (label, other) = (books.label(task), books.label(*on));
             match end {
@@ -70,7 +70,7 @@ impl Order {
                     Some(at),
                     format!("{label} starts although {other}, which it depends on, is {state}"),
                 ),
-                None if book.holds.is_empty() && self.dependencies.get(on).is_none_or(|own| !own.is_empty()) => {}
+                None if book.holds.is_empty() && self.may_have_depended(books, *on) => {}
                 None => books.broken(
                     "dependencies come first",
                     Some(at),
@@ -78,6 +78,11 @@ impl Order {
                 ),
             }
         }
+    }
+
+    fn may_have_depended(&self, books: &Books<'_>, task: TaskId) -> bool {
+        self.dependencies.get(&task).is_none_or(|own| !own.is_empty())
+            || books.plan(task).is_some_and(|plan| !plan.depends_on.is_empty())
     }
 
     /// Of one unique key no two tasks are unfinished at the same time.

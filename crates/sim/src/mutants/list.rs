@@ -422,7 +422,11 @@ pub const MUTANTS: &[Mutant] = &[
     sqlite(
         "sqlite-queue-slot-leaks",
         "a lease that has ended still counts for its queue",
-        &[edit(SQLITE_VIEW, "        self.held[leased.live.class as usize] -= 1;\n", "")],
+        &[edit(
+            SQLITE_VIEW,
+            "        self.held[leased.live.class as usize] -= 1;\n",
+            "",
+        )],
         500,
     ),
 ];
