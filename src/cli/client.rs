@@ -147,9 +147,10 @@ impl Client {
         self.send_if(Method::PUT, path, body, version).await
     }
 
-    /// Patches with a body; the answer as JSON text.
-    pub(crate) async fn patch(&self, path: &str, body: &Value) -> anyhow::Result<String> {
-        self.send(Method::PATCH, path, Some(body.to_string())).await
+    /// Patches with a body; the answer as JSON text. With `version` only what is at that version.
+    pub(crate) async fn patch(&self, path: &str, body: &Value, version: Option<u64>) -> anyhow::Result<String> {
+        let body = Some(body.to_string());
+        self.send_if(Method::PATCH, path, body, version).await
     }
 
     /// Deletes.

@@ -7,6 +7,7 @@
 //! [`store::Store`], the trait that SQLite, PostgreSQL and the in-memory model implement.
 
 pub mod dossier;
+pub mod fingerprint;
 pub mod graph;
 pub mod id;
 pub mod input;
@@ -26,6 +27,7 @@ pub mod time;
 pub mod transition;
 pub mod view;
 
+pub use fingerprint::Fingerprint;
 pub use id::{ExecutionId, LeaseId, NodeId, TaskId};
 pub use json::Json;
 pub use outcome::{ErrorInfo, Outcome, Usage, Wait};

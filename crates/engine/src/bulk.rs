@@ -6,9 +6,10 @@ use async_trait::async_trait;
 use pensum_core::input::Invalid;
 use pensum_core::query::PAGE_MAX;
 use pensum_core::store::{Call, Command};
-use pensum_core::{ErrorInfo, Json, Name, NewTask, Outcome, Page, Priority, Rejected, Spec, TaskFilter, TaskId};
+use pensum_core::{ErrorInfo, Json, Name, NewTask, Outcome, Page, Priority, Rejected, Spec, TaskId};
 use serde::{Deserialize, Serialize};
 
+use crate::bulk_filter::BulkFilter;
 use crate::{Context, Engine, EngineError, Handler, kinds};
 
 /// The handler that carries bulk operations out.
@@ -17,7 +18,7 @@ pub(crate) const HANDLER: &str = "pensum.bulk";
 const PAGES_PER_RUN: usize = 10;
 /// How many refusals the result names.
 const REFUSALS_MAX: usize = 20;
-/// Up to how many tasks a submission counts before it goes ahead; a dry run counts all.
+/// How many tasks a submission looks at to count before it goes ahead; a dry run counts all.
 const COUNT_MAX: u64 = 10_000;
 
 /// What to do to each task.
@@ -63,7 +64,7 @@ pub struct BulkRequest {
     pub action: BulkAction,
     /// To which tasks. An empty filter is refused unless `all` is true.
     #[serde(default, deserialize_with = "pensum_core::input::object")]
-    pub filter: TaskFilter,
+    pub filter: BulkFilter,
     /// Really all tasks.
     #[serde(default)]
     pub all: bool,
@@ -89,7 +90,7 @@ pub struct BulkReceipt {
 #[serde(deny_unknown_fields)]
 struct Parameters {
     action: BulkAction,
-    filter: TaskFilter,
+    filter: BulkFilter,
     actor: String,
 }
 
@@ -105,10 +106,11 @@ struct Cursor {
 }
 
 pub(crate) async fn submit(engine: &Engine, call: &Call, request: BulkRequest) -> Result<BulkReceipt, EngineError> {
-    if request.filter == TaskFilter::default() && !request.all {
+    request.filter.check(request.action)?;
+    if request.filter == BulkFilter::default() && !request.all {
         return Err(Invalid::one("filter", "is empty, which means every task; say so with `all: true`").into());
     }
-    if request.all && request.filter != TaskFilter::default() {
+    if request.all && request.filter != BulkFilter::default() {
         return Err(Invalid::one("all", "cannot stand beside a filter; leave one of them out").into());
     }
     let most = if request.dry_run { u64::MAX } else { COUNT_MAX };
@@ -143,21 +145,20 @@ pub(crate) async fn submit(engine: &Engine, call: &Call, request: BulkRequest) -
     })
 }
 
-async fn count(engine: &Engine, call: &Call, filter: &TaskFilter, most: u64) -> Result<(u64, bool), EngineError> {
+async fn count(engine: &Engine, call: &Call, filter: &BulkFilter, most: u64) -> Result<(u64, bool), EngineError> {
     let mut page = Page {
         limit: PAGE_MAX,
         before_row: None,
     };
     let mut matched = 0;
+    let mut examined = 0;
     loop {
-        let found = engine
-            .store()
-            .tasks(&call.namespace, filter.clone(), page.clone(), call.now)
-            .await?;
+        let found = filter.look(engine, &call.namespace, page.clone(), call.now).await?;
         matched += found.items.len() as u64;
+        examined += found.examined as u64;
         match found.next {
             None => return Ok((matched, true)),
-            Some(_) if matched >= most => return Ok((matched, false)),
+            Some(_) if examined >= most => return Ok((matched, false)),
             next => page.before_row = next,
         }
     }
@@ -227,10 +228,7 @@ async fn page(ctx: &Context, parameters: &Parameters, cursor: &mut Cursor) -> Re
         limit: PAGE_MAX,
         before_row: cursor.before_row,
     };
-    let found = engine
-        .store()
-        .tasks(ctx.namespace(), parameters.filter.clone(), page, now)
-        .await?;
+    let found = parameters.filter.look(engine, ctx.namespace(), page, now).await?;
     let ids: Vec<TaskId> = found.items.iter().map(|record| record.id).collect();
     if !ids.is_empty() {
         let actor = Name::from(parameters.actor.as_str());

@@ -7,7 +7,7 @@ use foldhash::HashMap;
 use pensum_core::input::{Invalid, Patch, Problem};
 use pensum_core::seam::Seams;
 use pensum_core::store::{Applied, Call, Command, Enqueued, NodeRecord, Rejected, Retention};
-use pensum_core::{Name, NewTask, NodeId, State, Store, TaskId, TaskRecord, Time};
+use pensum_core::{Json, Name, NewTask, NodeId, Spec, State, Store, TaskId, TaskRecord, Time};
 use serde::Serialize;
 use tokio::sync::broadcast;
 
@@ -382,12 +382,35 @@ impl Engine {
         expected_version: Option<u64>,
     ) -> Result<TaskRecord, EngineError> {
         patch.check(call.now)?;
+        if let Some(parameters) = &patch.parameters {
+            self.check_parameters(&call.namespace, task, parameters).await?;
+        }
         let record = self.store().update(call, task, patch, expected_version).await??;
         self.wake_claims();
         if self.hub().is_watched() {
             self.hub().emit(EngineEvent::Changed { task, at: call.now });
         }
         Ok(record)
+    }
+
+    /// Refuses parameters that the handler of a task would not have taken when it was enqueued.
+    async fn check_parameters(&self, namespace: &str, task: TaskId, parameters: &Json) -> Result<(), EngineError> {
+        // What is not there is the store's to refuse.
+        let Some(found) = self.store().task(namespace, task).await? else {
+            return Ok(());
+        };
+        if found.spec.handler.starts_with(RESERVED_PREFIX) {
+            let message = format!("are the engine's own for a task of `{}`, and stay", found.spec.handler);
+            return Err(Invalid::one("parameters", message).into());
+        }
+        let changed = NewTask::new(Spec::new(found.spec.handler, parameters.clone()));
+        self.check(&[changed]).map_err(|Invalid(problems)| {
+            let single = |problem: Problem| Problem {
+                path: problem.path.replacen("tasks[0].", "", 1),
+                ..problem
+            };
+            Invalid(problems.into_iter().map(single).collect()).into()
+        })
     }
 
     /// Waits until a task has ended, wherever it runs.

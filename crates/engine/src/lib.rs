@@ -7,9 +7,11 @@
 
 mod builder;
 mod bulk;
+mod bulk_filter;
 mod claim;
 mod completer;
 mod context;
+mod dead_letters;
 mod engine;
 mod error;
 mod executor;
@@ -34,7 +36,9 @@ mod system;
 
 pub use builder::EngineBuilder;
 pub use bulk::{BulkAction, BulkReceipt, BulkRequest};
+pub use bulk_filter::BulkFilter;
 pub use context::Context;
+pub use dead_letters::{DeadLetterGroup, DeadLetterGroups, GROUP_NEWEST_MAX, GROUP_QUEUES_MAX, GROUPED_MAX};
 pub use engine::{Engine, GRACE_DEFAULT, LEASE_DEFAULT, NodeInfo, Prepared, RESERVED_PREFIX, SLOTS_DEFAULT};
 pub use error::EngineError;
 pub use explain::{Explanation, Gate, GateKind};

@@ -9,6 +9,7 @@ mod batch;
 mod bulk;
 mod commands;
 mod cursor;
+mod dead_letters;
 mod executions;
 mod extract;
 mod intake;

@@ -11,7 +11,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::app::App;
-use crate::{batch, bulk, commands, executions, intake, logs, queues, system, tasks};
+use crate::{batch, bulk, commands, dead_letters, executions, intake, logs, queues, system, tasks};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -113,7 +113,8 @@ fn list() -> OpenApiRouter<App> {
         .routes(routes!(queues::pause))
         .routes(routes!(queues::resume))
         .routes(routes!(queues::process))
-        .routes(routes!(tasks::dead_letters))
+        .routes(routes!(dead_letters::list))
+        .routes(routes!(dead_letters::groups))
         .routes(routes!(intake::list))
         .routes(routes!(intake::delete))
         .routes(routes!(intake::retry))

@@ -130,28 +130,6 @@ fn inline_refused(path: impl Into<String>, handler: &str) -> Problem {
 pub(crate) async fn list(State(app): State<App>, mut params: Params) -> Result<Response, Problem> {
     let mut filter = filter(&mut params)?;
     filter.dead_lettered = params.flag("dead_lettered")?;
-    page(&app, filter, params).await
-}
-
-/// Lists the failed tasks of the dead-letter queue, newest first.
-#[utoipa::path(get, path = "/api/v1/dead-letters", operation_id = "list_dead_letters", tag = "queues", params(TaskFilter,
-        ("limit" = Option<usize>, Query, description = "How many items, 1 to 200; 50 by default"),
-        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before")),
-    responses(
-        (status = 200, description = "One page", body = Listing<TaskView>),
-        (status = 400, description = "An unknown or wrong parameter, or an altered cursor", body = ProblemDetails, content_type = "application/problem+json"),
-    ))]
-pub(crate) async fn dead_letters(State(app): State<App>, mut params: Params) -> Result<Response, Problem> {
-    let mut filter = filter(&mut params)?;
-    if params.flag("dead_lettered")? == Some(false) {
-        let message = "must be true or absent here: every task of this list is dead-lettered";
-        return Err(Problem::at(Kind::BadRequest, "dead_lettered", message));
-    }
-    filter.dead_lettered = Some(true);
-    page(&app, filter, params).await
-}
-
-async fn page(app: &App, filter: TaskFilter, mut params: Params) -> Result<Response, Problem> {
     let limit = params.limit()?;
     let before_row = params
         .text("cursor")?
@@ -173,7 +151,8 @@ async fn page(app: &App, filter: TaskFilter, mut params: Params) -> Result<Respo
     Ok(json(StatusCode::OK, &Listing { items, next_cursor }))
 }
 
-fn filter(params: &mut Params) -> Result<TaskFilter, Problem> {
+/// The filter in a query, but for `dead_lettered`.
+pub(crate) fn filter(params: &mut Params) -> Result<TaskFilter, Problem> {
     let mut status: Vec<Status> = Vec::new();
     for text in params.all("status") {
         for name in text.split(',') {

@@ -19,7 +19,8 @@ pub(crate) struct Targets {
     #[arg(long, value_name = "FIELD=VALUE,…")]
     pub(crate) filter: Option<String>,
     /// Only say how many tasks match the filter.
-    #[arg(long, requires = "filter")]
+    // Clap asks for nothing that conflicts with what is there, so `requires` alone would let `ID --dry-run` pass.
+    #[arg(long, requires = "filter", conflicts_with = "ids")]
     pub(crate) dry_run: bool,
 }
 
@@ -143,7 +144,12 @@ pub(crate) async fn bulk(
         return Err(Failure::usage(message).into());
     }
     if client.is_alone() && !dry_run {
-        let (items, _) = client.list("/api/v1/tasks", pairs, None, true).await?;
+        // Fingerprints are for dead letters, and only their list knows them.
+        let list = match pairs.iter().any(|(name, _)| *name == "fingerprint") {
+            true => "/api/v1/dead-letters",
+            false => "/api/v1/tasks",
+        };
+        let (items, _) = client.list(list, pairs, None, true).await?;
         let ids = items
             .iter()
             .map(|item| id_of(item))
@@ -153,11 +159,7 @@ pub(crate) async fn bulk(
             _ => act_on_each(global, client, action, &ids, None).await,
         };
     }
-    let body = json!({ "action": action, "filter": filter::body(pairs)?, "dry_run": dry_run });
-    let text = client.post("/api/v1/tasks/bulk", &body).await?;
-    let receipt: Value = serde_json::from_str(&text)?;
-    let matched = receipt["matched"].as_u64().unwrap_or_default();
-    let task = receipt["task_id"].as_str().and_then(|id| id.parse::<TaskId>().ok());
+    let Begun { text, matched, task } = begin_bulk(client, action, pairs, dry_run).await?;
     if global.wait
         && let Some(task) = task
     {
@@ -174,6 +176,33 @@ pub(crate) async fn bulk(
         format => output::item(format, &text, |_| String::new())?,
     }
     Ok(Exit::Ok)
+}
+
+/// A bulk command that a node has begun, or would begin.
+pub(crate) struct Begun {
+    /// The answer as JSON text.
+    pub(crate) text: String,
+    /// How many tasks matched.
+    pub(crate) matched: u64,
+    /// The task that carries it out; `None` after a dry run.
+    pub(crate) task: Option<TaskId>,
+}
+
+/// Has a node begin a bulk command.
+pub(crate) async fn begin_bulk(
+    client: &Client,
+    action: &'static str,
+    pairs: &[(&'static str, String)],
+    dry_run: bool,
+) -> anyhow::Result<Begun> {
+    let body = json!({ "action": action, "filter": filter::body(pairs)?, "dry_run": dry_run });
+    let text = client.post("/api/v1/tasks/bulk", &body).await?;
+    let receipt: Value = serde_json::from_str(&text)?;
+    Ok(Begun {
+        matched: receipt["matched"].as_u64().unwrap_or_default(),
+        task: receipt["task_id"].as_str().and_then(|id| id.parse().ok()),
+        text,
+    })
 }
 
 /// The id in the JSON text of a task.

@@ -224,7 +224,7 @@ pub(crate) async fn update(global: &Global, client: &Client, args: UpdateArgs) -
             Failure::usage("nothing to change: give the fields to change as flags, such as --priority high").into(),
         );
     }
-    let text = client.patch(&path(args.id), &Value::Object(body.0)).await?;
+    let text = client.patch(&path(args.id), &Value::Object(body.0), None).await?;
     show::tasks(global, &[text])?;
     Ok(Exit::Ok)
 }

@@ -72,6 +72,6 @@ fn wide(line: &Value) -> String {
 }
 
 /// A line without control characters other than tabs: what a task wrote must not steer the terminal.
-fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     text.chars().filter(|c| !c.is_control() || *c == '\t').collect()
 }

@@ -16,10 +16,11 @@ use super::client::Client;
 use super::exit::{Exit, Failure};
 use super::{Global, output};
 
-pub(crate) use act::{Refusals, act_on_each, bulk, delete_each};
+pub(crate) use act::{Begun, Refusals, act_on_each, begin_bulk, bulk, delete_each, id_of};
 pub(crate) use create::{json_of, read as read_file, source};
 pub(crate) use filter::{FilterArgs, parse_pairs};
-pub(crate) use show::COLUMNS;
+pub(crate) use logs::printable;
+pub(crate) use show::{COLUMNS, describe};
 
 /// How often a wait looks at a task: quickly at first, then more slowly.
 const POLL_FIRST: Duration = Duration::from_millis(50);

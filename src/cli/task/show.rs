@@ -106,7 +106,7 @@ pub(crate) fn tasks(global: &Global, texts: &[String]) -> anyhow::Result<()> {
 }
 
 /// A task as lines of names and values.
-fn describe(task: &Value, now: Time) -> String {
+pub(crate) fn describe(task: &Value, now: Time) -> String {
     let when = |key: &str| match task[key].as_str() {
         Some(at) => format!("{at} ({} ago)", age(&task[key], now)),
         None => String::new(),

@@ -1,6 +1,7 @@
 //! The program as its users meet it: real processes, their output and their exit codes.
 
 mod copy;
+mod dlq;
 mod nodes;
 mod program;
 mod queue;

@@ -84,6 +84,7 @@ macro_rules! pages {
 pages! {
     the_front_page_shows_what_happens: "README.md",
     the_quick_start_shows_what_happens: "docs/quick-start.md",
+    the_page_on_the_life_of_a_task_shows_what_happens: "docs/lifecycle.md",
     the_page_on_tasks_shows_what_happens: "docs/tasks.md",
     the_page_on_queues_shows_what_happens: "docs/queues.md",
     the_page_on_plan_files_shows_what_happens: "docs/plan-files.md",

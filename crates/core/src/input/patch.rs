@@ -12,8 +12,9 @@ use crate::{Json, Priority, RetryPolicy, State, Time};
 /// A change to a task. Absent fields stay; `null` clears a field that may be absent.
 ///
 /// Names, description, metadata, tags and `assigned_to` may change at any time; priority, deadline, timeouts and
-/// retries while the task has not ended (a running attempt keeps its own timeout); parameters, execution context,
-/// queue and start time while it is queued.
+/// retries while the task has not ended (a running attempt keeps its own timeout); parameters and execution context
+/// while it is queued, and after it failed or was cancelled, so that it can be retried with others; queue and start time
+/// while it is queued.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields, default)]
 #[expect(missing_docs, reason = "the fields are those of the task")]
@@ -111,18 +112,23 @@ impl Patch {
             || self.timeout.is_some()
             || self.max_retries.is_some()
             || self.retry.is_some();
-        let content = self.parameters.is_some()
-            || self.execution_context.is_some()
-            || self.queue.is_some()
-            || self.run_at.is_some()
-            || self.delay.is_some();
-        if task.state.is_terminal() && (scheduling || content) {
-            return Some("it has ended; only name, description, metadata, tags and assigned_to can change");
+        let content = self.parameters.is_some() || self.execution_context.is_some();
+        let place = self.queue.is_some() || self.run_at.is_some() || self.delay.is_some();
+        match task.state {
+            State::Queued => None,
+            State::Running | State::Waiting if content || place => {
+                Some("it is running; parameters, execution_context, queue and start time change only while queued")
+            }
+            State::Running | State::Waiting => None,
+            State::Completed if scheduling || content || place => {
+                Some("it has completed; only name, description, metadata, tags and assigned_to can change")
+            }
+            State::Failed | State::Cancelled if scheduling || place => Some(
+                "it has ended; only name, description, metadata, tags, assigned_to, parameters and execution_context can \
+                 change until it is retried",
+            ),
+            State::Completed | State::Failed | State::Cancelled => None,
         }
-        if task.state != State::Queued && content {
-            return Some("it is running; parameters, execution_context, queue and start time change only while queued");
-        }
-        None
     }
 
     /// The new start time, where the change has one.

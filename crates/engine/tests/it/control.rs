@@ -46,7 +46,7 @@ async fn a_running_task_whose_handler_cannot_pause_refuses_to_and_is_unchanged()
 fn request(action: BulkAction, filter: TaskFilter) -> BulkRequest {
     BulkRequest {
         action,
-        filter,
+        filter: filter.into(),
         all: false,
         dry_run: false,
     }

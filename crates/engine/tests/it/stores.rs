@@ -458,7 +458,8 @@ async fn bulk_operations_reach_every_match(bench: &Bench) {
         filter: TaskFilter {
             tag: Some("batch".to_owned()),
             ..TaskFilter::default()
-        },
+        }
+        .into(),
         all: false,
         dry_run: false,
     };

@@ -232,6 +232,7 @@ fn no_query_makes_the_server_fail() {
         "/api/v1/tasks".to_owned(),
         "/api/v1/executions".to_owned(),
         "/api/v1/dead-letters".to_owned(),
+        "/api/v1/dead-letters/groups".to_owned(),
         "/api/v1/queues".to_owned(),
         format!("/api/v1/tasks/{id}/logs"),
         format!("/api/v1/tasks/{id}/events"),
@@ -247,6 +248,7 @@ fn no_query_makes_the_server_fail() {
         "created_after",
         "task_id",
         "tag",
+        "fingerprint",
         "x",
     ];
     let values = prop_oneof![

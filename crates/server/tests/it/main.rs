@@ -3,6 +3,7 @@
 
 mod commands;
 mod create;
+mod dead_letters;
 mod fuzz;
 mod idempotency;
 mod lists;

@@ -425,6 +425,83 @@ pub(crate) async fn an_update_changes_what_it_may_and_refuses_the_rest(w: &World
     assert_eq!(w.list(tagged).await, [id]);
 }
 
+pub(crate) async fn a_failed_task_is_retried_with_other_parameters(w: &World) {
+    let id = w.add(task()).await;
+    let failed = w.claim_one().await;
+    w.fail(&failed).await;
+    let version = w.get(id).await.version;
+    let patch = Patch {
+        parameters: Some(json(r#"{"mended":true}"#)),
+        execution_context: Some(json(r#"{"by":"hand"}"#)),
+        ..Patch::default()
+    };
+    let update = async |patch: Patch, version| w.store.update(&w.call(), id, patch, version).await.unwrap();
+    let record = update(patch.clone(), Some(version)).await.unwrap();
+    assert_eq!(record.spec.parameters.get(), r#"{"mended":true}"#);
+    assert_eq!((record.lifecycle.state, record.version), (State::Failed, version + 1));
+    assert!(record.lifecycle.dead_lettered_at.is_some() && record.error.is_some());
+    assert_eq!(w.get(id).await, record);
+    let stale = update(patch.clone(), Some(version)).await;
+    assert!(matches!(stale, Err(Rejected::VersionMismatch { .. })), "{stale:?}");
+    // Where and when it runs follows from its end, until it is queued again.
+    let at = w.now().plus(Duration::from_secs(100));
+    for refused in [
+        Patch {
+            queue: Some("other".into()),
+            ..patch.clone()
+        },
+        Patch {
+            run_at: Some(at),
+            ..patch.clone()
+        },
+        Patch {
+            priority: Some(Priority::Low),
+            ..patch.clone()
+        },
+    ] {
+        let answer = update(refused, None).await;
+        let Err(Rejected::Forbidden {
+            state: State::Failed, ..
+        }) = answer
+        else {
+            panic!("{answer:?}");
+        };
+    }
+    assert_eq!(w.get(id).await, record);
+    w.command(id, Command::Retry).await.unwrap();
+    let again = w.claim_one().await;
+    assert_eq!(
+        (again.lease.task, again.spec.parameters.get()),
+        (id, r#"{"mended":true}"#)
+    );
+    w.done(&again).await;
+    let answer = update(patch, None).await;
+    assert!(
+        matches!(
+            answer,
+            Err(Rejected::Forbidden {
+                state: State::Completed,
+                ..
+            })
+        ),
+        "{answer:?}"
+    );
+    // So can a cancelled one, which can be retried too.
+    let id = w.add(task()).await;
+    w.command(id, Command::Cancel { reason: None }).await.unwrap();
+    let patch = Patch {
+        parameters: Some(json("7")),
+        ..Patch::default()
+    };
+    let record = w.store.update(&w.call(), id, patch, None).await.unwrap().unwrap();
+    assert_eq!(
+        (record.lifecycle.state, record.spec.parameters.get()),
+        (State::Cancelled, "7")
+    );
+    w.command(id, Command::Retry).await.unwrap();
+    assert_eq!(w.claim_one().await.spec.parameters.get(), "7");
+}
+
 pub(crate) async fn an_update_of_a_stale_version_is_refused(w: &World) {
     let id = w.add(task()).await;
     let version = w.get(id).await.version;

@@ -83,6 +83,7 @@ macro_rules! store_suite {
                     an_idempotency_key_answers_the_same_and_refuses_another_request,
                     an_idempotent_command_happens_once,
                     an_update_changes_what_it_may_and_refuses_the_rest,
+                    a_failed_task_is_retried_with_other_parameters,
                     an_update_of_a_stale_version_is_refused,
                     a_full_inbox_refuses_signals;
                 dependencies: a_dependant_waits_for_all_its_dependencies,
