@@ -59,7 +59,8 @@ def test_an_answer_of_another_shape_is_an_error(wrong: object) -> None:
 def test_settings_of_a_later_version_go_back_as_they_came() -> None:
     from pensum.inputs import object_json
 
-    sent = {"max_concurrent": 3, "timeout": 60, "rate_limit": {"starts": 5, "per": 60, "shape": "round"}, "colour": "red"}
+    rate = {"starts": 5, "per": 60, "shape": "round"}
+    sent = {"max_concurrent": 3, "timeout": 60, "rate_limit": rate, "colour": "red"}
     assert object_json(pensum.QueueSettings.parse(sent)) == sent
 
 

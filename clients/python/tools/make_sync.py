@@ -26,8 +26,7 @@ WORDS = [
     (r"\ba(close|read|iter_bytes)\(", r"\1("),
     (r"to_thread\((\w[\w.]*)\)", r"\1()"),
     (r"^from \.bridge import to_thread\n", ""),
-    (r"The asynchronous client, from which `tools/make_sync.py` makes the synchronous one\.", "The synchronous client."),
-    (r"The asynchronous client\.", "The synchronous client."),
+    (r"The asynchronous client\b.*\.", "The synchronous client."),
 ]
 NOTE = "# Made from _async/{name} by tools/make_sync.py: change that one.\n"
 

@@ -96,7 +96,9 @@ class EmbeddedServer:
                 start_new_session=True,
             )
         except OSError as error:
-            raise StartFailed(f"cannot run {program}: {error}; give another program as `binary` or in PENSUM_BIN") from None
+            raise StartFailed(
+                f"cannot run {program}: {error}; give another program as `binary` or in PENSUM_BIN"
+            ) from None
         self._process = process
         try:
             atexit.register(self.stop)
@@ -190,7 +192,8 @@ def _store(db: str | os.PathLike[str]) -> str:
     if not isinstance(db, (str, os.PathLike)) or not os.fspath(db):
         raise invalid("db", f"must be the URL of a store or a file, not {db!r}")
     text = os.fspath(db)
-    return text if isinstance(db, str) and text.startswith(("sqlite:", "postgres:", "postgresql:")) else f"sqlite:{text}"
+    is_url = isinstance(db, str) and text.startswith(("sqlite:", "postgres:", "postgresql:"))
+    return text if is_url else f"sqlite:{text}"
 
 
 def _hand_on(stream: IO[str], lines: queue.Queue[str | None]) -> None:

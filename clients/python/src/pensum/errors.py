@@ -119,7 +119,7 @@ def from_answer(request: str, status: int, body: Any) -> PensumError:
     problem = body if isinstance(body, dict) else {}
     detail = problem.get("detail") or problem.get("title")
     if not isinstance(detail, str):
-        detail = f"the answer is no problem report of Pensum; check that a Pensum server listens at this URL ({request})"
+        detail = f"the answer to {request} is no problem report of Pensum; check that a Pensum server listens there"
     message = f"{detail} (HTTP {status})"
     if status == 401:
         message += "; give a token as `token=` or in PENSUM_TOKEN"

@@ -47,7 +47,9 @@ class Record:
             if json.get(name) is not None:
                 values[name] = convert(json[name])
             elif not optional:
-                raise PensumError(f"the server sent a {cls.__name__} without `{name}`; is it a Pensum server, not older than this client?")
+                raise PensumError(
+                    f"the server sent a {cls.__name__} without `{name}`; is it a Pensum server of this version?"
+                )
         return cls(**values, raw=json)
 
 
