@@ -263,3 +263,35 @@ async fn a_failed_task_takes_other_parameters_and_is_retried_with_them() {
         .collect();
     assert_eq!(statuses, ["failed", "completed"]);
 }
+
+#[tokio::test]
+async fn a_list_of_rare_matches_has_short_pages_before_them() {
+    let server = Server::new();
+    server.start();
+    let rare = server.dead("a", "a rare one").await;
+    let print = server.groups("").await["items"][0]["fingerprint"].take();
+    let print = print.as_str().unwrap();
+    let common = json!({ "handler": "fail", "max_retries": 0, "parameters": { "message": "a common one" } });
+    let batch = json!({ "tasks": vec![common; 2_100] }).to_string();
+    let created = server.post("/api/v1/tasks/batch", &batch).await.expect(201).json();
+    for id in created["ids"].as_array().unwrap() {
+        let id = id.as_str().unwrap().parse().unwrap();
+        server.engine.wait("default", id, None).await.unwrap();
+    }
+    let mut pages = 0;
+    let mut cursor = String::new();
+    let found = loop {
+        let path = format!("/api/v1/dead-letters?fingerprint={print}{cursor}");
+        let page = server.get(&path).await.expect(200).json();
+        pages += 1;
+        match page["next_cursor"].as_str() {
+            Some(next) => {
+                assert!(ids(&page).is_empty() && pages < 20, "{page}");
+                cursor = format!("&cursor={next}");
+            }
+            None => break page,
+        }
+    };
+    assert_eq!(ids(&found), [rare]);
+    assert!(pages > 1, "{pages}");
+}
