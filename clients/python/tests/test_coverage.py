@@ -76,6 +76,7 @@ def test_every_route_is_reached_by_a_method(clients: Clients, server: Server, na
     client.queues.process(name)
     client.queues.delete(name)
     list(client.dead_letters.list())
+    client.dead_letters.groups()
     list(client.intake.list())
     missing(client.intake.retry, 1)
     missing(client.intake.delete, 1)
@@ -143,7 +144,7 @@ def test_inputs_and_records_have_every_field(client: Any) -> None:
     assert fields(pensum.NewTask) == new
     assert arguments(Tasks.create) == (new - {"ref"}) | {"dependencies", "idempotency_key"}
     assert arguments(Tasks.update) == properties("Patch") | {"task", "if_match"}
-    assert arguments(Bulk.start) - {"idempotency_key"} == properties("TaskFilter") | {"action", "all", "dry_run"}
+    assert arguments(Bulk.start) - {"idempotency_key"} == properties("BulkFilter") | {"action", "all", "dry_run"}
     settings = properties("QueueInput")
     assert fields(pensum.QueueSettings) == settings
     assert arguments(Queues.put) == (settings - {"name"}) | {"title", "name", "settings", "if_match"}
@@ -153,6 +154,7 @@ def test_inputs_and_records_have_every_field(client: Any) -> None:
         "LogView": pensum.LogLine, "Explanation": pensum.Explanation, "Gate": pensum.Gate,
         "Dependencies": pensum.Dependencies, "Relative": pensum.Relative, "BulkStarted": pensum.BulkOperation,
         "QueueView": pensum.Queue, "RateInput": pensum.RateLimit, "AllQueueStats": pensum.AllQueueStats,
+        "DeadLetterGroup": pensum.DeadLetterGroup, "DeadLetterGroups": pensum.DeadLetterGroups,
         "NodeRecord": pensum.Node, "IntakeRecord": pensum.IntakeRow, "IntakeRetried": pensum.IntakeRetried,
         "Health": pensum.Health, "PerformanceMetrics": pensum.PerformanceMetrics, "Progress": pensum.Progress,
         "PersistenceStats": pensum.PersistenceStats, "ErrorInfo": pensum.ErrorInfo, "Resources": pensum.Resources,

@@ -120,6 +120,15 @@ def test_a_failed_task_is_a_dead_letter(client: Any, name: str) -> None:
         client.tasks.result(task)
     assert caught.value.task == failed
     assert [letter.id for letter in client.dead_letters.list(tag=name)] == [task.id]
+    [group] = client.dead_letters.groups(tag=name).items
+    assert (group.handler, group.count, group.newest) == ("fail", 1, (task.id,))
+    same = client.dead_letters.list(fingerprint=group.fingerprint)
+    assert task.id in [letter.id for letter in same]
+    assert client.dead_letters.groups(tag=name, fingerprint="0" * 12).items == ()
+    with pytest.raises(pensum.Invalid, match="fingerprint"):
+        client.bulk.start("retry", fingerprint=group.fingerprint)
+    matching = {"tag": name, "fingerprint": group.fingerprint, "dead_lettered": True}
+    assert client.bulk.start("retry", dry_run=True, **matching).matched == 1
     client.dead_letters.retry(task)
     assert client.tasks.wait(task, 30).attempt == 2
     client.dead_letters.delete(task)

@@ -45,6 +45,8 @@ from .models import (
 )
 from .system import (
     AllQueueStats,
+    DeadLetterGroup,
+    DeadLetterGroups,
     Health,
     IntakeRetried,
     IntakeRow,
@@ -68,6 +70,8 @@ __all__ = [
     "BulkResult",
     "Client",
     "Conflict",
+    "DeadLetterGroup",
+    "DeadLetterGroups",
     "Dependencies",
     "EmbeddedServer",
     "ErrorInfo",

@@ -45,6 +45,7 @@ OPERATIONS: dict[str, tuple[str, str]] = {
     "resume_queue": ("POST", f"{V1}/queues/{{name}}/resume"),
     "process_queue": ("POST", f"{V1}/queues/{{name}}/process"),
     "list_dead_letters": ("GET", f"{V1}/dead-letters"),
+    "group_dead_letters": ("GET", f"{V1}/dead-letters/groups"),
     "list_intake": ("GET", f"{V1}/intake"),
     "retry_intake": ("POST", f"{V1}/intake/{{id}}/retry"),
     "delete_intake": ("DELETE", f"{V1}/intake/{{id}}"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from .models import RetryPolicy
+from .models import ErrorInfo, RetryPolicy
 from .records import Record
 
 
@@ -74,6 +74,33 @@ class AllQueueStats(QueueStats):
 
     dead_letters: int
     queues: Mapping[str, QueueStats]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeadLetterGroup(Record):
+    """Dead letters of one handler with one error, where numbers and ids in its message make no difference.
+
+    `newest` holds the ids of at most five of them.
+    """
+
+    fingerprint: str
+    handler: str
+    queues: tuple[str, ...]
+    count: int
+    first_at: datetime
+    last_at: datetime
+    newest: tuple[str, ...]
+    error: ErrorInfo | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeadLetterGroups(Record):
+    """The groups with the most tasks, of the `examined` newest dead letters; `complete` when those are all."""
+
+    items: tuple[DeadLetterGroup, ...]
+    total: int
+    examined: int
+    complete: bool
 
 
 @dataclass(frozen=True, kw_only=True)

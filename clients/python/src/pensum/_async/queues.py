@@ -7,7 +7,7 @@ from typing import Any
 
 from ..inputs import Filter, TaskRef, given, ident, object_json, task_filter
 from ..models import Execution, RetryPolicy, Task
-from ..system import AllQueueStats, IntakeRetried, IntakeRow, Queue, QueueSettings, RateLimit
+from ..system import AllQueueStats, DeadLetterGroups, IntakeRetried, IntakeRow, Queue, QueueSettings, RateLimit
 from ..times import Duration, Time
 from .tasks import AsyncTasks
 from .transport import AsyncTransport
@@ -123,15 +123,46 @@ class AsyncDeadLetters:
         created_after: Time | None = None,
         created_before: Time | None = None,
         q: str | None = None,
+        fingerprint: str | None = None,
         limit: int | None = None,
     ) -> AsyncIterator[Task]:
-        """The dead letters that match every filter."""
+        """The dead letters that match every filter; `fingerprint` is that of a group."""
         query = task_filter(
             status, queue=queue, handler=handler, task_type=task_type, priority=priority, assigned_to=assigned_to,
             agent_id=agent_id, created_by=created_by, key=key, tag=tag, workflow_id=workflow_id, parent_id=parent_id,
-            created_after=created_after, created_before=created_before, q=q,
+            created_after=created_after, created_before=created_before, q=q, fingerprint=fingerprint,
         )  # fmt: skip
         return self._transport.pages("list_dead_letters", Task.parse, limit, query)
+
+    async def groups(
+        self,
+        *,
+        status: Filter = None,
+        queue: str | None = None,
+        handler: str | None = None,
+        task_type: str | None = None,
+        priority: str | int | None = None,
+        assigned_to: str | None = None,
+        agent_id: str | None = None,
+        created_by: str | None = None,
+        key: str | None = None,
+        tag: str | None = None,
+        workflow_id: str | None = None,
+        parent_id: str | None = None,
+        created_after: Time | None = None,
+        created_before: Time | None = None,
+        q: str | None = None,
+        fingerprint: str | None = None,
+        limit: int | None = None,
+    ) -> DeadLetterGroups:
+        """The dead letters that match every filter, by handler and error: at most `limit` groups, 50 by default."""
+        query = task_filter(
+            status, queue=queue, handler=handler, task_type=task_type, priority=priority, assigned_to=assigned_to,
+            agent_id=agent_id, created_by=created_by, key=key, tag=tag, workflow_id=workflow_id, parent_id=parent_id,
+            created_after=created_after, created_before=created_before, q=q, fingerprint=fingerprint,
+        )  # fmt: skip
+        answer = await self._transport.call("group_dead_letters", query={**query, **given(limit=limit)})
+        return DeadLetterGroups.parse(answer)
 
     async def retry(self, task: TaskRef, *, idempotency_key: str | None = None) -> Task:
         """Runs a dead letter again."""

@@ -42,18 +42,21 @@ class Bulk:
         created_before: Time | None = None,
         dead_lettered: bool | None = None,
         q: str | None = None,
+        fingerprint: str | None = None,
         all: bool = False,
         dry_run: bool = False,
         idempotency_key: str | None = None,
     ) -> BulkOperation:
         """Starts to `cancel`, `retry`, `delete`, `pause` or `resume` the tasks that match every filter now.
 
-        Without a filter it is refused unless `all` is true. `dry_run` only counts.
+        Without a filter it is refused unless `all` is true. `dry_run` only counts. `fingerprint` is that of a group of dead
+        letters, and needs `dead_lettered`.
         """
         matching = task_filter(
             status, queue=queue, handler=handler, task_type=task_type, priority=priority, assigned_to=assigned_to,
             agent_id=agent_id, created_by=created_by, key=key, tag=tag, workflow_id=workflow_id, parent_id=parent_id,
             created_after=created_after, created_before=created_before, dead_lettered=dead_lettered, q=q,
+            fingerprint=fingerprint,
         )  # fmt: skip
         body = {"action": action, "filter": matching, "all": all, "dry_run": dry_run}
         answer = self._transport.call("start_bulk", body=body, idempotency_key=idempotency_key)
