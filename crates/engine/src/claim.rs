@@ -27,6 +27,11 @@ const UNACKNOWLEDGED_MAX: usize = 16_384;
 
 /// Claims until the node stops.
 pub(crate) async fn run(engine: Engine) {
+    claim_all(&engine).await;
+    engine.live().claims_over.cancel();
+}
+
+async fn claim_all(engine: &Engine) {
     let node = engine.live();
     let mut failures = Failures::default();
     // What runs may have children, which ask only what was seen. The heartbeat looks again where this fails.
@@ -41,21 +46,21 @@ pub(crate) async fn run(engine: Engine) {
             false => 0,
         };
         if free == 0 {
-            wait_for_room(&engine).await;
+            wait_for_room(engine).await;
             continue;
         }
         let sent = engine.now();
         let commands = node.commands();
-        match claim(&engine, free, sent).await {
+        match claim(engine, free, sent).await {
             Some(Ok(claimed)) if claimed.is_empty() => {
                 failures.over();
                 if engine.now().since(sent) < HELD_MIN {
-                    pause(&engine, POLL_MAX).await;
+                    pause(engine, POLL_MAX).await;
                 }
             }
             Some(Ok(claimed)) => {
                 failures.over();
-                take(&engine, claimed, sent);
+                take(engine, claimed, sent);
                 if node.commands() != commands {
                     // It may be these tasks that something was asked of, while they were on their way.
                     node.want_renewal();
@@ -66,16 +71,16 @@ pub(crate) async fn run(engine: Engine) {
                 return;
             }
             Some(Err(error)) => {
-                let nap = failures.next(&engine, &error);
-                pause(&engine, nap).await;
+                let nap = failures.next(engine, &error);
+                pause(engine, nap).await;
             }
             None => return,
         }
     }
 }
 
-/// One claim. It is not given up when the node stops, for its answer may be on its way with tasks: those are given
-/// back. `None` when everything ends.
+/// One claim. `None` when the node stops: what waits at the store must not be given the very tasks that this node is about to
+/// give back. The store takes back what was on its way.
 async fn claim(engine: &Engine, slots: usize, now: Time) -> Option<Result<Vec<Claimed>, StoreError>> {
     let request = ClaimRequest {
         node: engine.node().id,
@@ -86,11 +91,11 @@ async fn claim(engine: &Engine, slots: usize, now: Time) -> Option<Result<Vec<Cl
         lease: engine.lease(),
         wait: CLAIM_WAIT.min(engine.lease() / CLAIM_WAIT_DIVISOR),
     };
-    let stopped = &engine.live().stopped;
+    let stopping = &engine.live().stopping;
     tokio::select! {
         biased;
         claimed = engine.store().claim(request, now) => Some(claimed),
-        () = stopped.cancelled() => None,
+        () = stopping.cancelled() => None,
     }
 }
 

@@ -63,6 +63,8 @@ pub(crate) struct Node {
     pub(crate) stopping: CancellationToken,
     /// Everything ends.
     pub(crate) stopped: CancellationToken,
+    /// The claim loop has ended: nothing comes to this node any more.
+    pub(crate) claims_over: CancellationToken,
 }
 
 /// Claimed runs that no worker has taken yet.
@@ -99,6 +101,7 @@ impl Node {
             started: AtomicBool::new(false),
             stopping: CancellationToken::new(),
             stopped: CancellationToken::new(),
+            claims_over: CancellationToken::new(),
         }
     }
 

@@ -12,6 +12,8 @@ use crate::{Engine, heartbeat};
 
 /// How long handlers have to return once they were asked to stop because the node does.
 const STOP_GRACE: Duration = Duration::from_secs(2);
+/// How long the claim loop may take to end before tasks are given back all the same.
+const CLAIMS_END_MAX: Duration = Duration::from_secs(1);
 /// How long the dropping of handlers may take.
 const DROP_TIME_MAX: Duration = Duration::from_secs(1);
 /// How long the last outcomes may take to reach the store.
@@ -35,6 +37,14 @@ pub struct ShutdownReport {
 pub(crate) async fn shutdown(engine: &Engine, grace: Duration) -> ShutdownReport {
     let node = engine.live();
     node.stopping.cancel();
+    if node.is_started() {
+        let end = engine.now().plus(CLAIMS_END_MAX);
+        tokio::select! {
+            biased;
+            () = node.claims_over.cancelled() => {}
+            () = engine.seams().clock.sleep_until(end) => {}
+        }
+    }
     let before = node.busy();
     // What is paused will not end by itself.
     stop(engine, engine.now(), |run| run.is_paused());

@@ -187,12 +187,14 @@ pub(super) async fn claim<T>(
         }
         // A moment late rather than early, when nothing would be due yet.
         let nap = left.min(inner.poll()).min(due.since(at).max(Duration::from_millis(1)));
+        // Whoever has gone takes nothing any more, not even what it has just given back.
         tokio::select! {
-            () = tokio::time::sleep(nap) => {}
-            () = heard.ready() => {}
-            () = ended => {}
+            biased;
             () = claimer.closed() => return Ok(Vec::new()),
             () = inner.closed.cancelled() => return Err(StoreError::Closed),
+            () = heard.ready() => {}
+            () = ended => {}
+            () = tokio::time::sleep(nap) => {}
         }
         at = now.plus(started.elapsed());
     }

@@ -759,6 +759,7 @@ impl Store for SqliteStore {
             return Ok(());
         }
         if let Some(readers) = &self.readers {
+            readers.settle().await;
             readers.close();
         }
         let closed = match &self.writer {

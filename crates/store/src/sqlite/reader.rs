@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use pensum_core::store::{Claimed, LeaseRef};
@@ -19,6 +20,8 @@ use super::view::Shared;
 
 /// How many reads run at the same time; further ones wait their turn.
 const READERS_MAX: usize = 4;
+/// How long the end of a store waits for reads that are under way.
+const SETTLES_IN: Duration = Duration::from_secs(1);
 
 /// A pool of reading connections.
 pub(super) struct Readers {
@@ -89,20 +92,32 @@ impl Readers {
             .map_err(|_| StoreError::Closed)?;
         let pool = self.pool.clone();
         let running = tokio::task::spawn_blocking(move || {
-            let _turn = turn;
-            let db = pool
-                .take()
-                .map_err(|fault| fault.describe(&pool.path.display().to_string()))?;
-            let result = work(&db);
-            pool.put(db);
-            result
+            let db = pool.take();
+            let result = match db {
+                Ok(db) => {
+                    let result = work(&db);
+                    pool.put(db);
+                    result
+                }
+                Err(fault) => Err(fault.describe(&pool.path.display().to_string())),
+            };
+            // In this order they are dropped where nobody waits for the answer any more; see `settle`.
+            (result, turn)
         });
         match running.await {
-            Ok(result) => result,
+            Ok((result, _)) => result,
             Err(error) => Err(StoreError::Unavailable(format!(
                 "a read was cut short ({error}); try again"
             ))),
         }
+    }
+
+    /// Waits a moment for the reads that are under way. A claim that was given up in the middle of one sends back what it
+    /// was given, and the writer must be there to hear of it.
+    pub(super) async fn settle(&self) {
+        let all = self.turns.acquire_many(READERS_MAX as u32);
+        // Long reads are of nobody who holds a claim.
+        let _ = tokio::time::timeout(SETTLES_IN, all).await;
     }
 
     /// Lets go of the files; later reads answer [`StoreError::Closed`].
