@@ -19,13 +19,16 @@ const CLIENTS: u64 = 4;
 const BATCH_MAX: u64 = 40;
 /// How many keys the keyed tasks share.
 const KEYS: u64 = 20;
+/// A queue of which no more than this many tasks run at once, on all nodes together.
+const NARROW: &str = "narrow";
+const WIDTH: usize = 3;
 /// The statuses of what has not ended.
 const OPEN: [&str; 5] = ["pending", "ready", "running", "retrying", "paused"];
 /// Longest wait for an acknowledgement, outages included.
 const ACKNOWLEDGED_IN: Duration = Duration::from_secs(120);
 
-/// Says in a file of the key when it starts and ends, and when it is stopped before its end; a SIGKILL alone says nothing.
-const KEYED: &str = r#"
+/// Says in a file of the key, or of the queue, when it starts and ends, and when it is stopped before its end; a SIGKILL alone says nothing.
+const SPEAKING: &str = r#"
 run="$PENSUM_TASK_ID/$PENSUM_ATTEMPT/$$"
 trap 'echo "stopped $run" >> "$1"; exit 143' TERM
 echo "start $run" >> "$1"
@@ -92,6 +95,11 @@ impl Load {
 
     /// Submits everything, while `meanwhile` does its harm.
     pub(super) fn run(&self, random: &mut Random, meanwhile: impl FnOnce(&mut Random)) {
+        let base = self.bases.read().unwrap()[0].clone();
+        let settings = json!({ "max_concurrent": WIDTH });
+        Http::new(&base)
+            .put(&format!("/api/v1/queues/{NARROW}"), &settings)
+            .expect(200);
         std::thread::scope(|scope| {
             for client in 0..CLIENTS {
                 let random = Random::of(random.next());
@@ -150,7 +158,7 @@ impl Load {
             // Some are long enough to be met by a failure while they run.
             3 => {
                 let seconds = if number % 100 == 13 { "0.4" } else { "0.01" };
-                let task = script(KEYED, &[&self.key_file(&key), Path::new(seconds)]);
+                let task = script(SPEAKING, &[&self.key_file(&key), Path::new(seconds)]);
                 with(task, json!({ "key": key }))
             }
             4 => json!({ "handler": "fail", "parameters": { "times": 1 }, "retry": quick, "max_retries": 1 }),
@@ -158,6 +166,10 @@ impl Load {
             6 => script(r#"echo "$PENSUM_TASK_ID" >> "$1""#, &[&self.effects()]),
             7 => json!({ "handler": "sleep", "parameters": { "seconds": 0.02 }, "key": key }),
             8 => json!({ "handler": "sleep", "parameters": { "seconds": 0.05 } }),
+            9 if number % 20 == 19 => {
+                let task = script(SPEAKING, &[&self.key_file(NARROW), Path::new("0.01")]);
+                with(task, json!({ "queue": NARROW }))
+            }
             _ => json!({ "handler": "noop" }),
         };
         task["name"] = json!(format!("number {number}"));
@@ -253,6 +265,7 @@ impl Load {
         self.check_histories(&http.base, &ids);
         self.check_effects(&ids);
         self.check_keys(silent, http);
+        self.check_width(silent, http);
     }
 
     fn check_list(&self, http: &Http, ids: &BTreeMap<u64, String>) {
@@ -338,6 +351,39 @@ impl Load {
             }
         }
         println!("{runs} runs of keyed commands, one after the other");
+    }
+}
+
+impl Load {
+    /// Of the narrow queue no more run at once than may, by what the runs themselves say.
+    fn check_width(&self, silent: Silent, http: &Http) {
+        let said = lines(&self.key_file(NARROW));
+        let mut open: Vec<&str> = Vec::new();
+        let (mut runs, mut most) = (0, 0);
+        for (at, line) in said.iter().enumerate() {
+            let (word, run) = line.split_once(' ').unwrap_or_else(|| panic!("half a line: {line}"));
+            if word != "start" {
+                open.retain(|other| *other != run);
+                continue;
+            }
+            runs += 1;
+            if open.len() == WIDTH {
+                // One of them was killed without a word, and its place is free once its lease is over.
+                let never_ends = |other: &&str| !said[at..].iter().any(|line| line.ends_with(*other));
+                let gone = open
+                    .iter()
+                    .position(|other| never_ends(other) && was_taken_back(http, other));
+                let near = said[at.saturating_sub(12)..said.len().min(at + 6)].join("\n");
+                assert!(
+                    silent == Silent::Killed && gone.is_some(),
+                    "{run} started while {open:?} ran, and {WIDTH} of {NARROW} may:\n{near}"
+                );
+                open.remove(gone.unwrap_or_default());
+            }
+            open.push(run);
+            most = most.max(open.len());
+        }
+        println!("{runs} runs of a queue of {WIDTH}, {most} at once");
     }
 }
 

@@ -70,7 +70,12 @@ pub(super) async fn attempt(
     now: Time,
 ) -> Result<Try, Fault> {
     let mut params = lanes.params(inner, request, mode, Limits::Obeyed, now).await?;
-    let mut tx = inner.pool.begin(Durability::Relaxed).await?;
+    // A server that dies must not forget what runs of a queue, for it would give its places away again.
+    let durability = match inner.queues.is_counted(ready) {
+        true => Durability::Acknowledged,
+        false => Durability::Relaxed,
+    };
+    let mut tx = inner.pool.begin(durability).await?;
     let mut gates = match hold(inner, &mut tx, ready, now).await {
         Err(fault) if fault.is_lock_timeout() => {
             tx.rollback().await?;
