@@ -58,7 +58,7 @@ fn a_task_can_be_changed_as_far_as_its_state_allows() {
     server.http.patch(&path, &json!({ "description": "done" })).expect(200);
     assert_says(
         &server.http.patch(&path, &json!({ "priority": "high" })).expect(409),
-        "ended",
+        "it has completed; only name",
     );
     server
         .cli()
