@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::store::Rejected;
 use crate::time::Span;
 use crate::{Name, Priority, RetryPolicy, Time};
 
@@ -238,10 +239,26 @@ impl QueueRecord {
         }
     }
 
-    /// Gives it other settings. False when it has just these.
-    pub fn put(&mut self, settings: QueueSettings, by: &Name, now: Time) -> bool {
+    /// Gives it other settings; with `expected` only when it is at that version. False when it has just these.
+    ///
+    /// # Errors
+    /// [`Rejected::QueueVersionMismatch`].
+    pub fn put(
+        &mut self,
+        settings: QueueSettings,
+        expected: Option<u64>,
+        by: &Name,
+        now: Time,
+    ) -> Result<bool, Rejected> {
+        if let Some(expected) = expected.filter(|expected| *expected != self.version) {
+            return Err(Rejected::QueueVersionMismatch {
+                queue: self.name.clone(),
+                expected,
+                found: self.version,
+            });
+        }
         if self.put_by.is_some() && self.settings == settings {
-            return false;
+            return Ok(false);
         }
         if self.settings.rate != settings.rate {
             self.bucket = Bucket::default();
@@ -253,20 +270,25 @@ impl QueueRecord {
         self.put_by = Some(by.clone());
         self.changed_at = now;
         self.version += 1;
-        true
+        Ok(true)
     }
 
     /// Carries out a command; `newest` is the row of the newest task. False when the queue is as asked already.
     ///
     /// # Errors
-    /// Why the command does not fit, and what to do.
-    pub fn command(&mut self, command: QueueCommand, newest: i64, now: Time) -> Result<bool, &'static str> {
+    /// [`Rejected::QueueForbids`], with what to do.
+    pub fn command(&mut self, command: QueueCommand, newest: i64, now: Time) -> Result<bool, Rejected> {
         match command {
             QueueCommand::Pause if self.paused_at.is_some() => return Ok(false),
             QueueCommand::Pause => self.paused_at = Some(now),
             QueueCommand::Resume if self.paused_at.is_none() => return Ok(false),
             QueueCommand::Resume => self.paused_at = None,
-            QueueCommand::Process if self.paused_at.is_some() => return Err("it is paused; resume it first"),
+            QueueCommand::Process if self.paused_at.is_some() => {
+                return Err(Rejected::QueueForbids {
+                    queue: self.name.clone(),
+                    why: "it is paused; resume it first",
+                });
+            }
             QueueCommand::Process if self.settings.auto_start => return Ok(false),
             QueueCommand::Process if self.process_to >= Some(newest) => return Ok(false),
             QueueCommand::Process => self.process_to = Some(newest),
@@ -302,7 +324,7 @@ mod tests {
 
     fn queue(settings: QueueSettings) -> QueueRecord {
         let mut queue = QueueRecord::new("q".into(), at(0));
-        assert!(queue.put(settings, &"me".into(), at(0)));
+        assert_eq!(queue.put(settings, None, &"me".into(), at(0)), Ok(true));
         queue
     }
 

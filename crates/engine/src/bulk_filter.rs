@@ -10,10 +10,10 @@ use serde::de::{DeserializeSeed, Error, IntoDeserializer, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::Engine;
+use crate::bulk::BulkAction;
 
 /// The field that stores do not know.
 const FIELD: &str = "fingerprint";
-use crate::bulk::BulkAction;
 
 /// Which tasks: every given field must match. Empty matches all.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, utoipa::ToSchema)]

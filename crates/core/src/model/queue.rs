@@ -61,13 +61,9 @@ impl Model {
         settings: QueueSettings,
         expected: Option<u64>,
     ) -> Result<QueueRecord, Rejected> {
-        let place = (call.namespace.clone(), queue.clone());
+        let place = (call.namespace.clone(), queue);
         let mut record = self.found_or_new(&place, call)?;
-        if let Some(expected) = expected.filter(|expected| *expected != record.version) {
-            let found = record.version;
-            return Err(Rejected::QueueVersionMismatch { queue, expected, found });
-        }
-        record.put(settings, &call.actor, call.now);
+        record.put(settings, expected, &call.actor, call.now)?;
         Ok(self.keep(place, record))
     }
 
@@ -77,12 +73,9 @@ impl Model {
         queue: Name,
         command: QueueCommand,
     ) -> Result<QueueRecord, Rejected> {
-        let place = (call.namespace.clone(), queue.clone());
+        let place = (call.namespace.clone(), queue);
         let mut record = self.found_or_new(&place, call)?;
-        let newest = self.next_row - 1;
-        record
-            .command(command, newest, call.now)
-            .map_err(|why| Rejected::QueueForbids { queue, why })?;
+        record.command(command, self.next_row - 1, call.now)?;
         Ok(self.keep(place, record))
     }
 

@@ -380,14 +380,7 @@ pub(super) async fn put(
     expected: Option<u64>,
 ) -> Result<Result<QueueRecord, Rejected>, Fault> {
     let change = Change::begin(inner, call, queue).await?;
-    let act = |record: &mut QueueRecord, _| match expected {
-        Some(expected) if expected != record.version => Err(Rejected::QueueVersionMismatch {
-            queue: queue.clone(),
-            expected,
-            found: record.version,
-        }),
-        _ => Ok(record.put(settings.clone(), &call.actor, call.now)),
-    };
+    let act = |record: &mut QueueRecord, _| record.put(settings.clone(), expected, &call.actor, call.now);
     change.carry_out(inner, call, queue, act).await
 }
 
@@ -399,13 +392,7 @@ pub(super) async fn command(
     command: QueueCommand,
 ) -> Result<Result<QueueRecord, Rejected>, Fault> {
     let change = Change::begin(inner, call, queue).await?;
-    let act = |record: &mut QueueRecord, newest| {
-        let done = record.command(command, newest, call.now);
-        done.map_err(|why| Rejected::QueueForbids {
-            queue: queue.clone(),
-            why,
-        })
-    };
+    let act = |record: &mut QueueRecord, newest| record.command(command, newest, call.now);
     change.carry_out(inner, call, queue, act).await
 }
 

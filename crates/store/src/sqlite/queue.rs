@@ -90,7 +90,7 @@ fn read(row: &Row<'_>) -> Result<(Name, QueueRecord), Fault> {
     Ok((row.get(0)?, record))
 }
 
-/// All queues of a file, or those after one, by namespace and name.
+/// All queues of a file, by namespace and name.
 pub(super) fn stored(db: &Connection) -> Result<Vec<(Name, QueueRecord)>, Fault> {
     let mut statement = db.prepare_cached(&format!("SELECT {COLUMNS} FROM queue ORDER BY namespace, name"))?;
     let mut rows = statement.query([])?;
@@ -263,22 +263,12 @@ impl Writer {
         let known = place.map(|place| self.queues.gates[place].record.clone());
         let is_known = known.is_some();
         let mut record = known.unwrap_or_else(|| QueueRecord::new(queue.clone(), call.now));
-        match ask {
+        let changed = match ask {
             Ask::Put {
                 settings,
                 expected_version,
-            } => {
-                if let Some(expected) = expected_version.filter(|expected| *expected != record.version) {
-                    let found = record.version;
-                    return Ok(Err(Rejected::QueueVersionMismatch { queue, expected, found }));
-                }
-                record.put(*settings, &call.actor, call.now);
-            }
-            Ask::Command(command) => {
-                if let Err(why) = record.command(command, self.next_row - 1, call.now) {
-                    return Ok(Err(Rejected::QueueForbids { queue, why }));
-                }
-            }
+            } => record.put(*settings, expected_version, &call.actor, call.now),
+            Ask::Command(command) => record.command(command, self.next_row - 1, call.now),
             Ask::Delete if !is_known => return Ok(Err(Rejected::NoQueue(queue))),
             Ask::Delete => {
                 let unfinished = self.unfinished_of(&call.namespace, &queue);
@@ -291,6 +281,9 @@ impl Writer {
                 self.queues.load(&self.db)?;
                 return Ok(Ok(None));
             }
+        };
+        if let Err(rejected) = changed {
+            return Ok(Err(rejected));
         }
         write(&self.db, &call.namespace, &record)?;
         self.queues.load(&self.db)?;
