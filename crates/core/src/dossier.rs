@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use crate::agent::AgentRecord;
 use crate::queue::QueueRecord;
 use crate::store::{LogEntry, Signal, StoreError, TaskEvent};
 use crate::task::{Execution, TaskRecord};
@@ -119,6 +120,8 @@ pub struct Parcel {
     pub remembered: Vec<Remembered>,
     /// Queues with their namespaces, by both: all of them on the first page of the keys.
     pub queues: Vec<(Name, QueueRecord)>,
+    /// Agents with their namespaces, by both, without their sessions; on the same page.
+    pub agents: Vec<(Name, AgentRecord)>,
     /// Where the next page starts; `None` at the end.
     pub next: Option<Bookmark>,
 }
@@ -183,7 +186,7 @@ pub fn still_running(tasks: u64, nodes: &[Name], until: Option<Time>) -> StoreEr
 /// The refusal to import into a store that holds something.
 pub fn not_empty(location: &str, tasks: u64) -> StoreError {
     let what = match tasks {
-        0 => "idempotency keys, queues, or rows of its intake,".to_owned(),
+        0 => "idempotency keys, queues, agents, or rows of its intake,".to_owned(),
         1 => "1 task".to_owned(),
         _ => format!("{tasks} tasks"),
     };

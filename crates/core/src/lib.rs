@@ -6,6 +6,7 @@
 //! Start at [`transition::apply`], the one function that decides every state change of a task, and at
 //! [`store::Store`], the trait that SQLite, PostgreSQL and the in-memory model implement.
 
+pub mod agent;
 pub mod dossier;
 pub mod fingerprint;
 pub mod graph;

@@ -138,6 +138,11 @@ pub struct ErrorInfo {
 pub const ERROR_MESSAGE_MAX: usize = 8 * 1024;
 
 impl ErrorInfo {
+    /// The error of a run whose agent died.
+    pub fn agent_crashed(agent: &str) -> ErrorInfo {
+        ErrorInfo::new("crashed_agent", format!("agent `{agent}` died while it ran the task"))
+    }
+
     /// An error of a kind with a message, cut to [`ERROR_MESSAGE_MAX`] and freed of NUL characters.
     pub fn new(kind: impl Into<String>, message: impl Into<String>) -> ErrorInfo {
         let mut message: String = message.into();

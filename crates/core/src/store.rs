@@ -13,6 +13,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
+use crate::agent::{AGENTS_MAX, AgentCommand, AgentRecord, AgentSettings, Amounts};
 use crate::dossier::{Bookmark, Import, Parcel};
 use crate::input::Patch;
 use crate::intake::{AdmitRequest, Admitted, IntakeRecord, IntakeStatus, Judge};
@@ -22,7 +23,7 @@ use crate::queue::{QUEUES_MAX, QueueCommand, QueueRecord, QueueSettings};
 use crate::seam::Clock;
 use crate::task::{Execution, Lifecycle, NewTask, Spec, TaskRecord};
 use crate::transition::{EventKind, Interrupt, Refusal};
-use crate::{Json, LeaseId, Name, NodeId, State, TaskId, Time};
+use crate::{ExecutionId, Json, LeaseId, Name, NodeId, State, TaskId, Time};
 
 /// Most tasks in one enqueue.
 pub const BATCH_MAX: usize = 10_000;
@@ -89,10 +90,10 @@ pub struct Enqueued {
     pub created: bool,
 }
 
-/// A node asks for work.
+/// A node asks for work, or a session of an agent does.
 #[derive(Clone, Debug)]
 pub struct ClaimRequest {
-    /// Who asks.
+    /// Who asks: a node, or an agent's session.
     pub node: NodeId,
     /// The name kept as `executor_id`.
     pub executor: Name,
@@ -103,11 +104,27 @@ pub struct ClaimRequest {
     pub capabilities: Option<Arc<[Name]>>,
     /// Only tasks of these queues; `None` takes tasks of every queue.
     pub queues: Option<Arc<[Name]>>,
+    /// What the node's machine has for tasks; `None` is as much as they ask for.
+    pub resources: Option<Amounts>,
+    /// An agent asks: then its registration says what it may take, instead of `capabilities` and `resources`.
+    pub agent: Option<AgentClaim>,
     /// How long the lease lasts without renewal.
     pub lease: Duration,
     /// When nothing can be claimed at once, the store may hold the request this long and answer when something can;
     /// zero answers at once. A store may always answer early, with nothing.
     pub wait: Duration,
+}
+
+/// The part of a claim that an agent adds.
+#[derive(Clone, Debug)]
+pub struct AgentClaim {
+    /// The namespace in which it is registered; it takes no tasks of another.
+    pub namespace: Name,
+    /// Its id.
+    pub name: Name,
+    /// What it knows that it holds. Whatever else its session has leased was in an answer that never arrived, and is
+    /// answered again, before anything new.
+    pub have: Vec<ExecutionId>,
 }
 
 /// A claimed task.
@@ -627,6 +644,17 @@ pub enum Rejected {
     /// There are as many queues with settings as may be.
     #[error("there are {QUEUES_MAX} queues with settings of their own, which is the most; delete some first")]
     TooManyQueues,
+    /// No agent of that name is registered.
+    #[error("there is no agent `{0}`; register it first")]
+    NoAgent(Name),
+    /// Another process polls for the agent now, or the session was closed.
+    #[error(
+        "this session of agent `{0}` has ended: a newer one took over, or it was closed; stop, or open another session"
+    )]
+    SessionFenced(Name),
+    /// There are as many agents as may be.
+    #[error("there are {AGENTS_MAX} agents, which is the most; remove some first")]
+    TooManyAgents,
     /// The inbox is full.
     #[error("the inbox of task {0} holds {INBOX_MAX} unread signals; it takes no more until some are read")]
     InboxFull(TaskId),
@@ -692,6 +720,13 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// Of a queue with settings no more than its [`room`](QueueRecord::room), counted by the leases that its tasks hold
     /// at that moment, on whichever node.
+    ///
+    /// A claimer never holds more resources than it has, counted by its leases. A task that prefers an agent is kept for it
+    /// while it [may be waited for](AgentRecord::is_awaited).
+    ///
+    /// An agent gets no more than its registration allows, nothing while it is draining, and its leases are on disk when it
+    /// hears of them: they outlive the process that gave them. Refused with [`Rejected::NoAgent`], and with
+    /// [`Rejected::SessionFenced`] for a session that is not the present one.
     ///
     /// A suspected task comes alone: while one is claimable, the node gets nothing until each of its leases has run for
     /// 60 s, checkpointed, or ended; then it gets the suspect, and nothing else until that one has done the same.
@@ -798,6 +833,51 @@ pub trait Store: Send + Sync + 'static {
 
     /// The queues that somebody put, by name, at most [`QUEUES_MAX`].
     async fn queues(&self, namespace: &str) -> Result<Vec<QueueRecord>, StoreError>;
+
+    /// Registers an agent, or changes what is registered, and notes that it is heard. The present settings once more
+    /// change nothing else.
+    async fn put_agent(&self, call: &Call, agent: Name, settings: AgentSettings) -> Result<AgentRecord, StoreError> {
+        let _ = (call, agent, settings);
+        Err(StoreError::Unavailable(String::new()))
+    }
+
+    /// Carries out a command on an agent. One that is as asked already stays as it is.
+    async fn command_agent(&self, call: &Call, agent: Name, command: AgentCommand) -> Result<AgentRecord, StoreError> {
+        let _ = (call, agent, command);
+        Err(StoreError::Unavailable(String::new()))
+    }
+
+    /// Forgets an agent; the leases of its session end as if they had run out.
+    async fn delete_agent(&self, call: &Call, agent: Name) -> Result<(), StoreError> {
+        let _ = (call, agent);
+        Err(StoreError::Unavailable(String::new()))
+    }
+
+    /// Opens a session of an agent, or goes on with the present one. The leases of a session that it replaces end: its
+    /// process is taken to have died.
+    async fn open_session(&self, call: &Call, agent: Name, session: NodeId) -> Result<AgentRecord, StoreError> {
+        let _ = (call, agent, session);
+        Err(StoreError::Unavailable(String::new()))
+    }
+
+    /// Closes a session: its leases are given back without spending an attempt.
+    async fn close_session(&self, call: &Call, agent: Name, session: NodeId) -> Result<(), StoreError> {
+        let _ = (call, agent, session);
+        Err(StoreError::Unavailable(String::new()))
+    }
+
+    /// Notes that an agent is heard; a claim notes it too. Refused for a session that is not the present one. Not
+    /// acknowledged as durable.
+    async fn beat_agent(&self, call: &Call, agent: Name, session: Option<NodeId>) -> Result<AgentRecord, StoreError> {
+        let _ = (call, agent, session);
+        Err(StoreError::Unavailable(String::new()))
+    }
+
+    /// The agents of a namespace, by name, at most [`AGENTS_MAX`].
+    async fn agents(&self, namespace: &str) -> Result<Vec<AgentRecord>, StoreError> {
+        let _ = (namespace,);
+        Err(StoreError::Unavailable(String::new()))
+    }
 
     /// Counts by queue and status.
     async fn counts(&self, namespace: &str, now: Time) -> Result<Counts, StoreError>;

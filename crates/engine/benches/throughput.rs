@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use pensum_core::agent::{AgentCommand, AgentRecord, AgentSettings};
 use pensum_core::input::Patch;
 use pensum_core::query::{Counts, Paged};
 use pensum_core::queue::{QueueCommand, QueueRecord, QueueSettings};
@@ -181,6 +182,27 @@ impl Store for InstantStore {
         closed()
     }
     async fn queues(&self, _: &str) -> Result<Vec<QueueRecord>, StoreError> {
+        Ok(Vec::new())
+    }
+    async fn put_agent(&self, _: &Call, _: Name, _: AgentSettings) -> Result<AgentRecord, StoreError> {
+        closed()
+    }
+    async fn command_agent(&self, _: &Call, _: Name, _: AgentCommand) -> Result<AgentRecord, StoreError> {
+        closed()
+    }
+    async fn delete_agent(&self, _: &Call, _: Name) -> Result<(), StoreError> {
+        closed()
+    }
+    async fn open_session(&self, _: &Call, _: Name, _: NodeId) -> Result<AgentRecord, StoreError> {
+        closed()
+    }
+    async fn close_session(&self, _: &Call, _: Name, _: NodeId) -> Result<(), StoreError> {
+        closed()
+    }
+    async fn beat_agent(&self, _: &Call, _: Name, _: Option<NodeId>) -> Result<AgentRecord, StoreError> {
+        closed()
+    }
+    async fn agents(&self, _: &str) -> Result<Vec<AgentRecord>, StoreError> {
         Ok(Vec::new())
     }
     async fn counts(&self, _: &str, _: Time) -> Result<Counts, StoreError> {

@@ -28,6 +28,8 @@ impl Engine {
                 slots: 1,
                 capabilities: Some(self.capabilities()),
                 queues: self.queues(),
+                resources: None,
+                agent: None,
                 lease: self.lease(),
                 wait: Duration::ZERO,
             };

@@ -213,7 +213,7 @@ impl From<Rejected> for Problem {
     fn from(rejected: Rejected) -> Problem {
         let detail = rejected.to_string();
         match rejected {
-            Rejected::NotFound(_) | Rejected::NoQueue(_) => Problem::new(Kind::NotFound, detail),
+            Rejected::NotFound(_) | Rejected::NoQueue(_) | Rejected::NoAgent(_) => Problem::new(Kind::NotFound, detail),
             Rejected::UnknownDependency { item, position, id } => Problem::at(
                 Kind::Invalid,
                 format!("tasks[{item}].depends_on[{position}]"),
@@ -242,7 +242,9 @@ impl From<Rejected> for Problem {
             | Rejected::InboxFull(_)
             | Rejected::QueueForbids { .. }
             | Rejected::QueueHasTasks { .. }
-            | Rejected::TooManyQueues => Problem::new(Kind::Conflict, detail),
+            | Rejected::TooManyQueues
+            | Rejected::SessionFenced(_)
+            | Rejected::TooManyAgents => Problem::new(Kind::Conflict, detail),
         }
     }
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
+use pensum_core::agent::{AgentCommand, AgentRecord, AgentSettings};
 use pensum_core::input::Patch;
 use pensum_core::query::{Counts, Page, Paged, TaskFilter};
 use pensum_core::queue::{QueueCommand, QueueRecord, QueueSettings};
@@ -683,6 +684,64 @@ impl Store for Wire {
 
     async fn queues(&self, namespace: &str) -> Result<Vec<QueueRecord>, StoreError> {
         read!(self.queues(&namespace))
+    }
+
+    async fn put_agent(&self, call: &Call, agent: Name, settings: AgentSettings) -> Result<AgentRecord, StoreError> {
+        let call = call.clone();
+        self.call(writes("put_agent"), move |store| {
+            let (call, agent, settings) = (call.clone(), agent.clone(), settings.clone());
+            async move { store.inner.put_agent(&call, agent, settings).await }
+        })
+        .await
+    }
+
+    async fn command_agent(&self, call: &Call, agent: Name, command: AgentCommand) -> Result<AgentRecord, StoreError> {
+        let call = call.clone();
+        self.call(writes("command_agent"), move |store| {
+            let (call, agent) = (call.clone(), agent.clone());
+            async move { store.inner.command_agent(&call, agent, command).await }
+        })
+        .await
+    }
+
+    async fn delete_agent(&self, call: &Call, agent: Name) -> Result<(), StoreError> {
+        let call = call.clone();
+        self.call(writes("delete_agent"), move |store| {
+            let (call, agent) = (call.clone(), agent.clone());
+            async move { store.inner.delete_agent(&call, agent).await }
+        })
+        .await
+    }
+
+    async fn open_session(&self, call: &Call, agent: Name, session: NodeId) -> Result<AgentRecord, StoreError> {
+        let call = call.clone();
+        self.call(writes("open_session"), move |store| {
+            let (call, agent) = (call.clone(), agent.clone());
+            async move { store.inner.open_session(&call, agent, session).await }
+        })
+        .await
+    }
+
+    async fn close_session(&self, call: &Call, agent: Name, session: NodeId) -> Result<(), StoreError> {
+        let call = call.clone();
+        self.call(writes("close_session"), move |store| {
+            let (call, agent) = (call.clone(), agent.clone());
+            async move { store.inner.close_session(&call, agent, session).await }
+        })
+        .await
+    }
+
+    async fn beat_agent(&self, call: &Call, agent: Name, session: Option<NodeId>) -> Result<AgentRecord, StoreError> {
+        let call = call.clone();
+        self.call(writes("beat_agent"), move |store| {
+            let (call, agent) = (call.clone(), agent.clone());
+            async move { store.inner.beat_agent(&call, agent, session).await }
+        })
+        .await
+    }
+
+    async fn agents(&self, namespace: &str) -> Result<Vec<AgentRecord>, StoreError> {
+        read!(self.agents(&namespace))
     }
 
     async fn counts(&self, namespace: &str, now: Time) -> Result<Counts, StoreError> {

@@ -42,6 +42,8 @@ fn request(slots: usize, wait: Duration) -> ClaimRequest {
         slots,
         capabilities: Some(Arc::from([Name::from("noop")])),
         queues: None,
+        resources: None,
+        agent: None,
         lease: Duration::from_secs(30),
         wait,
     }

@@ -237,6 +237,8 @@ pub(super) fn request(slots: usize) -> ClaimRequest {
         slots,
         capabilities: None,
         queues: None,
+        resources: None,
+        agent: None,
         lease: Duration::from_secs(60),
         wait: Duration::ZERO,
     }

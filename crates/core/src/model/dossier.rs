@@ -1,6 +1,7 @@
 //! Copies: what the model keeps, to and from another store.
 
 use super::{Entry, Model, Remembered, UniqueHold};
+use crate::agent::AgentRecord;
 use crate::dossier::{self, Bookmark, Dossier, Hold, Import, PARCEL_BYTES, Parcel, UniqueKey};
 use crate::queue::QueueRecord;
 use crate::store::{StoreError, TaskEvent};
@@ -22,8 +23,16 @@ impl Model {
             parcel.queues = queues
                 .map(|((namespace, _), queue)| (namespace.clone(), queue.clone()))
                 .collect();
+            let agents = self.agents.iter();
+            parcel.agents = agents
+                .map(|((namespace, _), agent)| (namespace.clone(), agent.registration()))
+                .collect();
         }
         Ok(parcel)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.tasks.is_empty() && self.idempotency.is_empty() && self.queues.is_empty() && self.agents.is_empty()
     }
 
     fn check_quiet(&self) -> Result<(), StoreError> {
@@ -111,7 +120,7 @@ impl Model {
         const HERE: &str = "the model store";
         match step {
             Import::Begin if self.filling => Err(dossier::half_copied(HERE)),
-            Import::Begin if self.tasks.is_empty() && self.idempotency.is_empty() && self.queues.is_empty() => {
+            Import::Begin if self.is_empty() => {
                 self.filling = true;
                 // Rows of tasks that were deleted are free.
                 self.next_row = 1;
@@ -134,6 +143,8 @@ impl Model {
                 }
                 let place = |(namespace, queue): (Name, QueueRecord)| ((namespace, queue.name.clone()), queue);
                 self.queues.extend(parcel.queues.into_iter().map(place));
+                let place = |(namespace, agent): (Name, AgentRecord)| ((namespace, agent.name.clone()), agent);
+                self.agents.extend(parcel.agents.into_iter().map(place));
                 Ok(())
             }
             Import::End => {

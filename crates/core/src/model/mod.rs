@@ -3,6 +3,7 @@
 //! It is built on [`crate::apply`] and plain scans. The conformance suite and random-operation tests hold the SQL
 //! stores to what it does; the simulation runs on it.
 
+mod agent;
 mod command;
 mod dossier;
 mod enqueue;
@@ -18,6 +19,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 
+use crate::agent::{AgentCommand, AgentRecord, AgentSettings};
 use crate::dossier::{Bookmark, Import, Parcel};
 use crate::input::Patch;
 use crate::outcome::{ErrorInfo, Progress, Usage};
@@ -69,6 +71,8 @@ pub(crate) struct Model {
     nodes: BTreeMap<NodeId, node::Known>,
     /// By namespace and name.
     queues: BTreeMap<(Name, Name), QueueRecord>,
+    /// By namespace and name.
+    agents: BTreeMap<(Name, Name), AgentRecord>,
     next_row: i64,
     next_seq: u64,
     /// What follows from tasks that ended, worked off one by one: chains of dependants may be long.
@@ -347,7 +351,12 @@ impl Store for ModelStore {
     }
 
     async fn claim(&self, request: ClaimRequest, now: Time) -> Result<Vec<Claimed>, StoreError> {
-        Ok(self.model.lock().open()?.claim(&request, now, &|| self.bits()))
+        let mut model = self.model.lock();
+        let model = model.open()?;
+        Ok(match &request.agent {
+            Some(agent) => model.claim_for_agent(&request, agent, now, &|| self.bits())?,
+            None => model.claim(&request, &agent::Offer::Node(&request), now, &|| self.bits()),
+        })
     }
 
     async fn renew(&self, beats: Vec<Beat>, lease: Duration, now: Time) -> Result<Vec<Renewal>, StoreError> {
@@ -507,6 +516,34 @@ impl Store for ModelStore {
 
     async fn queues(&self, namespace: &str) -> Result<Vec<QueueRecord>, StoreError> {
         Ok(self.model.lock().open()?.list_queues(namespace))
+    }
+
+    async fn put_agent(&self, call: &Call, agent: Name, settings: AgentSettings) -> Result<AgentRecord, StoreError> {
+        Ok(self.model.lock().open()?.put_agent(call, agent, settings)?)
+    }
+
+    async fn command_agent(&self, call: &Call, agent: Name, command: AgentCommand) -> Result<AgentRecord, StoreError> {
+        Ok(self.model.lock().open()?.command_agent(call, &agent, command)?)
+    }
+
+    async fn delete_agent(&self, call: &Call, agent: Name) -> Result<(), StoreError> {
+        Ok(self.model.lock().open()?.delete_agent(call, &agent)?)
+    }
+
+    async fn open_session(&self, call: &Call, agent: Name, session: NodeId) -> Result<AgentRecord, StoreError> {
+        Ok(self.model.lock().open()?.open_session(call, &agent, session)?)
+    }
+
+    async fn close_session(&self, call: &Call, agent: Name, session: NodeId) -> Result<(), StoreError> {
+        Ok(self.model.lock().open()?.close_session(call, &agent, session)?)
+    }
+
+    async fn beat_agent(&self, call: &Call, agent: Name, session: Option<NodeId>) -> Result<AgentRecord, StoreError> {
+        Ok(self.model.lock().open()?.beat_agent(call, &agent, session)?)
+    }
+
+    async fn agents(&self, namespace: &str) -> Result<Vec<AgentRecord>, StoreError> {
+        Ok(self.model.lock().open()?.list_agents(namespace))
     }
 
     async fn counts(&self, namespace: &str, now: Time) -> Result<Counts, StoreError> {

@@ -43,6 +43,12 @@ impl Model {
     /// What becomes of a task whose lease ran out: its node died, or did not renew it for another reason.
     pub(super) fn lease_end(&self, entry: &Entry, now: Time) -> (Event, Option<ErrorInfo>) {
         let node = entry.lifecycle.lease.map(|lease| lease.node);
+        if let Some(agent) = node.and_then(|node| self.agent_of(node))
+            && !agent.is_alive(now)
+        {
+            let blame = entry.blame(agent.seen_at.unwrap_or(now));
+            return (Event::NodeDied(blame), Some(ErrorInfo::agent_crashed(&agent.name)));
+        }
         let known = node.and_then(|node| self.nodes.get(&node));
         match known.filter(|known| known.beat.is_lost(known.seen_at, now)) {
             // It ran for as long as its node was heard, and not until somebody noticed.

@@ -2,10 +2,11 @@
 
 use std::cmp::Reverse;
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::time::Duration;
 
+use super::agent::Offer;
 use super::{Entry, Facts, Holder, Model, PROBATION};
+use crate::agent::Demand;
 use crate::outcome::{ErrorInfo, Outcome, Wait};
 use crate::queue::Room;
 use crate::store::{
@@ -17,7 +18,14 @@ use crate::transition::{Event, Report};
 use crate::{LeaseId, Name, State, TaskId, Time};
 
 impl Model {
-    pub(super) fn claim(&mut self, request: &ClaimRequest, now: Time, bits: &dyn Fn() -> u64) -> Vec<Claimed> {
+    /// Claims for a node, or for whoever else makes an offer.
+    pub(super) fn claim(
+        &mut self,
+        request: &ClaimRequest,
+        offer: &Offer<'_>,
+        now: Time,
+        bits: &dyn Fn() -> u64,
+    ) -> Vec<Claimed> {
         let holders = || {
             self.tasks
                 .values()
@@ -39,7 +47,7 @@ impl Model {
         let mut order: Vec<i64> = self
             .tasks
             .iter()
-            .filter(|(_, e)| e.lifecycle.is_claimable(now) && is_capable(e, request))
+            .filter(|(_, e)| e.lifecycle.is_claimable(now))
             // What is overdue must not start any more; the reaper ends it.
             .filter(|(_, e)| overdue(e, now).is_none())
             .map(|(row, _)| *row)
@@ -54,24 +62,32 @@ impl Model {
             let key = entry.spec.key.clone();
             key.is_none_or(|key| busy_keys.insert((entry.namespace.clone(), key)))
         });
+        order.retain(|row| offer.suits(&self.tasks[row]) && !self.is_kept(*row, request, now));
         let mut rooms = self.rooms(now);
+        let mut free = self.free(request);
         let fits = |room: &Room, row: i64| room.starts > 0 && row <= room.newest;
         order.retain(|row| rooms.get(&self.queue_of(*row)).is_none_or(|room| fits(room, *row)));
+        let needs = |row: &i64| Demand::of(&self.tasks[row].spec).resources;
+        order.retain(|row| free.is_none_or(|free| needs(row).fits(free)));
         let suspect = order.iter().find(|row| self.tasks[row].lifecycle.suspect);
         let mut chosen: Vec<(i64, bool)> = match suspect {
             // It waits only for what could be blamed with it, and nothing new starts meanwhile.
             Some(_) if holders().any(fresh) => Vec::new(),
             Some(row) => vec![(*row, true)],
             None => {
-                let has_room = |row: &i64| match rooms.get_mut(&self.queue_of(*row)) {
-                    Some(room) if room.starts == 0 => false,
-                    Some(room) => {
-                        room.starts -= 1;
-                        true
+                let mut has_room = |row: &i64| {
+                    let room = rooms.get_mut(&self.queue_of(*row));
+                    let is_full = room.as_ref().is_some_and(|room| room.starts == 0);
+                    if is_full || free.is_some_and(|free| !needs(row).fits(free)) {
+                        return false;
                     }
-                    None => true,
+                    if let Some(room) = room {
+                        room.starts -= 1;
+                    }
+                    free = free.map(|free| free.minus(needs(row)));
+                    true
                 };
-                let taken = order.into_iter().filter(has_room).take(request.slots);
+                let taken = order.into_iter().filter(|row| has_room(row)).take(request.slots);
                 taken.map(|row| (row, false)).collect()
             }
         };
@@ -115,17 +131,7 @@ impl Model {
             alone,
             checkpointed: false,
         });
-        Some(Claimed {
-            lease: LeaseRef {
-                task: entry.id,
-                lease: id,
-            },
-            namespace: entry.namespace.clone(),
-            spec: Arc::new(entry.spec.clone()),
-            lifecycle: entry.lifecycle.clone(),
-            checkpoint: entry.checkpoint.clone(),
-            created_at: entry.created_at,
-        })
+        Some(self.claimed(row))
     }
 
     fn held(&mut self, lease: LeaseRef) -> Option<&mut Entry> {
@@ -337,26 +343,6 @@ impl Model {
         reaped.next_due = self.tasks.values().filter_map(next_due).min();
         reaped
     }
-}
-
-fn is_capable(entry: &Entry, request: &ClaimRequest) -> bool {
-    if request
-        .queues
-        .as_ref()
-        .is_some_and(|queues| !queues.contains(&entry.spec.queue))
-    {
-        return false;
-    }
-    let Some(offered) = &request.capabilities else {
-        return true;
-    };
-    let required = entry
-        .spec
-        .details
-        .as_ref()
-        .map(|d| d.requires.as_slice())
-        .unwrap_or_default();
-    offered.contains(&entry.spec.handler) && required.iter().all(|r| offered.contains(r))
 }
 
 /// What is overdue about a task since when, with the error that goes with it.

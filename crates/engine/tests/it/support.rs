@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use pensum_core::agent::{AgentCommand, AgentRecord, AgentSettings};
 use pensum_core::input::Patch;
 use pensum_core::model::ModelStore;
 use pensum_core::query::{Counts, Paged};
@@ -371,6 +372,41 @@ impl Store for FaultyStore {
         self.faults.check()?;
         self.faults.queue_reads.fetch_add(1, Ordering::SeqCst);
         self.inner.queues(namespace).await
+    }
+
+    async fn put_agent(&self, call: &Call, agent: Name, settings: AgentSettings) -> Result<AgentRecord, StoreError> {
+        self.faults.check()?;
+        self.inner.put_agent(call, agent, settings).await
+    }
+
+    async fn command_agent(&self, call: &Call, agent: Name, command: AgentCommand) -> Result<AgentRecord, StoreError> {
+        self.faults.check()?;
+        self.inner.command_agent(call, agent, command).await
+    }
+
+    async fn delete_agent(&self, call: &Call, agent: Name) -> Result<(), StoreError> {
+        self.faults.check()?;
+        self.inner.delete_agent(call, agent).await
+    }
+
+    async fn open_session(&self, call: &Call, agent: Name, session: NodeId) -> Result<AgentRecord, StoreError> {
+        self.faults.check()?;
+        self.inner.open_session(call, agent, session).await
+    }
+
+    async fn close_session(&self, call: &Call, agent: Name, session: NodeId) -> Result<(), StoreError> {
+        self.faults.check()?;
+        self.inner.close_session(call, agent, session).await
+    }
+
+    async fn beat_agent(&self, call: &Call, agent: Name, session: Option<NodeId>) -> Result<AgentRecord, StoreError> {
+        self.faults.check()?;
+        self.inner.beat_agent(call, agent, session).await
+    }
+
+    async fn agents(&self, namespace: &str) -> Result<Vec<AgentRecord>, StoreError> {
+        self.faults.check()?;
+        self.inner.agents(namespace).await
     }
 
     async fn counts(&self, namespace: &str, now: Time) -> Result<Counts, StoreError> {

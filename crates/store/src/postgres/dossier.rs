@@ -117,6 +117,7 @@ pub(super) async fn export(
         dossiers,
         remembered: Vec::new(),
         queues: Vec::new(),
+        agents: Vec::new(),
         next: Some(next),
     }))
 }
@@ -338,6 +339,7 @@ async fn export_keys(pool: &Arc<Pool>, namespace: &str, key: &str, limit: usize)
         next,
         remembered,
         queues,
+        agents: Vec::new(),
         dossiers: Vec::new(),
     })
 }

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use pensum_core::agent::Demand;
 use pensum_core::store::{Applied, Call, Enqueued, IDEMPOTENCY_TTL, Rejected};
 use pensum_core::task::{Dependency, OnConflict, OnDependencyFailure, Unique};
 use pensum_core::transition::Event;
@@ -39,25 +40,17 @@ pub(super) async fn prepare(inner: &Arc<Inner>, namespace: &Name, tasks: Vec<New
     let mut prepared: Vec<Prepared> = Vec::with_capacity(tasks.len());
     for task in tasks {
         let spec = &task.spec;
-        let requires = spec.details.as_ref().map(|d| d.requires.as_slice()).unwrap_or_default();
         // Batches mostly hold tasks of one class.
         let same = prepared.last().filter(|last: &&Prepared| {
             let known = &last.task.spec;
-            known.handler == spec.handler
-                && known.queue == spec.queue
-                && known
-                    .details
-                    .as_ref()
-                    .map(|d| d.requires.as_slice())
-                    .unwrap_or_default()
-                    == requires
+            known.handler == spec.handler && known.queue == spec.queue && Demand::of(known) == Demand::of(spec)
         });
         let class = match same {
             Some(last) => last.class,
             None => {
                 inner
                     .catalog
-                    .class_id(&inner.pool, (namespace, &spec.queue, &spec.handler, requires))
+                    .class_id(&inner.pool, (namespace, &spec.queue, &spec.handler, &Demand::of(spec)))
                     .await?
             }
         };

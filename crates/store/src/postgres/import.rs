@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use pensum_core::agent::Demand;
 use pensum_core::dossier::{self, Dossier, Hold, Import, Parcel, Remembered, UniqueKey};
 use pensum_core::queue::QueueRecord;
 use pensum_core::store::{LogEntry, Signal, TaskEvent};
@@ -141,8 +142,7 @@ impl<'a> Page<'a> {
     async fn take_in(&mut self, inner: &Arc<Inner>, dossier: &Dossier) -> Result<Result<(), StoreError>, Fault> {
         let (task, spec) = (&dossier.task, &dossier.task.spec);
         let details = spec.details.as_deref();
-        let requires = details.map(|d| d.requires.as_slice()).unwrap_or_default();
-        let class = (&dossier.namespace, &spec.queue, &spec.handler, requires);
+        let class = (&dossier.namespace, &spec.queue, &spec.handler, &Demand::of(spec));
         let class = inner.catalog.class_id(&inner.pool, class).await?;
         let parent = details.and_then(|d| d.parent_id);
         // A child's creator is its parent, which its row says already.

@@ -37,7 +37,7 @@ impl Lanes {
         for class in inner.catalog.classes() {
             let offered = request.capabilities.as_ref();
             let queues = request.queues.as_ref();
-            if offered.is_some_and(|offered| !class.fits(offered))
+            if offered.is_some_and(|offered| !class.demand.suits_node(&class.handler, offered))
                 || queues.is_some_and(|queues| !queues.contains(&class.queue))
             {
                 continue;

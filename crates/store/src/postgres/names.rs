@@ -9,6 +9,7 @@ use std::sync::Arc;
 use foldhash::fast::RandomState;
 use parking_lot::RwLock;
 use pensum_core::Name;
+use pensum_core::agent::Demand;
 use tokio_postgres::types::Type;
 
 use super::error::Fault;
@@ -21,15 +22,7 @@ pub(super) struct Class {
     pub(super) namespace: Name,
     pub(super) queue: Name,
     pub(super) handler: Name,
-    /// Beside the handler itself.
-    pub(super) requires: Box<[Name]>,
-}
-
-impl Class {
-    /// True when a node with these capabilities can run its tasks.
-    pub(super) fn fits(&self, offered: &[Name]) -> bool {
-        offered.contains(&self.handler) && self.requires.iter().all(|r| offered.contains(r))
-    }
+    pub(super) demand: Demand,
 }
 
 type ClassKey = (Name, Name, Name, String);
@@ -46,11 +39,6 @@ struct Known {
 #[derive(Default)]
 pub(super) struct Catalog {
     known: RwLock<Known>,
-}
-
-/// Requirements as they are kept.
-pub(super) fn requires_text(requires: &[Name]) -> String {
-    serde_json::to_string(requires).unwrap_or_else(|_| "[]".to_owned())
 }
 
 impl Catalog {
@@ -74,14 +62,14 @@ impl Catalog {
         for row in rows {
             let id: i32 = row.try_get(0)?;
             let requires: String = row.try_get(4)?;
-            let list: Vec<Name> = serde_json::from_str(&requires)
-                .map_err(|error| Fault::Damaged(format!("the requirements of class {id} are not JSON ({error})")))?;
+            let demand = Demand::from_text(&requires)
+                .map_err(|error| Fault::Damaged(format!("the requirements of class {id} cannot be read ({error})")))?;
             let class = Class {
                 id: id as u32,
                 namespace: row.try_get::<_, String>(1)?.into(),
                 queue: row.try_get::<_, String>(2)?.into(),
                 handler: row.try_get::<_, String>(3)?.into(),
-                requires: list.into(),
+                demand,
             };
             let key = (
                 class.namespace.clone(),
@@ -118,14 +106,9 @@ impl Catalog {
     pub(super) async fn class_id(
         &self,
         pool: &Arc<Pool>,
-        (namespace, queue, handler, requires): (&Name, &Name, &Name, &[Name]),
+        (namespace, queue, handler, demand): (&Name, &Name, &Name, &Demand),
     ) -> Result<u32, Fault> {
-        let key = (
-            namespace.clone(),
-            queue.clone(),
-            handler.clone(),
-            requires_text(requires),
-        );
+        let key = (namespace.clone(), queue.clone(), handler.clone(), demand.to_text());
         if let Some(id) = self.known.read().by_key.get(&key) {
             return Ok(*id);
         }

@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use futures_util::future::join_all;
+use pensum_core::agent::Demand;
 use pensum_core::store::Call;
 use pensum_core::{Json, NewTask, StoreError, TaskId, Time};
 use rand::Rng;
@@ -304,8 +305,7 @@ impl Kinds {
             places: Vec::with_capacity(tasks.len()),
         };
         for NewTask { spec, .. } in tasks {
-            let requires = spec.details.as_ref().map(|d| d.requires.as_slice()).unwrap_or_default();
-            let requires = super::names::requires_text(requires);
+            let requires = Demand::of(spec).to_text();
             let next = found.len();
             let place = *found
                 .entry((&spec.queue, &spec.handler, requires.clone()))

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use pensum_core::agent::Demand;
 use pensum_core::input::Patch;
 use pensum_core::store::{Applied, Call, Rejected};
 use pensum_core::transition::{Event, EventKind};
@@ -99,11 +100,13 @@ impl Work {
         };
         let mut spec = stored.spec;
         patch.apply_to(&mut spec);
-        let requires = spec.details.as_ref().map(|d| d.requires.as_slice()).unwrap_or_default();
         let inner = Arc::clone(&self.inner);
         let class = inner
             .catalog
-            .class_id(&inner.pool, (&call.namespace, &spec.queue, &spec.handler, requires))
+            .class_id(
+                &inner.pool,
+                (&call.namespace, &spec.queue, &spec.handler, &Demand::of(&spec)),
+            )
             .await?;
         self.extra.push(rewrite_task(row, class, &spec));
         let tags = spec.details.as_ref().map(|d| d.tags.clone()).unwrap_or_default();

@@ -59,7 +59,9 @@ impl Writer {
         }
         let mut next = coverage.fits.len() as u32;
         while let Some(class) = self.shared.catalog.class(next) {
-            let capable = offered.as_ref().is_none_or(|offered| class.fits(offered));
+            let capable = offered
+                .as_ref()
+                .is_none_or(|offered| class.demand.suits_node(&class.handler, offered));
             coverage
                 .fits
                 .push(capable && queues.as_ref().is_none_or(|queues| queues.contains(&class.queue)));

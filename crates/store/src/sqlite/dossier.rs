@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use pensum_core::agent::Demand;
 use pensum_core::dossier::{self, Bookmark, Dossier, Hold, Import, PARCEL_BYTES, Parcel, Remembered, UniqueKey};
 use pensum_core::store::TaskEvent;
 use pensum_core::task::{Execution, OnConflict, Unique};
@@ -156,6 +157,7 @@ fn export_keys(db: &Connection, namespace: &str, key: &str, limit: usize) -> Res
             .map(Remembered::bookmark),
         remembered,
         queues: if is_first { queue::stored(db)? } else { Vec::new() },
+        agents: Vec::new(),
         dossiers: Vec::new(),
     })
 }
@@ -239,8 +241,7 @@ impl Writer {
         self.next_row = row + 1;
         let spec = &dossier.task.spec;
         let details = spec.details.as_deref();
-        let requires = details.map(|d| d.requires.as_slice()).unwrap_or_default();
-        let class = (&dossier.namespace, &spec.queue, &spec.handler, requires);
+        let class = (&dossier.namespace, &spec.queue, &spec.handler, Demand::of(spec));
         let class = self.names.class(&self.db, &self.shared.catalog, class)?;
         let parent = details.and_then(|d| d.parent_id);
         // A child's creator is its parent, which its row says already.

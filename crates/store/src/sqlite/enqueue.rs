@@ -1,5 +1,6 @@
 //! Enqueue: decides first (every rejection), then writes.
 
+use pensum_core::agent::Demand;
 use pensum_core::store::{Applied, Call, Enqueued, IDEMPOTENCY_TTL, Rejected};
 use pensum_core::task::{Dependency, OnConflict, OnDependencyFailure, Unique};
 use pensum_core::transition::Event;
@@ -306,8 +307,7 @@ impl Writer {
         let (row, now) = (id.row(), origin.now);
         let Prepared { task, details } = prepared;
         let spec = &task.spec;
-        let requires = spec.details.as_ref().map(|d| d.requires.as_slice()).unwrap_or_default();
-        let class = (origin.namespace, &spec.queue, &spec.handler, requires);
+        let class = (origin.namespace, &spec.queue, &spec.handler, Demand::of(spec));
         let class = self.names.class(&self.db, &self.shared.catalog, class)?;
         let plain = details.is_none()
             && task.unique.is_none()

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use foldhash::fast::RandomState;
 use parking_lot::RwLock;
 use pensum_core::Name;
+use pensum_core::agent::Demand;
 use rusqlite::Connection;
 
 use super::error::Fault;
@@ -17,15 +18,7 @@ pub(super) struct Class {
     pub(super) namespace: Name,
     pub(super) queue: Name,
     pub(super) handler: Name,
-    /// Beside the handler itself.
-    pub(super) requires: Box<[Name]>,
-}
-
-impl Class {
-    /// True when a node with these capabilities can run its tasks.
-    pub(super) fn fits(&self, offered: &[Name]) -> bool {
-        offered.contains(&self.handler) && self.requires.iter().all(|r| offered.contains(r))
-    }
+    pub(super) demand: Demand,
 }
 
 /// What both writer and readers look up by number.
@@ -55,13 +48,13 @@ impl Catalog {
         let mut statement = db.prepare("SELECT namespace, queue, handler, requires FROM class ORDER BY id")?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
-            let requires: Vec<Name> = serde_json::from_str(row.get_ref(3)?.as_str().unwrap_or("[]"))
-                .map_err(|error| Fault::Damaged(format!("the requirements of a class are not JSON ({error})")))?;
+            let demand = Demand::from_text(row.get_ref(3)?.as_str().unwrap_or("[]"))
+                .map_err(|error| Fault::Damaged(format!("the requirements of a class cannot be read ({error})")))?;
             classes.push(Arc::new(Class {
                 namespace: row.get(0)?,
                 queue: row.get(1)?,
                 handler: row.get(2)?,
-                requires: requires.into(),
+                demand,
             }));
         }
         let mut statement = db.prepare("SELECT text FROM name ORDER BY id")?;
@@ -88,7 +81,7 @@ impl Interner {
     pub(super) fn load(&mut self, catalog: &Catalog) {
         *self = Interner::default();
         for (id, class) in catalog.classes().iter().enumerate() {
-            let hash = self.hash(&class.namespace, &class.queue, &class.handler, &class.requires);
+            let hash = self.hash(&class.namespace, &class.queue, &class.handler, &class.demand);
             self.by_hash.entry(hash).or_default().push(id as u32);
         }
         for (id, name) in catalog.names.read().iter().enumerate() {
@@ -96,8 +89,8 @@ impl Interner {
         }
     }
 
-    fn hash(&self, namespace: &str, queue: &str, handler: &str, requires: &[Name]) -> u64 {
-        self.hasher.hash_one((namespace, queue, handler, requires))
+    fn hash(&self, namespace: &str, queue: &str, handler: &str, demand: &Demand) -> u64 {
+        self.hasher.hash_one((namespace, queue, handler, demand))
     }
 
     /// The number of a class.
@@ -105,18 +98,17 @@ impl Interner {
         &mut self,
         db: &Connection,
         catalog: &Catalog,
-        (namespace, queue, handler, requires): (&Name, &Name, &Name, &[Name]),
+        (namespace, queue, handler, demand): (&Name, &Name, &Name, Demand),
     ) -> Result<u32, Fault> {
-        let is = |c: &Class| {
-            c.handler == *handler && c.queue == *queue && c.namespace == *namespace && *c.requires == *requires
-        };
+        let is =
+            |c: &Class| c.handler == *handler && c.queue == *queue && c.namespace == *namespace && c.demand == demand;
         // Batches mostly hold tasks of one class.
         if let Some((id, class)) = &self.last
             && is(class)
         {
             return Ok(*id);
         }
-        let hash = self.hash(namespace, queue, handler, requires);
+        let hash = self.hash(namespace, queue, handler, &demand);
         for id in self.by_hash.get(&hash).into_iter().flatten() {
             if let Some(class) = catalog.class(*id).filter(|c| is(c)) {
                 self.last = Some((*id, class));
@@ -127,13 +119,12 @@ impl Interner {
             namespace: namespace.clone(),
             queue: queue.clone(),
             handler: handler.clone(),
-            requires: requires.into(),
+            demand,
         });
         let mut classes = catalog.classes.write();
         let id = classes.len() as u32;
-        let list = serde_json::to_string(requires).unwrap_or_else(|_| "[]".to_owned());
         db.prepare_cached("INSERT INTO class(id, namespace, queue, handler, requires) VALUES (?, ?, ?, ?, ?)")?
-            .execute((id, namespace, queue, handler, list))?;
+            .execute((id, namespace, queue, handler, class.demand.to_text()))?;
         classes.push(class.clone());
         self.by_hash.entry(hash).or_default().push(id);
         self.last = Some((id, class));

@@ -1,5 +1,6 @@
 //! Changes of what a task asks for.
 
+use pensum_core::agent::Demand;
 use pensum_core::input::Patch;
 use pensum_core::store::{Applied, Call, Rejected};
 use pensum_core::transition::{Event, EventKind};
@@ -62,8 +63,7 @@ impl Writer {
         }
         let mut spec = task.spec;
         patch.apply_to(&mut spec);
-        let requires = spec.details.as_ref().map(|d| d.requires.as_slice()).unwrap_or_default();
-        let class = (&call.namespace, &spec.queue, &spec.handler, requires);
+        let class = (&call.namespace, &spec.queue, &spec.handler, Demand::of(&spec));
         let class = self.names.class(&self.db, &self.shared.catalog, class)?;
         self.rewrite_task(id.row(), class, &spec)?;
         self.memory.fresh.take(id.row());

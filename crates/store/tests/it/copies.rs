@@ -333,6 +333,8 @@ fn request(slots: usize) -> ClaimRequest {
         slots,
         capabilities: None,
         queues: None,
+        resources: None,
+        agent: None,
         lease: Duration::from_secs(30),
         wait: Duration::ZERO,
     }

@@ -145,6 +145,8 @@ impl Bench {
             slots,
             capabilities: None,
             queues: None,
+            resources: None,
+            agent: None,
             lease: Duration::from_secs(30),
             wait: Duration::ZERO,
         };

@@ -56,6 +56,8 @@ impl Bench {
             slots: 1_000,
             capabilities: None,
             queues: None,
+            resources: None,
+            agent: None,
             lease: Duration::from_secs(30),
             wait: Duration::ZERO,
         };

@@ -109,6 +109,8 @@ fn request(node: usize, slots: usize, wait: Duration) -> ClaimRequest {
         slots,
         capabilities: None,
         queues: None,
+        resources: None,
+        agent: None,
         lease: Duration::from_secs(3_600),
         wait,
     }

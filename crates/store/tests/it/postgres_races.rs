@@ -93,6 +93,8 @@ impl Stage {
             slots,
             capabilities: None,
             queues: None,
+            resources: None,
+            agent: None,
             lease: Duration::from_secs(30),
             wait: Duration::ZERO,
         }

@@ -46,6 +46,8 @@ async fn claim(store: &dyn Store, slots: usize) -> Vec<Claimed> {
         slots,
         capabilities: None,
         queues: None,
+        resources: None,
+        agent: None,
         lease: Duration::from_secs(30),
         wait: Duration::ZERO,
     };

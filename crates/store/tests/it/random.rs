@@ -404,6 +404,8 @@ impl Side {
             slots,
             capabilities: None,
             queues: None,
+            resources: None,
+            agent: None,
             lease: Duration::from_secs(30),
             wait: Duration::ZERO,
         };

@@ -75,6 +75,8 @@ fn request(node: u64, slots: usize) -> ClaimRequest {
         slots,
         capabilities: None,
         queues: None,
+        resources: None,
+        agent: None,
         lease: Duration::from_secs(30),
         wait: Duration::ZERO,
     }

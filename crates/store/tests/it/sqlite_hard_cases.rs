@@ -22,6 +22,8 @@ async fn claim(store: &SqliteStore, slots: usize, now: Time) -> Vec<Claimed> {
         slots,
         capabilities: None,
         queues: None,
+        resources: None,
+        agent: None,
         lease: Duration::from_secs(30),
         wait: Duration::ZERO,
     };

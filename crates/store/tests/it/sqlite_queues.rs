@@ -23,6 +23,8 @@ async fn claim(store: &SqliteStore, now: Time) -> Vec<Claimed> {
         slots: 100,
         capabilities: None,
         queues: None,
+        resources: None,
+        agent: None,
         lease: Duration::from_secs(30),
         wait: Duration::ZERO,
     };

@@ -78,6 +78,8 @@ impl World {
                 slots: 1 + dice.roll(8) as usize,
                 capabilities: None,
                 queues: None,
+                resources: None,
+                agent: None,
                 lease: Duration::from_secs(3600),
                 wait: Duration::from_millis(dice.roll(20)),
             };

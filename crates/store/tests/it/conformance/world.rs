@@ -85,6 +85,8 @@ impl World {
             slots,
             capabilities: None,
             queues: None,
+            resources: None,
+            agent: None,
             lease: LEASE,
             wait: Duration::ZERO,
         }

@@ -29,6 +29,8 @@ impl World {
                 slots: 1 + dice.roll(6) as usize,
                 capabilities: None,
                 queues: Some([Name::from(WORK)].into()),
+                resources: None,
+                agent: None,
                 lease: Duration::from_secs(3600),
                 wait: Duration::from_millis(5),
             };
@@ -166,6 +168,8 @@ impl World {
             slots: 1,
             capabilities: None,
             queues: Some([Name::from("long")].into()),
+            resources: None,
+            agent: None,
             lease: Duration::from_secs(3600),
             wait: Duration::from_secs(5),
         };

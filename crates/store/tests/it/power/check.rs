@@ -104,6 +104,8 @@ async fn go_on(store: &SqliteStore) -> Result<Vec<pensum_core::TaskId>, StoreErr
         slots: 8,
         capabilities: None,
         queues: Some([Name::from(WORK)].into()),
+        resources: None,
+        agent: None,
         lease: Duration::from_secs(30),
         wait: Duration::ZERO,
     };
