@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use pensum_core::agent::Amounts;
 use pensum_core::store::ClaimRequest;
 use pensum_core::task::Lease;
 use pensum_core::transition::{Event, Report};
 use pensum_core::{LeaseId, Name, Time, apply};
 
+use super::agent::Bounds;
 use super::error::Fault;
 use super::memory::key_of;
 use super::order::Pick;
@@ -71,11 +73,20 @@ impl Writer {
 
     /// Answers a claim from what is ready, or keeps it until something is.
     pub(super) fn serve_or_park(&mut self, claim: Claim) {
+        if let Some(agent) = &claim.request.agent
+            && let Err(rejected) = self.agents.check(claim.request.node, agent)
+        {
+            let _ = claim.reply.send(Err(rejected.into()));
+            return;
+        }
         match self.claim(&claim.request, claim.now) {
             Ok(items) if items.is_empty() => self.parked.push(claim),
             Ok(items) => {
-                let Claim { reply, home, .. } = claim;
-                self.grant(reply, Grants { items, home });
+                let Claim {
+                    request, reply, home, ..
+                } = claim;
+                let outlive = request.agent.is_some();
+                self.grant(reply, Grants { items, home, outlive });
             }
             Err(fault) => {
                 // What could not be read has left the order already.
@@ -87,6 +98,9 @@ impl Writer {
 
     /// Serves the claims that wait, first come first served; those that do not want to wait get nothing.
     pub(super) fn serve_parked(&mut self) {
+        if std::mem::take(&mut self.agents.fenced) {
+            self.refuse_fenced();
+        }
         let mut has_work = self.has_work();
         if !has_work && self.parked.iter().all(|claim| !claim.request.wait.is_zero()) {
             // Nothing for anyone. Those who stopped waiting are swept out once they may be the half of all.
@@ -113,30 +127,55 @@ impl Writer {
                 let _ = reply.send(Ok(Grants {
                     items: Vec::new(),
                     home,
+                    outlive: false,
                 }));
             }
         }
     }
 
+    /// Tells those that wait with a session that has ended.
+    fn refuse_fenced(&mut self) {
+        for claim in std::mem::take(&mut self.parked) {
+            let agent = claim.request.agent.as_ref();
+            match agent.map_or(Ok(()), |agent| self.agents.check(claim.request.node, agent)) {
+                Ok(()) => self.parked.push(claim),
+                Err(rejected) => {
+                    let _ = claim.reply.send(Err(rejected.into()));
+                }
+            }
+        }
+    }
+
     fn claim(&mut self, request: &ClaimRequest, now: Time) -> Result<Vec<Grant>, Fault> {
-        if request.slots == 0 || !self.memory.order.has_work() {
+        if let Some(agent) = &request.agent {
+            self.hear_claim(agent, now);
+        } else if request.slots == 0 || !self.memory.order.has_work() {
             return Ok(Vec::new());
         }
         let now = now.max(self.memory.clock);
         if !self.queues.is_empty() {
             self.memory.pass_over(&self.shared, &self.db, now)?;
         }
+        if let Some(agent) = &request.agent {
+            return self.claim_for_agent(request, agent, now);
+        }
         self.cover(request);
         let coverage = std::mem::take(&mut self.coverage);
-        let granted = self.claim_covered(request, now, &coverage.fits);
+        let granted = self.claim_covered(request, now, &coverage.fits, request.resources);
         self.coverage = coverage;
         granted
     }
 
-    fn claim_covered(&mut self, request: &ClaimRequest, now: Time, fits: &[bool]) -> Result<Vec<Grant>, Fault> {
-        let mut rooms = self.rooms(now);
-        let reach = |rooms: &Rooms, class: u32| {
-            let covered = fits.get(class as usize).copied().unwrap_or(false);
+    pub(super) fn claim_covered(
+        &mut self,
+        request: &ClaimRequest,
+        now: Time,
+        fits: &[bool],
+        resources: Option<Amounts>,
+    ) -> Result<Vec<Grant>, Fault> {
+        let mut limits = (self.rooms(now), self.bounds(request, resources, now));
+        let reach = |(rooms, bounds): &(Rooms, Bounds), class: u32| {
+            let covered = fits.get(class as usize).copied().unwrap_or(false) && bounds.allow(class);
             if covered { rooms.reach(class) } else { None }
         };
         let fresh = |l: &Leased| !l.checkpointed && now.since(l.taken_at) < PROBATION;
@@ -148,28 +187,29 @@ impl Writer {
             }
             // A suspect waits only for what could be blamed with it, and nothing new starts meanwhile: else a busy node
             // would never come to it.
-            let suspect = self.memory.order.has_suspect(&|class| reach(&rooms, class));
+            let suspect = self.memory.order.has_suspect(&|class| reach(&limits, class));
             if suspect && held.leases > 0 && view.leases_of(request.node).any(fresh) {
                 return Ok(Vec::new());
             }
         }
-        while let Some(pick) = self.memory.order.take_suspect(&|class| reach(&rooms, class)) {
+        while let Some(pick) = self.memory.order.take_suspect(&|class| reach(&limits, class)) {
             if let Some(grant) = self.take(pick, request, now, true, &mut false)? {
                 return Ok(vec![grant]);
             }
         }
-        let mut merge = self.memory.order.merge(&|class| reach(&rooms, class));
+        let mut merge = self.memory.order.merge(&|class| reach(&limits, class));
         let mut granted = Vec::with_capacity(request.slots.min(1024));
         while granted.len() < request.slots
-            && let Some(pick) = self.memory.order.take(&mut merge, &|class| reach(&rooms, class))
+            && let Some(pick) = self.memory.order.take(&mut merge, &|class| reach(&limits, class))
         {
             let mut freed = false;
             if let Some(grant) = self.take(pick, request, now, false, &mut freed)? {
-                rooms.take(grant.class);
+                limits.0.take(grant.class);
+                limits.1.take(grant.class);
                 granted.push(grant);
             }
             if freed {
-                merge = self.memory.order.merge(&|class| reach(&rooms, class));
+                merge = self.memory.order.merge(&|class| reach(&limits, class));
             }
         }
         Ok(granted)
@@ -239,6 +279,7 @@ impl Writer {
             checkpointed: false,
             log_lines: None,
             closing: false,
+            outlives: request.agent.is_some(),
         };
         let mut view = self.shared.view.lock();
         view.count(class, Cell::Ready, -1);

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use pensum_core::agent::Demand;
+use pensum_core::agent::{AgentRecord, Demand};
 use pensum_core::dossier::{self, Bookmark, Dossier, Hold, Import, PARCEL_BYTES, Parcel, Remembered, UniqueKey};
 use pensum_core::store::TaskEvent;
 use pensum_core::task::{Execution, OnConflict, Unique};
@@ -13,6 +13,7 @@ use pensum_core::transition::EventKind;
 use pensum_core::{Name, NewTask, State, StoreError, TaskId, TaskRecord, Time, Usage};
 use rusqlite::{Connection, OptionalExtension, params};
 
+use super::agent;
 use super::error::Fault;
 use super::names::Catalog;
 use super::queue;
@@ -157,9 +158,18 @@ fn export_keys(db: &Connection, namespace: &str, key: &str, limit: usize) -> Res
             .map(Remembered::bookmark),
         remembered,
         queues: if is_first { queue::stored(db)? } else { Vec::new() },
-        agents: Vec::new(),
+        agents: if is_first { agents(db)? } else { Vec::new() },
         dossiers: Vec::new(),
     })
+}
+
+/// What a copy carries of agents.
+fn agents(db: &Connection) -> Result<Vec<(Name, AgentRecord)>, Fault> {
+    let mut agents = agent::stored(db)?;
+    for (_, record) in &mut agents {
+        *record = record.registration();
+    }
+    Ok(agents)
 }
 
 impl Writer {
@@ -187,7 +197,7 @@ impl Writer {
                     Ok(self.db.query_row(&sql, [], |r| r.get(0))?)
                 };
                 let tasks = count("task")?;
-                if tasks > 0 || count("idempotency")? > 0 || count("queue")? > 0 {
+                if tasks > 0 || count("idempotency")? > 0 || count("queue")? > 0 || count("agent")? > 0 {
                     return Ok(Err(dossier::not_empty(&self.path, tasks as u64)));
                 }
                 // Rows of tasks that were deleted since the store was opened are free.
@@ -211,6 +221,10 @@ impl Writer {
                     queue::write(&self.db, namespace, record)?;
                 }
                 self.queues.load(&self.db)?;
+                for (namespace, record) in &parcel.agents {
+                    agent::write(&self.db, namespace, record)?;
+                }
+                self.agents.load(&self.db)?;
                 // Taking one sets the numbers after it aside on disk.
                 self.next_seq = self.next_seq.max(seq);
                 self.seq()?;

@@ -276,6 +276,9 @@ impl Writer {
         {
             leased.checkpointed = true;
             self.manifest_changed = true;
+            if leased.outlives {
+                self.agents.write_lease(row);
+            }
         }
         Ok(Ok(applied))
     }

@@ -153,7 +153,7 @@ impl Writer {
         let mut entries = Encoder::default();
         {
             let view = self.shared.view.lock();
-            for (row, leased) in view.leases.iter().filter(|(_, l)| !l.closing) {
+            for (row, leased) in view.leases.iter().filter(|(_, l)| !l.closing && !l.outlives) {
                 entries.push(*row, leased);
             }
         }
@@ -322,6 +322,7 @@ mod tests {
                     checkpointed,
                     log_lines: None,
                     closing: false,
+                    outlives: false,
                 },
             );
         }

@@ -3,6 +3,7 @@
 //! A writer thread commits groups of verbs ([`writer`]); readers work beside it on connections of their own, and lay
 //! the writer's leases over what they read ([`view`]). Claims write no row ([`claim`], [`manifest`]).
 
+mod agent;
 mod backup;
 mod claim;
 mod command;
@@ -37,6 +38,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use pensum_core::agent::{AgentCommand, AgentRecord, AgentSettings};
 use pensum_core::dossier::{Bookmark, Import, Parcel};
 use pensum_core::input::Patch;
 use pensum_core::query::Paged;
@@ -267,6 +269,19 @@ impl SqliteStore {
             })
             .await?;
         found.ok_or(StoreError::Rejected(Rejected::NoQueue(name)))
+    }
+
+    async fn ask_agent(&self, call: &Call, agent: Name, ask: agent::Ask) -> Result<AgentRecord, StoreError> {
+        let (call, name) = (call.clone(), agent.clone());
+        let record = self
+            .ask(|reply| Verb::Agent {
+                call,
+                agent: name,
+                ask,
+                reply,
+            })
+            .await?;
+        record.ok_or_else(|| StoreError::Unavailable(format!("agent {agent} is gone already")))
     }
 
     /// Waits until the writer's memory stands.
@@ -681,6 +696,63 @@ impl Store for SqliteStore {
             let mut found = queue::stored(db)?;
             found.retain(|(place, _)| **place == *namespace);
             Ok(found.into_iter().map(|(_, queue)| queue).collect())
+        })
+        .await
+    }
+
+    async fn put_agent(&self, call: &Call, agent: Name, settings: AgentSettings) -> Result<AgentRecord, StoreError> {
+        let ask = agent::Ask::Put(Box::new(settings));
+        self.ask_agent(call, agent, ask).await
+    }
+
+    async fn command_agent(&self, call: &Call, agent: Name, command: AgentCommand) -> Result<AgentRecord, StoreError> {
+        self.ask_agent(call, agent, agent::Ask::Command(command)).await
+    }
+
+    async fn delete_agent(&self, call: &Call, agent: Name) -> Result<(), StoreError> {
+        let (call, ask) = (call.clone(), agent::Ask::Delete);
+        let deleted = self
+            .ask(|reply| Verb::Agent {
+                call,
+                agent,
+                ask,
+                reply,
+            })
+            .await;
+        deleted.map(|_| ())
+    }
+
+    async fn open_session(&self, call: &Call, agent: Name, session: NodeId) -> Result<AgentRecord, StoreError> {
+        self.ask_agent(call, agent, agent::Ask::Open(session)).await
+    }
+
+    async fn close_session(&self, call: &Call, agent: Name, session: NodeId) -> Result<(), StoreError> {
+        self.ask_agent(call, agent, agent::Ask::Close(session))
+            .await
+            .map(|_| ())
+    }
+
+    async fn beat_agent(&self, call: &Call, agent: Name, session: Option<NodeId>) -> Result<AgentRecord, StoreError> {
+        let call = call.clone();
+        self.ask(|reply| Verb::Beat {
+            call,
+            agent,
+            session,
+            reply,
+        })
+        .await
+    }
+
+    async fn agents(&self, namespace: &str) -> Result<Vec<AgentRecord>, StoreError> {
+        if self.writer.is_some() {
+            let namespace = Name::from(namespace);
+            return self.ask(|reply| Verb::Agents { namespace, reply }).await;
+        }
+        let namespace = namespace.to_owned();
+        self.read(move |db, _| {
+            let mut found = agent::stored(db)?;
+            found.retain(|(place, _)| **place == *namespace);
+            Ok(found.into_iter().map(|(_, agent)| agent).collect())
         })
         .await
     }

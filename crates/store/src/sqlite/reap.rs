@@ -14,13 +14,40 @@ use super::writer::Writer;
 /// How many expired keys a pass removes for each task that it may end.
 const KEYS_PER_TASK: usize = 10;
 
+/// What decides how far a run is to be blamed for the death of whoever ran it.
+#[derive(Clone, Copy)]
+pub(super) struct Stake {
+    taken_at: Time,
+    alone: bool,
+    checkpointed: bool,
+}
+
+impl Stake {
+    pub(super) const fn of(leased: &Leased) -> Stake {
+        Stake {
+            taken_at: leased.taken_at,
+            alone: leased.alone,
+            checkpointed: leased.checkpointed,
+        }
+    }
+
+    /// The blame for a death at `died_at`: the task ran for as long as its node was heard, and not until somebody noticed.
+    pub(super) fn blame(self, died_at: Time) -> Blame {
+        if self.checkpointed || died_at.since(self.taken_at) >= PROBATION {
+            Blame::None
+        } else if self.alone {
+            Blame::Alone
+        } else {
+            Blame::Suspect
+        }
+    }
+}
+
 /// A lease that ran out.
 struct Expired {
     row: i64,
     node: NodeId,
-    taken_at: Time,
-    alone: bool,
-    checkpointed: bool,
+    stake: Stake,
 }
 
 impl Expired {
@@ -29,22 +56,8 @@ impl Expired {
         (!leased.closing).then_some(Expired {
             row,
             node: lease.node,
-            taken_at: leased.taken_at,
-            alone: leased.alone,
-            checkpointed: leased.checkpointed,
+            stake: Stake::of(leased),
         })
-    }
-
-    /// How far the task is to be blamed for the death of its node. It ran for as long as its node was heard, and not until
-    /// somebody noticed.
-    fn blame(&self, died_at: Time) -> Blame {
-        if self.checkpointed || died_at.since(self.taken_at) >= PROBATION {
-            Blame::None
-        } else if self.alone {
-            Blame::Alone
-        } else {
-            Blame::Suspect
-        }
     }
 }
 
@@ -122,15 +135,20 @@ impl Writer {
 
     /// What becomes of a task whose lease ran out: its node died, or did not renew it for another reason.
     fn lease_end(&self, expired: &Expired, now: Time) -> (Event, Facts) {
-        let Some(died_at) = self.shared.nodes.lock().died_at(expired.node, now) else {
+        let agent = self.agents.of_session(expired.node);
+        let (died_at, error) = if let Some(agent) = agent.filter(|agent| !agent.is_alive(now)) {
+            (agent.seen_at.unwrap_or(now), ErrorInfo::agent_crashed(&agent.name))
+        } else if let Some(died_at) = self.shared.nodes.lock().died_at(expired.node, now) {
+            let message = format!("{} died while it ran the task", expired.node);
+            (died_at, ErrorInfo::new("crashed_node", message))
+        } else {
             return (Event::LeaseExpired, Facts::default());
         };
-        let message = format!("{} died while it ran the task", expired.node);
         let facts = Facts {
-            error: Some(ErrorInfo::new("crashed_node", message)),
+            error: Some(error),
             ..Facts::default()
         };
-        (Event::NodeDied(expired.blame(died_at)), facts)
+        (Event::NodeDied(expired.stake.blame(died_at)), facts)
     }
 
     fn forget_nodes(&self, now: Time) {

@@ -3,6 +3,7 @@
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
+use pensum_core::agent::AgentRecord;
 use pensum_core::dossier::Import;
 use pensum_core::input::Patch;
 use pensum_core::queue::QueueRecord;
@@ -10,10 +11,11 @@ use pensum_core::store::{
     Applied, Beat, Call, Checkpoint, ClaimRequest, Command, Enqueued, Finish, Pruned, Reaped, Rejected, Renewal,
     Retention,
 };
-use pensum_core::{LeaseId, Lifecycle, Name, NewTask, StoreError, TaskId, TaskRecord, Time};
+use pensum_core::{LeaseId, Lifecycle, Name, NewTask, NodeId, StoreError, TaskId, TaskRecord, Time};
 use rusqlite::Connection;
 use tokio::sync::oneshot;
 
+use super::agent;
 use super::memory::FreshTask;
 use super::queue::Ask;
 
@@ -54,11 +56,14 @@ pub(super) struct Grant {
 pub(super) struct Grants {
     pub(super) items: Vec<Grant>,
     pub(super) home: Sender<Verb>,
+    /// For an agent: they are answered once they are on disk, and stay where they are when they never arrive. The agent's next
+    /// claim answers them again.
+    pub(super) outlive: bool,
 }
 
 impl Drop for Grants {
     fn drop(&mut self) {
-        if !self.items.is_empty() {
+        if !self.items.is_empty() && !self.outlive {
             let lost = self.items.iter().map(|g| (g.row, g.lease)).collect();
             // A writer that is gone has no leases either.
             let _ = self.home.send(Verb::Unclaim(lost));
@@ -146,6 +151,25 @@ pub(super) enum Verb {
         namespace: Name,
         reply: Reply<Vec<QueueRecord>>,
     },
+    /// Something about an agent; what it is afterwards.
+    Agent {
+        call: Call,
+        agent: Name,
+        ask: agent::Ask,
+        reply: Reply<Option<AgentRecord>>,
+    },
+    /// An agent is heard.
+    Beat {
+        call: Call,
+        agent: Name,
+        session: Option<NodeId>,
+        reply: Reply<AgentRecord>,
+    },
+    /// The agents of a namespace.
+    Agents {
+        namespace: Name,
+        reply: Reply<Vec<AgentRecord>>,
+    },
     /// One step of an import.
     Import {
         step: Import,
@@ -196,6 +220,7 @@ impl Verb {
                 | Verb::Prune { .. }
                 | Verb::Import { .. }
                 | Verb::Queue { .. }
+                | Verb::Agent { .. }
         )
     }
 
@@ -205,7 +230,9 @@ impl Verb {
             Verb::Enqueue { call, .. }
             | Verb::Command { call, .. }
             | Verb::Update { call, .. }
-            | Verb::Queue { call, .. } => Some(call.now),
+            | Verb::Queue { call, .. }
+            | Verb::Agent { call, .. }
+            | Verb::Beat { call, .. } => Some(call.now),
             Verb::Claim(Claim { now, .. })
             | Verb::Tick(now)
             | Verb::Renew { now, .. }
@@ -215,9 +242,13 @@ impl Verb {
             | Verb::Prune { now, .. }
             | Verb::Import { now, .. }
             | Verb::Quiet { now, .. } => Some(*now),
-            Verb::Unclaim(_) | Verb::Queues { .. } | Verb::Read(_) | Verb::Audit(_) | Verb::Close(_) | Verb::Stop => {
-                None
-            }
+            Verb::Unclaim(_)
+            | Verb::Queues { .. }
+            | Verb::Agents { .. }
+            | Verb::Read(_)
+            | Verb::Audit(_)
+            | Verb::Close(_)
+            | Verb::Stop => None,
         }
     }
 
@@ -241,6 +272,9 @@ impl Verb {
             Verb::Audit(reply) => to(reply, error),
             Verb::Queue { reply, .. } => to(reply, error),
             Verb::Queues { reply, .. } => to(reply, error),
+            Verb::Agent { reply, .. } => to(reply, error),
+            Verb::Beat { reply, .. } => to(reply, error),
+            Verb::Agents { reply, .. } => to(reply, error),
             Verb::Close(reply) => to(reply, error),
             Verb::Unclaim(_) | Verb::Tick(_) | Verb::Stop => {}
         }

@@ -13,7 +13,7 @@ use super::view::{Cell, Shared};
 use super::writer::Writer;
 
 /// Queries that find nothing in a sound store; each row is the violation's one number.
-const CHECKS: [(&str, &str); 14] = [
+const CHECKS: [(&str, &str); 15] = [
     (
         "SELECT row FROM task WHERE NOT EXISTS (SELECT 1 FROM live WHERE live.row = task.row)
       AND NOT EXISTS (SELECT 1 FROM outcome WHERE outcome.row = task.row)",
@@ -68,6 +68,10 @@ const CHECKS: [(&str, &str); 14] = [
     (
         "SELECT row FROM checkpoint WHERE NOT EXISTS (SELECT 1 FROM task WHERE task.row = checkpoint.row)",
         "a checkpoint belongs to row {}, which does not exist",
+    ),
+    (
+        "SELECT row FROM agent_lease WHERE NOT EXISTS (SELECT 1 FROM live WHERE live.row = agent_lease.row)",
+        "an agent holds a lease on row {}, which is not unfinished",
     ),
     (
         "SELECT DISTINCT row FROM (SELECT row FROM event UNION SELECT row FROM execution UNION SELECT row FROM inbox
@@ -244,6 +248,10 @@ impl Writer {
             }
             view.leases.keys().copied().collect()
         };
+        let lost = self.agents.leases_without_a_row(&self.db, &self.shared.view.lock())?;
+        for row in lost {
+            sentences.push(format!("an agent holds row {row}, and the disk does not say so"));
+        }
         for row in rows {
             if super::row::LiveRow::load(&self.db, row)?.is_none() {
                 sentences.push(format!("row {row} is leased and is not unfinished"));

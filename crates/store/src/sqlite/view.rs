@@ -30,6 +30,8 @@ pub(super) struct Leased {
     pub(super) log_lines: Option<u64>,
     /// Given up by a transaction that is not committed yet: no holder may use it, readers still see it.
     pub(super) closing: bool,
+    /// Held by an agent: it has a row of its own instead of a place in the manifest, and outlives this process.
+    pub(super) outlives: bool,
 }
 
 impl Leased {

@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use pensum_core::{StoreError, TaskId, Time};
 use rusqlite::Connection;
 
+use super::agent::Agents;
 use super::claim::Coverage;
 use super::error::Fault;
 use super::manifest::Recovery;
@@ -103,6 +104,7 @@ pub(super) struct Writer {
     pub(super) next_row: i64,
     pub(super) coverage: Coverage,
     pub(super) queues: Queues,
+    pub(super) agents: Agents,
     pub(super) parked: Vec<Claim>,
     /// What was in flight when the file was last let go, until a verb names the time.
     pub(super) recovery: Option<Recovery>,
@@ -162,6 +164,7 @@ impl Writer {
             next_row: 1,
             coverage: Coverage::default(),
             queues: Queues::default(),
+            agents: Agents::default(),
             parked: Vec::new(),
             recovery: None,
             careful_until: None,
@@ -204,6 +207,8 @@ impl Writer {
         self.next_seq = self.seq_reserved.max(1);
         self.memory.clock = super::memory::CLOCK_UNKNOWN;
         self.queues.load(&self.db)?;
+        self.agents.load(&self.db)?;
+        self.restore_leases()?;
         let orphans = self.memory.rebuild(&self.shared, &self.db)?;
         self.careful = !clean;
         self.recovery = Recovery::read(&self.db, orphans, !clean)?;
@@ -256,6 +261,8 @@ impl Writer {
                 verb @ (Verb::Read(_)
                 | Verb::Audit(_)
                 | Verb::Queues { .. }
+                | Verb::Beat { .. }
+                | Verb::Agents { .. }
                 | Verb::Quiet { .. }
                 | Verb::Close(_)
                 | Verb::Stop) => {
@@ -298,6 +305,18 @@ impl Writer {
             Verb::Queues { namespace, reply } => {
                 let _ = reply.send(Ok(self.list_queues(&namespace)));
             }
+            Verb::Beat {
+                call,
+                agent,
+                session,
+                reply,
+            } => {
+                let heard = self.beat_agent(&call, &agent, session);
+                let _ = reply.send(heard.map_err(StoreError::from));
+            }
+            Verb::Agents { namespace, reply } => {
+                let _ = reply.send(Ok(self.list_agents(&namespace)));
+            }
             Verb::Close(reply) => {
                 let closed = self.shut().map_err(|fault| fault.describe(&self.path));
                 // Whoever is still in the queue is told so.
@@ -317,6 +336,7 @@ impl Writer {
             self.shared.catalog.load(&self.db)?;
             self.names.load(&self.shared.catalog);
             self.queues.load(&self.db)?;
+            self.agents.load(&self.db)?;
             self.memory.rebuild(&self.shared, &self.db)?;
             self.stale = false;
         }
@@ -326,6 +346,7 @@ impl Writer {
     /// Moves the clock, and carries out the recovery that waited for one.
     fn move_on(&mut self, now: Time) -> Result<(), Fault> {
         self.memory.clock = self.memory.clock.max(now);
+        self.settle_agents(now);
         if self.memory.taken_for_due > self.memory.clock {
             self.stale = true;
             self.restore()?;
@@ -479,12 +500,23 @@ impl Writer {
                 reply,
                 self.ask_queue(&call, queue, ask).map(|r| r.map_err(StoreError::from))
             ),
+            Verb::Agent {
+                call,
+                agent,
+                ask,
+                reply,
+            } => answer!(
+                reply,
+                self.ask_agent(&call, agent, ask).map(|r| r.map_err(StoreError::from))
+            ),
             Verb::Import { step, now, reply } => answer!(reply, self.import(step, now)),
             Verb::Claim(_)
             | Verb::Tick(_)
             | Verb::Read(_)
             | Verb::Audit(_)
             | Verb::Queues { .. }
+            | Verb::Beat { .. }
+            | Verb::Agents { .. }
             | Verb::Quiet { .. }
             | Verb::Close(_)
             | Verb::Stop => {}
@@ -515,6 +547,8 @@ impl Writer {
             self.put_manifest()?;
         }
         self.queues.flush(&self.db)?;
+        self.agents
+            .flush(&self.db, &self.shared.view.lock(), &self.group.closed)?;
         self.put_alive()
     }
 
@@ -536,6 +570,7 @@ impl Writer {
         drop(view);
         self.group.undo.clear();
         self.queues.committed();
+        self.agents.committed();
         self.manifest_changed = false;
         for (reply, grants) in self.held_back.drain(..) {
             // Grants that nobody takes any more come back by themselves.
@@ -579,9 +614,11 @@ impl Writer {
         if let Err(fault) = written {
             let error = fault.describe(&self.path);
             tracing::error!(%error, "what is in flight could not be written down");
-            // The claims stand all the same; holding them back for ever would help nobody.
             for (reply, grants) in self.held_back.drain(..) {
-                let _ = reply.send(Ok(grants));
+                // The claims of nodes stand all the same; holding them back for ever would help nobody. An agent that asks
+                // again is answered what it was given here, once that is on disk.
+                let answer = if grants.outlive { Err(error.clone()) } else { Ok(grants) };
+                let _ = reply.send(answer);
             }
             self.manifest_changed = false;
         }
@@ -590,7 +627,12 @@ impl Writer {
     /// Answers a claim, once its manifest is on disk where that matters.
     pub(super) fn grant(&mut self, reply: Reply<Grants>, grants: Grants) {
         self.manifest_changed |= !grants.items.is_empty();
-        if self.careful_until.is_some_and(|until| self.memory.clock < until) && !grants.items.is_empty() {
+        if grants.outlive && !grants.items.is_empty() {
+            for grant in &grants.items {
+                self.agents.write_lease(grant.row);
+            }
+            self.held_back.push((reply, grants));
+        } else if self.careful_until.is_some_and(|until| self.memory.clock < until) && !grants.items.is_empty() {
             self.held_back.push((reply, grants));
         } else {
             let _ = reply.send(Ok(grants));
@@ -599,7 +641,7 @@ impl Writer {
 
     /// Tells parked claimers when the next task becomes ready by the clock, or its queue opens.
     fn publish(&mut self) {
-        let opens_at = self.opens_at();
+        let opens_at = self.opens_at().into_iter().chain(self.falls_silent_at()).min();
         let first = self
             .shared
             .view

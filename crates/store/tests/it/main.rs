@@ -12,6 +12,7 @@ mod postgres_reads;
 mod postgres_suite;
 mod power;
 mod random;
+mod sqlite_agents;
 mod sqlite_files;
 mod sqlite_hard_cases;
 mod sqlite_queues;

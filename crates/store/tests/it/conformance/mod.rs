@@ -3,6 +3,7 @@
 //! `store_suite!(name, make)` makes one test of each function below for the store that `make().await` gives. A new
 //! store joins with one line; no test may be skipped.
 
+pub(crate) mod agents;
 pub(crate) mod commands;
 pub(crate) mod dependencies;
 pub(crate) mod dossiers;
@@ -45,6 +46,23 @@ macro_rules! store_suite {
                     queues_of_different_namespaces_do_not_meet,
                     a_command_that_does_not_fit_is_refused,
                     settings_and_pauses_are_carried_into_a_copy;
+                agents: an_agent_is_listed_as_it_registered,
+                    an_agent_is_idle_busy_or_offline_by_its_leases_and_by_when_it_was_heard,
+                    an_agent_takes_what_it_is_capable_of,
+                    an_agent_never_holds_more_tasks_than_it_runs_at_once,
+                    resources_are_never_given_out_twice,
+                    a_task_is_kept_for_the_agent_that_it_prefers_while_that_one_lives,
+                    a_preference_falls_back_on_others_when_the_agent_cannot,
+                    what_an_answer_lost_is_answered_again_before_anything_new,
+                    a_newer_session_fences_the_older_one,
+                    a_closed_session_gives_back_what_it_held,
+                    a_removed_agent_loses_what_it_held,
+                    a_task_whose_agent_fell_silent_runs_elsewhere,
+                    a_cancel_reaches_an_agent_with_its_renewal,
+                    queues_and_keys_hold_for_agents_too,
+                    a_parked_agent_is_woken_by_what_it_can_do,
+                    agents_are_carried_into_a_copy_without_their_sessions,
+                    an_unknown_agent_is_refused_everything;
                 lifecycle: a_task_completes_with_its_result,
                     a_failure_is_retried_with_backoff_and_then_dead_lettered,
                     a_non_retryable_failure_ends_at_once,
