@@ -1,25 +1,25 @@
 //! Claims: one statement takes the best rows of the lanes that the claimer covers and that no one else is taking.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
 use parking_lot::Mutex;
-use pensum_core::store::{ClaimRequest, Claimed, Finish, LeaseRef};
+use pensum_core::store::{ClaimRequest, Claimed, Finish, LeaseRef, Rejected};
 use pensum_core::{Json, Name, NodeId, Outcome, StoreError, Time};
 use tokio::sync::{Notify, oneshot};
 use tokio_postgres::Row;
 
 use super::Inner;
 use super::error::Fault;
-use super::lanes::{self, Lanes, Limits, guard};
+use super::lanes::{self, Claimer, Lanes, Limits, guard};
 use super::pool::{Durability, Statement, Value};
 use super::reads::{StoredTask, TASK};
 use super::row::{self, Cell, LIVE, LiveRow, mark};
 use super::step::tally_statement;
-use super::{gated, key};
+use super::{gated, key, measured, parked};
 
 /// A run that goes on for this long, or has checkpointed, has survived its start: a node's death is not charged to it.
 pub(super) const PROBATION: Duration = Duration::from_secs(60);
@@ -51,10 +51,13 @@ pub(super) struct Holdings {
     awaited: AtomicBool,
     /// Tells claims that held back for a run that one has ended.
     ended: Notify,
+    /// Sessions of agents of which a run has ended, for their parked claims.
+    sessions: Mutex<HashSet<NodeId>>,
+    session_ended: Notify,
 }
 
 impl Holdings {
-    fn add(&self, rows: Vec<LiveRow>) {
+    pub(super) fn add(&self, rows: Vec<LiveRow>) {
         let mut held = self.held.lock();
         held.extend(rows.into_iter().map(|live| (live.row, Held { live, log_lines: None })));
     }
@@ -84,21 +87,70 @@ impl Holdings {
             .get(&lease.task.row())
             .is_some_and(|h| h.live.life.lease.is_some_and(|l| l.id == lease.lease))
         {
-            held.remove(&lease.task.row());
+            let gone = held.remove(&lease.task.row());
             self.tell();
+            drop(held);
+            self.tell_sessions(gone.iter());
         }
     }
 
     /// Rows that were taken back, unless they were renewed or claimed anew at that moment.
     pub(super) fn expire(&self, rows: &[i64], now: Time) {
         let mut held = self.held.lock();
+        let mut gone = Vec::new();
         for row in rows {
             let expired = |found: &Held| found.live.life.lease.is_none_or(|lease| lease.expires_at <= now);
             if held.get(row).is_some_and(expired) {
-                held.remove(row);
+                gone.extend(held.remove(row));
             }
         }
         self.tell();
+        drop(held);
+        self.tell_sessions(gone.iter());
+    }
+
+    /// What a session holds is just this: what it ended on another node is not known here.
+    pub(super) fn retain(&self, session: NodeId, rows: &BTreeSet<i64>) {
+        let mut held = self.held.lock();
+        let of_session = |found: &Held| found.live.life.lease.is_some_and(|lease| lease.node == session);
+        held.retain(|row, found| rows.contains(row) || !of_session(found));
+    }
+
+    /// Forgets leases of agents that have run out, as far as is known here: they may have been renewed, or ended, on another
+    /// node. Their ends ask the store.
+    pub(super) fn forget_expired_of_agents(&self, now: Time) {
+        let mut held = self.held.lock();
+        let is_over = |found: &Held| {
+            let run_out = found.live.life.lease.is_none_or(|lease| lease.expires_at <= now);
+            run_out && found.live.run.is_some_and(|run| run.by_agent)
+        };
+        held.retain(|_, found| !is_over(found));
+    }
+
+    /// Tells the parked claims of sessions that runs of these have ended.
+    fn tell_sessions<'a>(&self, gone: impl Iterator<Item = &'a Held>) {
+        let by_agents = gone.filter(|held| held.live.run.is_some_and(|run| run.by_agent));
+        let ended: Vec<NodeId> = by_agents.filter_map(|held| Some(held.live.life.lease?.node)).collect();
+        if !ended.is_empty() {
+            self.sessions.lock().extend(ended);
+            self.session_ended.notify_one();
+        }
+    }
+
+    /// The sessions of which a run has ended since this was asked last.
+    pub(super) fn ended_sessions(&self) -> HashSet<NodeId> {
+        std::mem::take(&mut self.sessions.lock())
+    }
+
+    /// Returns when a run of a session has ended.
+    pub(super) async fn session_ended(&self) {
+        self.session_ended.notified().await;
+    }
+
+    /// A claim that finds no room is told when a run ends.
+    pub(super) fn await_end(&self) {
+        let _held = self.held.lock();
+        self.awaited.store(true, Ordering::Relaxed);
     }
 
     /// Lets claims that held back look again.
@@ -110,7 +162,7 @@ impl Holdings {
 
     /// Whether the node holds anything that could be blamed for its death at `now`; a claim that holds back for that is
     /// told when a run ends.
-    fn any_fresh(&self, node: NodeId, now: Time) -> bool {
+    pub(super) fn any_fresh(&self, node: NodeId, now: Time) -> bool {
         self.any(node, now, |_| true)
     }
 
@@ -149,6 +201,8 @@ pub(super) enum Try {
     Contended,
     /// Something is to be left out.
     Again,
+    /// The claimer may not claim.
+    Refused(Rejected),
 }
 
 /// How a claim is carried out.
@@ -167,6 +221,9 @@ pub(super) async fn claim<T>(
     now: Time,
     claimer: &mut oneshot::Sender<T>,
 ) -> Result<Vec<Claimed>, StoreError> {
+    if request.agent.is_some() {
+        return parked::claim(inner, request, now, claimer).await;
+    }
     let started = tokio::time::Instant::now();
     // The first try is made at the time that the claimer named, to the microsecond.
     let mut at = now;
@@ -174,14 +231,14 @@ pub(super) async fn claim<T>(
         let mut heard = inner.wake.listen();
         let mut ended = std::pin::pin!(inner.holdings.ended.notified());
         ended.as_mut().enable();
-        let claimed = inner.retry(|| once(inner, &request, at)).await?;
+        let claimed = inner.retry(|| once(inner, &request, at)).await??;
         let left = request.wait.saturating_sub(started.elapsed());
         if !claimed.is_empty() || request.slots == 0 || left.is_zero() {
             return Ok(claimed);
         }
         let mut due = inner.next_due();
-        if inner.queues.any()
-            && let Some(opens_at) = Lanes::covered(inner, &request, at).opens_at
+        if (inner.queues.any() || inner.preferred.any())
+            && let Some(opens_at) = Lanes::covered(inner, Claimer::Node(&request), at).opens_at
         {
             due = due.min(opens_at);
         }
@@ -200,18 +257,25 @@ pub(super) async fn claim<T>(
     }
 }
 
-async fn once(inner: &Arc<Inner>, request: &ClaimRequest, now: Time) -> Result<Vec<Claimed>, Fault> {
-    if request.slots == 0 {
-        return Ok(Vec::new());
-    }
-    if inner.holdings.any_alone(request.node, now) {
-        return Ok(Vec::new());
+pub(super) async fn once(
+    inner: &Arc<Inner>,
+    request: &ClaimRequest,
+    now: Time,
+) -> Result<Result<Vec<Claimed>, Rejected>, Fault> {
+    // Where an agent runs what, no process knows.
+    if request.agent.is_none() && (request.slots == 0 || inner.holdings.any_alone(request.node, now)) {
+        return Ok(Ok(Vec::new()));
     }
     let mut mode = Mode::default();
     let (mut upkeeps, mut contended) = (0, 0);
     for _ in 0..TRIES_MAX {
-        match attempt(inner, request, mode, now).await? {
-            Try::Taken(claimed) => return Ok(claimed),
+        let tried = match &request.agent {
+            None => attempt(inner, request, mode, now).await?,
+            Some(agent) => measured::for_agent(inner, request, agent, mode, now).await?,
+        };
+        match tried {
+            Try::Taken(claimed) => return Ok(Ok(claimed)),
+            Try::Refused(rejected) => return Ok(Err(rejected)),
             Try::Upkeep => {
                 upkeeps += 1;
                 // What one pass has left, because it is too much or because someone holds it, keeps nobody from the rest.
@@ -222,7 +286,7 @@ async fn once(inner: &Arc<Inner>, request: &ClaimRequest, now: Time) -> Result<V
             Try::Again => {}
             // It waits only for what could be blamed with it, and nothing new starts meanwhile: else a busy node would
             // never come to it.
-            Try::Suspect if inner.holdings.any_fresh(request.node, now) => return Ok(Vec::new()),
+            Try::Suspect if inner.holdings.any_fresh(request.node, now) => return Ok(Ok(Vec::new())),
             Try::Suspect => mode.alone = true,
             Try::Contended if contended == CONTENDED_MAX => break,
             Try::Contended => {
@@ -232,11 +296,15 @@ async fn once(inner: &Arc<Inner>, request: &ClaimRequest, now: Time) -> Result<V
             }
         }
     }
-    Ok(Vec::new())
+    Ok(Ok(Vec::new()))
 }
 
 async fn attempt(inner: &Arc<Inner>, request: &ClaimRequest, mode: Mode, now: Time) -> Result<Try, Fault> {
-    let lanes = Lanes::covered(inner, request, now);
+    inner.preferred.look(inner, now).await?;
+    let lanes = Lanes::covered(inner, Claimer::Node(request), now);
+    if !lanes.needs.is_empty() {
+        return measured::for_node(inner, request, &lanes, mode, now).await;
+    }
     let limits = match lanes.limited.is_empty() {
         true => Limits::None,
         false => Limits::Asked,
@@ -299,11 +367,15 @@ pub(super) fn read_all(inner: &Inner, rows: &[Row]) -> Result<Vec<(LiveRow, Clai
     }
     let mut taken = rows
         .iter()
-        .map(|found| read(inner, found))
+        .map(|found| read(inner, found, guard::COLUMNS))
         .collect::<Result<Vec<_>, _>>()?;
-    // RETURNING keeps no order.
-    taken.sort_by_key(|(live, _)| (row::rank(live.priority), live.deadline.unwrap_or(Time::MAX), live.row));
+    sort(&mut taken);
     Ok(taken)
+}
+
+/// RETURNING keeps no order.
+pub(super) fn sort(taken: &mut [(LiveRow, Claimed)]) {
+    taken.sort_by_key(|(live, _)| (row::rank(live.priority), live.deadline.unwrap_or(Time::MAX), live.row));
 }
 
 /// Notes what this process holds now; `None` for nothing.
@@ -328,10 +400,11 @@ pub(super) async fn keep(
     Ok(Some(claimed))
 }
 
-fn read(inner: &Inner, found: &Row) -> Result<(LiveRow, Claimed), Fault> {
-    let live = LiveRow::read(found, guard::COLUMNS)?;
-    let task = StoredTask::read(found, guard::COLUMNS + LIVE.len(), &inner.catalog)?;
-    let checkpoint = match found.try_get::<_, Option<String>>(guard::COLUMNS + LIVE.len() + TASK.len())? {
+/// A lease from the columns [`LIVE`], [`TASK`] and that of the checkpoint, beginning at `from`.
+pub(super) fn read(inner: &Inner, found: &Row, from: usize) -> Result<(LiveRow, Claimed), Fault> {
+    let live = LiveRow::read(found, from)?;
+    let task = StoredTask::read(found, from + LIVE.len(), &inner.catalog)?;
+    let checkpoint = match found.try_get::<_, Option<String>>(from + LIVE.len() + TASK.len())? {
         Some(text) if live.marks & mark::CHECKPOINT != 0 => {
             Some(Json::parse(text).map_err(|_| row::damaged(live.row, "JSON text as checkpoint"))?)
         }

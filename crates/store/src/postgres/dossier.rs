@@ -13,9 +13,9 @@ use tokio_postgres::types::Type;
 use super::Inner;
 use super::error::Fault;
 use super::pool::{Pool, Statement, Value};
-use super::queue;
 use super::reads::{EXECUTION, FOUND, Found, Whereabouts, last_execution, read_execution, terminal_kind};
 use super::row::{self, OutcomeRow, mark, read_error, seq_of};
+use super::{agent, queue};
 
 /// What runs, where, and until when at most.
 const BUSY: &str = "SELECT count(*), array_agg(DISTINCT n.text), max(l.due_at) FROM pensum.live l
@@ -333,13 +333,14 @@ async fn export_keys(pool: &Arc<Pool>, namespace: &str, key: &str, limit: usize)
     }
     let is_first = namespace.is_empty() && key.is_empty();
     let queues = if is_first { queue::all(pool).await? } else { Vec::new() };
+    let agents = if is_first { agent::all(pool).await? } else { Vec::new() };
     let full = remembered.len() == limit;
     let next = remembered.last().filter(|_| full).map(Remembered::bookmark);
     Ok(Parcel {
         next,
         remembered,
         queues,
-        agents: Vec::new(),
+        agents,
         dossiers: Vec::new(),
     })
 }

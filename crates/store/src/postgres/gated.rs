@@ -23,7 +23,7 @@ use super::row::LiveRow;
 const MANNERS: &str = "SELECT set_config('lock_timeout', '250ms', true), set_config('jit', 'off', true),
     set_config('plan_cache_mode', 'force_generic_plan', true)";
 /// How long claims leave out a queue for which one waited in vain.
-const HELD: Duration = Duration::from_millis(250);
+pub(super) const HELD: Duration = Duration::from_millis(250);
 /// For other locks it waits as everyone does.
 const PATIENT: &str = "SET LOCAL lock_timeout TO DEFAULT";
 /// How many leases are looked at first when they are counted: a limit that makes the server walk along their index.
@@ -51,14 +51,21 @@ const FILL: &str = "UPDATE pensum.queue q SET bucket = given.bucket
     FROM unnest($1::integer[], $2::bigint[]) AS given(id, bucket) WHERE q.id = given.id";
 
 /// A queue that this transaction holds.
-struct Gate {
+pub(super) struct Gate {
     record: QueueRecord,
     running: u64,
     /// How much of it could start when the claim began.
-    room: Result<Room, Closed>,
+    pub(super) room: Result<Room, Closed>,
 }
 
-type Gates = BTreeMap<i32, Gate>;
+impl Gate {
+    /// True when starts of it are to be noted.
+    pub(super) fn is_rated(&self) -> bool {
+        self.record.settings.rate.is_some() && self.room.is_ok()
+    }
+}
+
+pub(super) type Gates = BTreeMap<i32, Gate>;
 
 /// A claim over all lanes, where these limited queues have something ready.
 pub(super) async fn attempt(
@@ -95,9 +102,7 @@ pub(super) async fn attempt(
         sql: lanes::statement(lanes.kind(mode.alone), Limits::Obeyed),
         params,
     }];
-    let is_rated = gates
-        .values()
-        .any(|gate| gate.record.settings.rate.is_some() && gate.room.is_ok());
+    let is_rated = gates.values().any(Gate::is_rated);
     let (tx, answers) = match is_rated {
         true => {
             let answers = tx.pipeline(&claim).await?;
@@ -118,19 +123,7 @@ pub(super) async fn attempt(
     let taken = read_all(inner, &rows)?;
     let changed = note_starts(&mut gates, lanes, &taken);
     if let Some(tx) = tx {
-        let fill = Statement {
-            sql: FILL,
-            params: vec![
-                Value::Int4s(changed.iter().map(|id| Some(*id)).collect()),
-                Value::Int8s(changed.iter().map(|id| Some(gates[id].record.bucket.0)).collect()),
-            ],
-        };
-        tx.commit(if changed.is_empty() {
-            &[]
-        } else {
-            std::slice::from_ref(&fill)
-        })
-        .await?;
+        tx.commit(&fill_buckets(&gates, &changed)).await?;
     }
     if !mode.alone {
         remember(inner, lanes, &gates, first.try_get(guard::READY)?, now);
@@ -143,7 +136,7 @@ pub(super) async fn attempt(
 
 /// Locks the queues, and asks them how many may start. A statement after the one that waited for the locks sees everything
 /// that was committed before they were got, so the leases are all that there are.
-async fn hold(inner: &Inner, tx: &mut Tx, ready: &[i32], now: Time) -> Result<Gates, Fault> {
+pub(super) async fn hold(inner: &Inner, tx: &mut Tx, ready: &[i32], now: Time) -> Result<Gates, Fault> {
     let ids = || Value::Int4s(ready.iter().copied().map(Some).collect());
     let count = |sql: &'static str| Statement {
         sql,
@@ -207,7 +200,7 @@ fn add_lanes(params: &mut Vec<Value<'static>>, lanes: &Lanes, gates: &Gates) -> 
 }
 
 /// Notes which queues the taken tasks are of; answers those whose bucket changed.
-fn note_starts(gates: &mut Gates, lanes: &Lanes, taken: &[(LiveRow, Claimed)]) -> Vec<i32> {
+pub(super) fn note_starts(gates: &mut Gates, lanes: &Lanes, taken: &[(LiveRow, Claimed)]) -> Vec<i32> {
     let mut changed = Vec::new();
     for (live, _) in taken {
         let class = live.class as i32;
@@ -229,8 +222,22 @@ fn note_starts(gates: &mut Gates, lanes: &Lanes, taken: &[(LiveRow, Claimed)]) -
     changed
 }
 
+/// Writes the buckets of queues that have changed.
+pub(super) fn fill_buckets(gates: &Gates, changed: &[i32]) -> Vec<Statement<'static>> {
+    if changed.is_empty() {
+        return Vec::new();
+    }
+    vec![Statement {
+        sql: FILL,
+        params: vec![
+            Value::Int4s(changed.iter().map(|id| Some(*id)).collect()),
+            Value::Int8s(changed.iter().map(|id| Some(gates[id].record.bucket.0)).collect()),
+        ],
+    }]
+}
+
 /// Lets claims leave out the queues that have no room now, and those of which nothing was seen that may start.
-fn remember(inner: &Inner, lanes: &Lanes, gates: &Gates, seen: Option<Vec<i32>>, now: Time) {
+pub(super) fn remember(inner: &Inner, lanes: &Lanes, gates: &Gates, seen: Option<Vec<i32>>, now: Time) {
     for (_, queue) in &lanes.limited {
         let Some(gate) = gates.get(&queue.id) else { continue };
         match gate.record.room(gate.running, now) {

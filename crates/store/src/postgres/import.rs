@@ -23,7 +23,7 @@ use super::pool::{Durability, Pool, Statement, Tx, Value, text};
 use super::reads::{last_execution, terminal_kind};
 use super::row::{self, Cell, LiveRow, OutcomeRow, mark, scope_of, seq_of};
 use super::step::{EventRow, event_statement, execution_statement, tally_statement};
-use super::{key, queue};
+use super::{agent, key, queue};
 
 /// Finds the entry that stands while another store is being copied into this one.
 const FILLING: &str = "SELECT 1 FROM pensum.meta WHERE key = 'filling'";
@@ -100,7 +100,8 @@ pub(super) async fn import(inner: &Arc<Inner>, step: &Import, now: Time) -> Resu
 /// How many tasks the store holds, if it holds anything.
 async fn held(tx: &mut Tx) -> Result<Option<u64>, Fault> {
     let sql = "SELECT (SELECT count(*) FROM pensum.task), EXISTS (SELECT 1 FROM pensum.idempotency)
-               OR EXISTS (SELECT 1 FROM pensum.intake) OR EXISTS (SELECT 1 FROM pensum.queue)";
+               OR EXISTS (SELECT 1 FROM pensum.intake) OR EXISTS (SELECT 1 FROM pensum.queue)
+               OR EXISTS (SELECT 1 FROM pensum.agent)";
     let rows = tx.query(sql, &[]).await?;
     let Some(row) = rows.first() else { return Ok(None) };
     let (tasks, more): (i64, bool) = (row.try_get(0)?, row.try_get(1)?);
@@ -318,6 +319,7 @@ impl<'a> Page<'a> {
         }
         statements.extend(self.remembered());
         statements.extend(self.queues());
+        statements.extend(self.agents());
         statements
     }
 
@@ -533,6 +535,13 @@ impl<'a> Page<'a> {
             ],
         };
         vec![carried, queue::GROW]
+    }
+
+    fn agents(&self) -> impl Iterator<Item = Statement<'_>> {
+        self.parcel.agents.iter().map(|(namespace, record)| Statement {
+            sql: agent::INSERT,
+            params: agent::values(namespace, record),
+        })
     }
 
     fn remembered(&self) -> Option<Statement<'_>> {

@@ -1,17 +1,59 @@
 //! The statement of a claim, and the lanes that it covers: each class of tasks is one.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 
-use pensum_core::store::ClaimRequest;
-use pensum_core::{LeaseId, Time};
+use pensum_core::agent::{AgentSettings, Amounts};
+use pensum_core::store::{AgentClaim, ClaimRequest};
+use pensum_core::{LeaseId, Name, Time};
 
 use super::Inner;
 use super::claim::Mode;
 use super::error::Fault;
+use super::names::Class;
 use super::pool::Value;
 use super::queue::{Limited, Stand};
 use super::reads::TASK;
-use super::row::{self, Cell, LIVE, stored_lease};
+use super::row::{self, Cell, LIVE, flag, stored_lease};
+
+/// Who claims.
+#[derive(Clone, Copy)]
+pub(super) enum Claimer<'a> {
+    Node(&'a ClaimRequest),
+    Agent(&'a AgentClaim, &'a AgentSettings),
+}
+
+impl Claimer<'_> {
+    /// True when it is of those for whom the tasks of a class are.
+    pub(super) fn suits(&self, class: &Class) -> bool {
+        match self {
+            Claimer::Node(request) => {
+                let offered = request.capabilities.as_ref();
+                let queues = request.queues.as_ref();
+                offered.is_none_or(|offered| class.demand.suits_node(&class.handler, offered))
+                    && queues.is_none_or(|queues| queues.contains(&class.queue))
+            }
+            Claimer::Agent(claim, settings) => {
+                class.namespace == claim.namespace && class.demand.suits_agent(&class.handler, &settings.capabilities)
+            }
+        }
+    }
+
+    /// What its machine has, where that is to be kept to.
+    pub(super) fn offered(&self) -> Option<Amounts> {
+        match self {
+            Claimer::Node(request) => request.resources,
+            Claimer::Agent(_, settings) => Some(settings.offered()),
+        }
+    }
+
+    fn agent(&self) -> Option<&Name> {
+        match self {
+            Claimer::Node(_) => None,
+            Claimer::Agent(claim, _) => Some(&claim.name),
+        }
+    }
+}
 
 /// The classes that a claimer covers, by what their queues say.
 pub(super) struct Lanes {
@@ -23,24 +65,35 @@ pub(super) struct Lanes {
     pub(super) version: i64,
     /// When the first of those opens by the clock that are left out.
     pub(super) opens_at: Option<Time>,
+    /// What a task of these takes of the claimer's machine; of others nothing that counts.
+    pub(super) needs: BTreeMap<i32, Amounts>,
 }
 
 impl Lanes {
-    pub(super) fn covered(inner: &Inner, request: &ClaimRequest, now: Time) -> Lanes {
+    pub(super) fn covered(inner: &Inner, claimer: Claimer<'_>, now: Time) -> Lanes {
+        let offered = claimer.offered();
         let view = inner.queues.view(&inner.wake, now);
         let mut lanes = Lanes {
             open: Vec::new(),
             limited: Vec::new(),
             version: view.version(),
             opens_at: None,
+            needs: BTreeMap::new(),
         };
         for class in inner.catalog.classes() {
-            let offered = request.capabilities.as_ref();
-            let queues = request.queues.as_ref();
-            if offered.is_some_and(|offered| !class.demand.suits_node(&class.handler, offered))
-                || queues.is_some_and(|queues| !queues.contains(&class.queue))
-            {
+            if !claimer.suits(&class) {
                 continue;
+            }
+            if let Some(until) = inner.preferred.keeps(&class, claimer.agent(), now) {
+                lanes.opens_at = [lanes.opens_at, Some(until)].into_iter().flatten().min();
+                continue;
+            }
+            let needs = class.demand.resources;
+            if let Some(offered) = offered.filter(|_| !needs.is_zero()) {
+                if !needs.fits(offered) {
+                    continue;
+                }
+                lanes.needs.insert(class.id as i32, needs);
             }
             match view.stand(&class) {
                 Stand::Open => lanes.open.push(class.id as i32),
@@ -207,9 +260,49 @@ const READY: &str = "ARRAY(SELECT DISTINCT lane.queue FROM unnest($11::integer[]
 /// [`pensum_core::task::Lifecycle::starts_at`] in SQL, and not before the turn of its key.
 const STARTS_AT: &str = "greatest($1, due_at, CASE WHEN (flags & 32768) <> 0 THEN run_at ELSE ready_at END)";
 
+/// When the first gate opens by the clock.
+pub(super) fn next_due() -> String {
+    format!(
+        "least({}, {})",
+        row::first_due(row::gate::LATER),
+        row::first_due(row::gate::RETRYING)
+    )
+}
+
+/// True when rows have come due, as `next_due` says, or a key's turn has passed, unless `kept_up` is not 0.
+pub(super) fn upkeep(kept_up: &str) -> String {
+    format!(
+        "coalesce({kept_up} = 0 AND (next_due <= $1 OR (SELECT true FROM pensum.live
+                WHERE timer_at <= $1 AND gate = 0 AND scope IS NOT NULL ORDER BY timer_at LIMIT 1)), false)"
+    )
+}
+
 /// A claim by `apply`'s rules for [`pensum_core::transition::Event::Claim`], set-based: found by their place in the table,
 /// which the lock has just looked up (a join on the row numbers takes four times as long). A row that someone has changed
 /// since the statement began, and that is locked only now, is not seen there: another claim takes it.
+///
+/// These are the common tables `taken` and `counted` of a statement with the parameters of [`Lanes::params`]; the leases
+/// get these flags.
+pub(super) fn taking(picked: &str, flags: u32) -> String {
+    format!(
+        "taken AS (UPDATE pensum.live SET state = 1, gate = 6, lease = $4, node = $5, executor = $8,
+            taken_at = {STARTS_AT}, due_at = {STARTS_AT} + $6, timer_at = NULL,
+            attempt = CASE WHEN (flags & 4096) <> 0 THEN greatest(coalesce(attempt, 0), 1)
+                           ELSE coalesce(attempt, 0) + 1 END,
+            started_at = CASE WHEN (flags & 4096) <> 0 AND started_at IS NOT NULL THEN started_at
+                              ELSE {STARTS_AT} END,
+            flags = (flags & ~(512 | 4096 | 8192 | 4194304 | 8388608)) | {flags},
+            version = coalesce(version, 1) + 1
+          WHERE ctid = ANY(ARRAY({picked})) RETURNING *),
+        counted AS (INSERT INTO pensum.tally(class, cell, n)
+            SELECT class, change.cell, change.by * count(*) FROM taken
+            CROSS JOIN (VALUES ({ready}::smallint, -1), ({running}::smallint, 1)) AS change(cell, by)
+            GROUP BY class, change.cell, change.by)",
+        ready = Cell::Ready as i16,
+        running = Cell::Running as i16,
+    )
+}
+
 fn write(kind: Kind, limits: Limits) -> String {
     let alone = kind == Kind::Suspects;
     let obeyed = limits == Limits::Obeyed;
@@ -246,39 +339,24 @@ fn write(kind: Kind, limits: Limits) -> String {
     };
     let hindered = format!("SELECT upkeep OR unknown OR stale OR suspect{busy} FROM guard");
     let sql = format!(
-        "WITH due AS MATERIALIZED (SELECT least({later}, {retrying}) AS next_due),
+        "WITH due AS MATERIALIZED (SELECT {next_due} AS next_due),
         {lanes}
         guard AS MATERIALIZED (SELECT
-            coalesce($9 = 0 AND (next_due <= $1 OR (SELECT true FROM pensum.live
-                WHERE timer_at <= $1 AND gate = 0 AND scope IS NOT NULL ORDER BY timer_at LIMIT 1)), false) AS upkeep,
+            {upkeep} AS upkeep,
             (SELECT count(*) FROM pensum.class) > $7 AS unknown,
             (SELECT value FROM pensum.queue_version) IS DISTINCT FROM $10 AS stale,
             {suspect} AS suspect, next_due{asked} FROM due),
         {found}
         {best}
-        taken AS (UPDATE pensum.live SET state = 1, gate = 6, lease = $4, node = $5, executor = $8, taken_at = {STARTS_AT},
-            due_at = {STARTS_AT} + $6, timer_at = NULL,
-            attempt = CASE WHEN (flags & 4096) <> 0 THEN greatest(coalesce(attempt, 0), 1)
-                           ELSE coalesce(attempt, 0) + 1 END,
-            started_at = CASE WHEN (flags & 4096) <> 0 AND started_at IS NOT NULL THEN started_at
-                              ELSE {STARTS_AT} END,
-            flags = (flags & ~(512 | 4096 | 8192 | 4194304 | 8388608)) | {alone_flag},
-            version = coalesce(version, 1) + 1
-          WHERE ctid = ANY(ARRAY({picked})) RETURNING *),
-        counted AS (INSERT INTO pensum.tally(class, cell, n)
-            SELECT class, change.cell, change.by * count(*) FROM taken
-            CROSS JOIN (VALUES ({ready_cell}::smallint, -1), ({running}::smallint, 1)) AS change(cell, by)
-            GROUP BY class, change.cell, change.by)
+        {taking}
         SELECT g.upkeep, g.unknown, g.stale, g.suspect, g.next_due, {seen}, {ready}, {live}, {task}, c.state
         FROM guard g LEFT JOIN taken l ON true LEFT JOIN pensum.task t ON t.row = l.row
         LEFT JOIN pensum.checkpoint c ON c.row = l.row AND (l.flags & 1) <> 0",
         lanes = if obeyed { LANES_GIVEN } else { "" },
         found = if obeyed && !alone { FOUND } else { "" },
-        alone_flag = if alone { 4_194_304 } else { 0 },
-        later = row::first_due(row::gate::LATER),
-        retrying = row::first_due(row::gate::RETRYING),
-        ready_cell = Cell::Ready as i16,
-        running = Cell::Running as i16,
+        taking = taking(picked, if alone { flag::ALONE } else { 0 }),
+        next_due = next_due(),
+        upkeep = upkeep("$9"),
         live = row::list(&LIVE, "l"),
         task = row::list(&TASK, "t"),
     );

@@ -3,6 +3,7 @@
 //! Each verb is a transaction on a pooled connection; nothing that decides lives in a process. What a process does keep
 //! (interned names, what it holds itself) only spares questions, and every write proves that it still is so.
 
+mod agent;
 mod claim;
 mod clock;
 mod command;
@@ -18,12 +19,15 @@ mod intake;
 mod key;
 mod lanes;
 mod list;
+mod measured;
 mod names;
 mod node;
 mod numbers;
 mod options;
 mod outbox;
+mod parked;
 mod pool;
+mod preferred;
 mod prune;
 mod queue;
 mod reads;
@@ -45,6 +49,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
+use pensum_core::agent::{AgentCommand, AgentRecord, AgentSettings};
 use pensum_core::dossier::{Bookmark, Import, Parcel};
 use pensum_core::input::Patch;
 use pensum_core::intake::{AdmitRequest, Admitted, IntakeRecord, IntakeStatus, Judge};
@@ -92,6 +97,8 @@ struct Inner {
     server: schema::Server,
     catalog: names::Catalog,
     queues: queue::Queues,
+    preferred: preferred::Preferred,
+    parked: parked::Parked,
     rows: rows::Rows,
     departures: enqueue::Departures,
     holdings: claim::Holdings,
@@ -193,6 +200,8 @@ impl PostgresStore {
             server,
             catalog: names::Catalog::default(),
             queues: queue::Queues::default(),
+            preferred: preferred::Preferred::default(),
+            parked: parked::Parked::default(),
             rows: rows::Rows::default(),
             departures: enqueue::Departures::default(),
             holdings: claim::Holdings::default(),
@@ -217,6 +226,7 @@ impl PostgresStore {
             closed.clone(),
         ));
         tokio::spawn(wake::hear(wake, options, closed));
+        tokio::spawn(parked::usher(Arc::clone(&inner)));
         Ok(PostgresStore { inner })
     }
 
@@ -244,11 +254,12 @@ impl PostgresStore {
     }
 }
 
-/// Claimed tasks on their way to the claimer; they go back unless they are accepted.
+/// Claimed tasks on their way to the claimer; they go back unless they are accepted, or kept for it.
 struct Offer {
     inner: Arc<Inner>,
     claimed: Vec<Claimed>,
     now: Time,
+    is_kept: bool,
 }
 
 impl Offer {
@@ -262,6 +273,7 @@ impl Drop for Offer {
         let lost = std::mem::take(&mut self.claimed);
         // Where there is no runtime any more, their leases run out.
         if !lost.is_empty()
+            && !self.is_kept
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
             let (inner, now) = (Arc::clone(&self.inner), self.now);
@@ -289,9 +301,17 @@ impl Store for PostgresStore {
         // A task of its own: who gives up waiting must not leave rows behind that no one knows to be claimed.
         let claims = inner.claims.clone();
         claims.spawn(async move {
+            // An agent gets again what did not arrive, perhaps at this moment: what it holds must not be taken back.
+            let is_kept = request.agent.is_some();
             let claimed = claim::claim(&inner, request, now, &mut reply).await;
             // Nor may what was sent already, and is never looked at.
-            let _ = reply.send(claimed.map(|claimed| Offer { inner, claimed, now }));
+            let offer = claimed.map(|claimed| Offer {
+                inner,
+                claimed,
+                now,
+                is_kept,
+            });
+            let _ = reply.send(offer);
         });
         match answer.await {
             Ok(offer) => offer.map(Offer::accept),
@@ -455,6 +475,42 @@ impl Store for PostgresStore {
     async fn queues(&self, namespace: &str) -> Result<Vec<QueueRecord>, StoreError> {
         let inner = self.open_inner()?;
         let listed = queue::list(&inner.pool, namespace).await;
+        listed.map_err(|fault| self.describe(fault))
+    }
+
+    async fn put_agent(&self, call: &Call, agent: Name, settings: AgentSettings) -> Result<AgentRecord, StoreError> {
+        let inner = self.open_inner()?;
+        Ok(inner.retry(|| agent::put(inner, call, &agent, &settings)).await??)
+    }
+
+    async fn command_agent(&self, call: &Call, agent: Name, command: AgentCommand) -> Result<AgentRecord, StoreError> {
+        let inner = self.open_inner()?;
+        Ok(inner.retry(|| agent::command(inner, call, &agent, command)).await??)
+    }
+
+    async fn delete_agent(&self, call: &Call, agent: Name) -> Result<(), StoreError> {
+        let inner = self.open_inner()?;
+        Ok(inner.retry(|| agent::delete(inner, call, &agent)).await??)
+    }
+
+    async fn open_session(&self, call: &Call, agent: Name, session: NodeId) -> Result<AgentRecord, StoreError> {
+        let inner = self.open_inner()?;
+        Ok(inner.retry(|| agent::open(inner, call, &agent, session)).await??)
+    }
+
+    async fn close_session(&self, call: &Call, agent: Name, session: NodeId) -> Result<(), StoreError> {
+        let inner = self.open_inner()?;
+        Ok(inner.retry(|| agent::close(inner, call, &agent, session)).await??)
+    }
+
+    async fn beat_agent(&self, call: &Call, agent: Name, session: Option<NodeId>) -> Result<AgentRecord, StoreError> {
+        let inner = self.open_inner()?;
+        Ok(inner.retry(|| agent::beat(inner, call, &agent, session)).await??)
+    }
+
+    async fn agents(&self, namespace: &str) -> Result<Vec<AgentRecord>, StoreError> {
+        let inner = self.open_inner()?;
+        let listed = agent::list(&inner.pool, namespace).await;
         listed.map_err(|fault| self.describe(fault))
     }
 

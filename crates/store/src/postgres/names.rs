@@ -3,7 +3,7 @@
 //! Rows of both tables are only ever added, each in a transaction of its own before it is used, so what a node has once
 //! read stays true.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
@@ -27,12 +27,16 @@ pub(super) struct Class {
 
 type ClassKey = (Name, Name, Name, String);
 
+/// An agent by its namespace and its name.
+pub(super) type AgentPlace = (Name, Name);
+
 #[derive(Default)]
 struct Known {
     classes: HashMap<u32, Arc<Class>, RandomState>,
     by_key: HashMap<ClassKey, u32, RandomState>,
     names: HashMap<u32, Name, RandomState>,
     by_name: HashMap<Name, u32, RandomState>,
+    preferred: Arc<HashSet<AgentPlace>>,
 }
 
 /// What this process knows of both tables.
@@ -50,6 +54,11 @@ impl Catalog {
     /// All known classes.
     pub(super) fn classes(&self) -> Vec<Arc<Class>> {
         self.known.read().classes.values().cloned().collect()
+    }
+
+    /// The agents that tasks of known classes prefer.
+    pub(super) fn preferred(&self) -> Arc<HashSet<AgentPlace>> {
+        Arc::clone(&self.known.read().preferred)
     }
 
     /// Reads the classes that were added since.
@@ -79,6 +88,11 @@ impl Catalog {
             );
             known.by_key.insert(key, class.id);
             known.classes.insert(class.id, Arc::new(class));
+        }
+        let prefers = |class: &Arc<Class>| Some((class.namespace.clone(), class.demand.agent.clone()?));
+        let preferred: HashSet<AgentPlace> = known.classes.values().filter_map(prefers).collect();
+        if preferred.len() != known.preferred.len() {
+            known.preferred = Arc::new(preferred);
         }
         Ok(())
     }

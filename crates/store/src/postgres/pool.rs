@@ -215,6 +215,17 @@ impl Pool {
         })
     }
 
+    /// Makes the commit of a transaction that began as [`Durability::Relaxed`] one that is acknowledged.
+    pub(super) fn acknowledge(&self) -> Statement<'static> {
+        Statement {
+            sql: match self.careless.load(std::sync::atomic::Ordering::Relaxed) {
+                true => "SET LOCAL synchronous_commit = on",
+                false => "SET LOCAL synchronous_commit TO DEFAULT",
+            },
+            params: Vec::new(),
+        }
+    }
+
     /// One statement, in a transaction of its own that only reads.
     pub(super) async fn read(self: &Arc<Pool>, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>, Fault> {
         let client = self.connection().await?;
@@ -481,6 +492,11 @@ impl Value<'_> {
             Value::Uuids(v) => (v, Type::UUID_ARRAY),
         }
     }
+}
+
+/// The parameters of a statement that is sent by itself.
+pub(super) fn as_params<'a>(values: &'a [Value<'_>]) -> Vec<Param<'a>> {
+    values.iter().map(Value::as_param).collect()
 }
 
 /// Text as PostgreSQL takes it: a NUL character, which it refuses, becomes the replacement character.

@@ -6,10 +6,11 @@ use std::sync::{Arc, LazyLock};
 
 use pensum_core::store::{Applied, NODE_LISTED, Reaped};
 use pensum_core::transition::{Blame, Event};
-use pensum_core::{ErrorInfo, NodeId, State, Time};
+use pensum_core::{ErrorInfo, Name, NodeId, State, Time};
 use tokio_postgres::types::Type;
 
 use super::Inner;
+use super::agent;
 use super::claim::PROBATION;
 use super::error::Fault;
 use super::pool::{Durability, Statement, Value};
@@ -135,6 +136,7 @@ async fn keep_up(inner: &Arc<Inner>, now: Time) -> Result<(), Fault> {
     if !inner.passes.fetch_add(1, Ordering::Relaxed).is_multiple_of(FOLD_EVERY) {
         return Ok(());
     }
+    inner.holdings.forget_expired_of_agents(now);
     super::counts::fold(&inner.pool).await?;
     let silent = now.minus(NODE_LISTED).as_micros();
     let sql = "DELETE FROM pensum.node n WHERE n.seen_at < $1
@@ -165,15 +167,20 @@ impl Work {
         for node in self.tx.query(sql, &[(&self.now.as_micros(), Type::INT8)]).await? {
             dead.insert(node.try_get::<_, i64>(0)? as u64, Time::from_micros(node.try_get(1)?));
         }
+        let agents = self.silent_agents(rows).await?;
         let mut done = 0;
         for row in rows {
             let Some((_, live)) = self.live(*row) else { continue };
             let Some(lease) = live.life.lease.filter(|l| l.expires_at <= self.now) else {
                 continue;
             };
-            let (event, error) = match dead.get(&lease.node.0) {
-                Some(heard_at) => died(live, lease.node, *heard_at),
-                None => (Event::LeaseExpired, None),
+            let (event, error) = match (agents.get(&lease.node), dead.get(&lease.node.0)) {
+                (Some((agent, heard_at)), _) => {
+                    let error = ErrorInfo::agent_crashed(agent);
+                    (Event::NodeDied(blame(live, *heard_at)), Some(error))
+                }
+                (None, Some(heard_at)) => died(live, lease.node, *heard_at),
+                (None, None) => (Event::LeaseExpired, None),
             };
             let facts = Facts {
                 error,
@@ -186,17 +193,47 @@ impl Work {
         }
         Ok(done)
     }
+
+    /// The agents that are not heard any more, of those whose sessions hold these rows, and when they last were.
+    async fn silent_agents(&mut self, rows: &[i64]) -> Result<HashMap<NodeId, (Name, Time)>, Fault> {
+        let held = rows.iter().filter_map(|row| self.live(*row));
+        let by_agents = held.filter(|(_, live)| live.run.is_some_and(|run| run.by_agent));
+        let mut sessions: Vec<i64> = by_agents
+            .filter_map(|(_, live)| live.life.lease.map(|lease| lease.node.0 as i64))
+            .collect();
+        if sessions.is_empty() {
+            return Ok(HashMap::new());
+        }
+        sessions.sort_unstable();
+        sessions.dedup();
+        let answers = self.tx.pipeline(&[agent::of_sessions(&sessions)]).await?;
+        let mut silent = HashMap::new();
+        for row in answers.iter().flatten() {
+            let (_, agent) = agent::read(row)?;
+            if let Some(session) = agent.session
+                && !agent.is_alive(self.now)
+            {
+                silent.insert(session, (agent.name, agent.seen_at.unwrap_or(self.now)));
+            }
+        }
+        Ok(silent)
+    }
 }
 
-/// The node that held a task died. The run counts until the node was last heard, not until somebody noticed.
+/// The node that held a task died.
 fn died(live: &LiveRow, node: NodeId, heard_at: Time) -> (Event, Option<ErrorInfo>) {
-    let blame = match live.run {
+    let error = ErrorInfo::new("crashed_node", format!("{node} died while it ran the task"));
+    (Event::NodeDied(blame(live, heard_at)), Some(error))
+}
+
+/// How far a task is to be blamed for the death of who held it. The run counts until that one was last heard, not until
+/// somebody noticed.
+pub(super) fn blame(live: &LiveRow, heard_at: Time) -> Blame {
+    match live.run {
         Some(run) if run.checkpointed || heard_at.since(run.taken_at) >= PROBATION => Blame::None,
         Some(run) if run.alone => Blame::Alone,
         _ => Blame::Suspect,
-    };
-    let error = ErrorInfo::new("crashed_node", format!("{node} died while it ran the task"));
-    (Event::NodeDied(blame), Some(error))
+    }
 }
 
 /// What is overdue about a task that nobody runs, with the error that goes with it.

@@ -44,6 +44,8 @@ pub(super) mod flag {
     pub(in crate::postgres) const STATUS_SHIFT: u32 = 18;
     pub(in crate::postgres) const ALONE: u32 = 4_194_304;
     pub(in crate::postgres) const CHECKPOINTED: u32 = 8_388_608;
+    /// The lease is that of an agent's session.
+    pub(in crate::postgres) const AGENT: u32 = 16_777_216;
 }
 
 /// Why a row cannot be claimed. Never renumbered.
@@ -96,6 +98,8 @@ pub(super) struct Run {
     /// Claimed as a suspect, to run alone.
     pub(super) alone: bool,
     pub(super) checkpointed: bool,
+    /// By an agent's session.
+    pub(super) by_agent: bool,
 }
 
 /// An unfinished task, as far as scheduling goes.
@@ -444,6 +448,7 @@ impl LiveRow {
                 taken_at: time(found, at(35))?.unwrap_or(run_at),
                 alone: flags & flag::ALONE != 0,
                 checkpointed: flags & flag::CHECKPOINTED != 0,
+                by_agent: flags & flag::AGENT != 0,
             });
         }
         Ok(live)
@@ -526,6 +531,7 @@ impl LiveRow {
             | bit(self.life.ready_at == Some(self.life.run_at), flag::READY_IS_RUN)
             | bit(self.run.is_some_and(|run| run.alone), flag::ALONE)
             | bit(self.run.is_some_and(|run| run.checkpointed), flag::CHECKPOINTED)
+            | bit(self.run.is_some_and(|run| run.by_agent), flag::AGENT)
     }
 
     /// What gates the row at `now`, as far as the row itself says.

@@ -9,7 +9,11 @@ use super::error::Fault;
 use super::pool::{Durability, Pool};
 
 /// Each step brings the schema from its index to the next version.
-const MIGRATIONS: [&str; 2] = [include_str!("schema.sql"), include_str!("queue.sql")];
+const MIGRATIONS: [&str; 3] = [
+    include_str!("schema.sql"),
+    include_str!("queue.sql"),
+    include_str!("agent.sql"),
+];
 /// The schema version that this program writes.
 pub(super) const VERSION: u64 = MIGRATIONS.len() as u64;
 /// `server_version_num` of the oldest server that understands the statements.

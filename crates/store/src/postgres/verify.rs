@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, LazyLock};
 
+use pensum_core::agent::SESSIONS_FENCED_MAX;
 use pensum_core::store::{VIOLATIONS_MAX, Verified};
 use pensum_core::{State, Time};
 use tokio_postgres::Row;
@@ -13,8 +14,8 @@ use tokio_postgres::types::Type;
 use super::counts::{Cells, counters};
 use super::error::Fault;
 use super::pool::{Pool, Statement, Tx, Value};
-use super::queue;
 use super::row::{Cell, LIVE, LIVE_LIST, LiveRow, flag, gate, mark};
+use super::{agent, queue};
 
 /// How many tasks a window spans.
 const WINDOW: i64 = 20_000;
@@ -196,6 +197,7 @@ pub(super) async fn verify(pool: &Arc<Pool>) -> Result<Verified, Fault> {
     audit.check_keys().await?;
     audit.check_sequence().await?;
     audit.check_queues().await?;
+    audit.check_agents().await?;
     audit.check_counters().await?;
     audit.tx.commit(&[]).await?;
     Ok(audit.verified)
@@ -363,6 +365,51 @@ impl Audit {
                 Err(Fault::Damaged(what)) => self.say(what),
                 Err(fault) => return Err(fault),
             }
+        }
+        Ok(())
+    }
+
+    /// Every agent can be read, and one session of each holds: what sessions have leased is that of a present one.
+    async fn check_agents(&mut self) -> Result<(), Fault> {
+        let sql = format!(
+            "SELECT {} FROM pensum.agent a ORDER BY a.namespace, a.name",
+            agent::COLUMNS
+        );
+        let mut sessions = BTreeSet::new();
+        for row in self.tx.query(&sql, &[]).await? {
+            let (namespace, name): (&str, &str) = (row.try_get("namespace")?, row.try_get("name")?);
+            if namespace.is_empty() || name.is_empty() || name.chars().any(char::is_control) {
+                self.say(format!("an agent of the namespace {namespace:?} is named {name:?}"));
+            }
+            let agent = match agent::read(&row) {
+                Ok((_, agent)) => agent,
+                Err(Fault::Damaged(what)) => {
+                    self.say(what);
+                    continue;
+                }
+                Err(fault) => return Err(fault),
+            };
+            if agent.fenced.len() > SESSIONS_FENCED_MAX {
+                let fenced = agent.fenced.len();
+                self.say(format!("agent {name} remembers {fenced} sessions that were fenced"));
+            }
+            if let Some(session) = agent.session
+                && (agent.fenced.contains(&session) || !sessions.insert(session))
+            {
+                self.say(format!("the session of agent {name} is fenced, or that of another one"));
+            }
+        }
+        let sql = format!(
+            "SELECT l.row FROM pensum.live l JOIN pensum.class c ON c.id = l.class LEFT JOIN pensum.agent a
+             ON a.session = l.node AND a.namespace = c.namespace
+             WHERE (l.flags & {}) <> 0 AND a.session IS NULL ORDER BY l.row LIMIT {VIOLATIONS_MAX}",
+            flag::AGENT
+        );
+        for row in self.tx.query(&sql, &[]).await? {
+            let number: i64 = row.try_get(0)?;
+            self.say(format!(
+                "task {number} is leased by a session that no agent of its namespace has"
+            ));
         }
         Ok(())
     }

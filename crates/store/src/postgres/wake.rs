@@ -2,13 +2,17 @@
 //!
 //! A notice is sent after the commit that made work, by a task of its own and at most one each [`QUIET`]: inside the
 //! commit it would make all commits of the database wait for each other. It says nothing but "look", and whether a queue
-//! with limits may have room again: else each new task would send claims to look at queues that are full.
+//! with limits may have room again: else each new task would send claims to look at queues that are full. Which agents have
+//! changed is told by numbers that follow from their names.
 
+use std::collections::BTreeSet;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::future::poll_fn;
+use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio_postgres::AsyncMessage;
 use tokio_postgres::types::Type;
@@ -29,6 +33,40 @@ const ECHO_MAX: Duration = Duration::from_secs(5);
 const SEND_PAUSE: Duration = Duration::from_millis(500);
 /// What a notice begins with when a queue with limits may have room again.
 const ROOM: &str = "room ";
+/// What a notice begins with that names agents which have changed.
+const AGENTS: &str = "agents ";
+/// Most agents in one notice: the server takes none of 8,000 bytes or more.
+const AGENTS_TOLD_MAX: usize = 300;
+
+/// The number by which an agent is told of. Of two that share one, both are looked at.
+pub(super) fn agent_number(namespace: &str, agent: &str) -> u64 {
+    // The same in every process of this program, and of the next version of it.
+    let mut hasher = Fnv(0xcbf2_9ce4_8422_2325);
+    (namespace, agent).hash(&mut hasher);
+    hasher.finish()
+}
+
+struct Fnv(u64);
+
+impl Hasher for Fnv {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+/// Which agents have changed since somebody asked.
+#[derive(Default)]
+pub(super) struct ChangedAgents {
+    /// More than are known by number.
+    pub(super) any: bool,
+    pub(super) numbers: BTreeSet<u64>,
+}
 
 /// What wakes parked claims.
 pub(super) struct Wake {
@@ -44,6 +82,12 @@ pub(super) struct Wake {
     own_room: String,
     /// Notices do not come through.
     deaf: AtomicBool,
+    /// Grows when an agent has changed.
+    agents: AtomicU64,
+    /// Which have, for the parked claims of this node.
+    changed_agents: Mutex<ChangedAgents>,
+    /// Which have, and others do not know of that yet.
+    tell_agents: Mutex<BTreeSet<u64>>,
 }
 
 /// Hears of work from the moment it was made.
@@ -68,6 +112,9 @@ impl Wake {
             rooms: AtomicU64::new(0),
             tell_room: AtomicBool::new(false),
             deaf: AtomicBool::new(true),
+            agents: AtomicU64::new(0),
+            changed_agents: Mutex::default(),
+            tell_agents: Mutex::default(),
         }
     }
 
@@ -93,6 +140,46 @@ impl Wake {
         self.rooms.load(Ordering::Acquire)
     }
 
+    /// An agent has changed: what it may claim, or what others may claim instead of it.
+    pub(super) fn agent(&self, namespace: &str, agent: &str) {
+        let number = agent_number(namespace, agent);
+        self.tell_agents.lock().insert(number);
+        self.changed_agents.lock().numbers.insert(number);
+        self.agents.fetch_add(1, Ordering::AcqRel);
+        self.ready();
+    }
+
+    /// Others have changed, or any may have, where nothing can be read.
+    fn hear_agents(&self, numbers: &str) {
+        let mut changed = self.changed_agents.lock();
+        for number in numbers.split(' ') {
+            match u64::from_str_radix(number, 16) {
+                Ok(number) => _ = changed.numbers.insert(number),
+                Err(_) => changed.any = true,
+            }
+        }
+        drop(changed);
+        self.agents.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// What is known of agents while this number stands is so, but for when they were heard, until it grows.
+    pub(super) fn agents(&self) -> u64 {
+        self.agents.load(Ordering::Acquire)
+    }
+
+    /// The agents that have changed since this was asked last.
+    pub(super) fn changed_agents(&self) -> ChangedAgents {
+        std::mem::take(&mut self.changed_agents.lock())
+    }
+
+    /// Some of those that others are to hear of.
+    fn agents_to_tell(&self) -> Vec<u64> {
+        let mut told = self.tell_agents.lock();
+        let now: Vec<u64> = told.iter().copied().take(AGENTS_TOLD_MAX).collect();
+        told.retain(|number| !now.contains(number));
+        now
+    }
+
     fn heard(&self) {
         self.ready.send_modify(|n| *n = n.wrapping_add(1));
     }
@@ -113,6 +200,8 @@ pub(super) fn channel(schema: &str) -> String {
     format!("pensum_{schema}").chars().take(63).collect()
 }
 
+const NOTIFY: &str = "SELECT pg_notify($1, $2)";
+
 /// Sends notices until the store is closed.
 pub(super) async fn send(wake: Arc<Wake>, pool: Arc<Pool>, schema: String, closed: CancellationToken) {
     let channel = channel(&schema);
@@ -124,10 +213,19 @@ pub(super) async fn send(wake: Arc<Wake>, pool: Arc<Pool>, schema: String, close
         let room = wake.tell_room.swap(false, Ordering::Relaxed);
         let says = if room { wake.own_room.as_str() } else { "" };
         let params: [Param<'_>; 2] = [(&channel, Type::TEXT), (&says, Type::TEXT)];
-        let sent = pool.read("SELECT pg_notify($1, $2)", &params).await;
+        let mut sent = pool.read(NOTIFY, &params).await;
+        let agents = wake.agents_to_tell();
+        if sent.is_ok() && !agents.is_empty() {
+            let numbers: Vec<String> = agents.iter().map(|number| format!("{number:x}")).collect();
+            let says = format!("{AGENTS}{}", numbers.join(" "));
+            sent = pool.read(NOTIFY, &[(&channel, Type::TEXT), (&says, Type::TEXT)]).await;
+        }
         if sent.is_err() {
             // Others find the work by looking; who waits for an echo does not.
             wake.tell_room.fetch_or(room, Ordering::Relaxed);
+            wake.tell_agents.lock().extend(agents);
+        }
+        if sent.is_err() || !wake.tell_agents.lock().is_empty() {
             wake.outbox.notify_one();
         }
         tokio::time::sleep(if sent.is_ok() { QUIET } else { SEND_PAUSE }).await;
@@ -161,6 +259,7 @@ pub(super) async fn hear(wake: Arc<Wake>, options: PostgresOptions, closed: Canc
         }
         // What was missed meanwhile is found by looking.
         wake.any_room();
+        wake.hear_agents("any");
         wake.heard();
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -199,6 +298,9 @@ async fn hear_once(wake: &Wake, options: &PostgresOptions, said: &mut bool) -> R
                     }
                     if notice.payload().starts_with(ROOM) && notice.payload() != wake.own_room {
                         wake.any_room();
+                    }
+                    if let Some(numbers) = notice.payload().strip_prefix(AGENTS) {
+                        wake.hear_agents(numbers);
                     }
                     wake.heard();
                 }
