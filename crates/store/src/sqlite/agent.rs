@@ -62,6 +62,8 @@ pub(super) struct Agents {
     sessions: HashMap<NodeId, Place, RandomState>,
     /// By class; short of classes that came since.
     wants: Vec<Wants>,
+    /// There was an agent, or a lease of one, since the file was opened.
+    any: bool,
     /// Some class prefers an agent.
     any_preference: bool,
     /// Agents that were heard for the first time in a while.
@@ -157,6 +159,7 @@ impl Agents {
             seats.insert(place, seat);
         }
         (self.seats, self.sessions) = (seats, sessions);
+        self.any |= !self.seats.is_empty();
         self.wants.clear();
         self.any_preference = false;
         Ok(())
@@ -236,7 +239,7 @@ impl Agents {
 
     /// Writes what has changed within the open transaction: leases that came, and `closed` ones that go.
     pub(super) fn flush(&self, db: &Connection, view: &View, closed: &[i64]) -> Result<(), Fault> {
-        if self.seats.is_empty() && self.unwritten_leases.is_empty() {
+        if !self.any {
             return Ok(());
         }
         for place in &self.unwritten {
@@ -566,6 +569,7 @@ impl Writer {
             fits: Vec::new(),
         };
         agents.seats.insert(place.clone(), seat);
+        agents.any = true;
     }
 
     /// Ends what a session holds.
@@ -644,6 +648,7 @@ impl Writer {
             }
         }
         self.agents.unsettled |= !found.is_empty();
+        self.agents.any |= !found.is_empty();
         let mut view = self.shared.view.lock();
         for leased in found {
             view.lease(leased.live.row, Box::new(leased));

@@ -62,13 +62,16 @@ async fn good_copy(from: &dyn Store, to: &dyn Store, now: Time) -> Copied {
     copied
 }
 
-/// Lets every lease run out and every node go.
+/// Lets every lease run out and every node go, and agents with their sessions, which a copy does not carry.
 async fn rest(store: &dyn Store, now: Time) -> Time {
     let now = now.plus(Duration::from_secs(60));
     for node in 1..4 {
         store.leave(NodeId(node), now).await.unwrap();
     }
     while store.reap(now, 1000).await.unwrap().leases_expired > 0 {}
+    for agent in store.agents("default").await.unwrap() {
+        store.delete_agent(&Call::new("tester", now), agent.name).await.unwrap();
+    }
     now
 }
 

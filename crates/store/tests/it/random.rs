@@ -4,16 +4,18 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pensum_core::agent::{AgentCommand, AgentSettings, Amounts};
 use pensum_core::model::ModelStore;
 use pensum_core::outcome::Wait;
 use pensum_core::queue::{QueueCommand, QueueRecord, QueueSettings, Rate};
 use pensum_core::store::{
-    Applied, Beat, Call, Checkpoint, ClaimRequest, Command, Finish, LeaseRef, NodeBeat, Rejected, Renewal, Retention,
-    Store, StoreError,
+    AgentClaim, Applied, Beat, Call, Checkpoint, ClaimRequest, Command, Finish, LeaseRef, NodeBeat, Rejected, Renewal,
+    Retention, Store, StoreError,
 };
-use pensum_core::task::{Dependency, OnConflict, OnDependencyFailure, Unique};
+use pensum_core::task::{Dependency, OnConflict, OnDependencyFailure, Resources, Unique};
 use pensum_core::{
-    ErrorInfo, Json, Name, NewTask, NodeId, Outcome, Page, Priority, Spec, State, Status, TaskFilter, TaskId, Time,
+    ErrorInfo, ExecutionId, Json, Name, NewTask, NodeId, Outcome, Page, Priority, Spec, State, Status, TaskFilter,
+    TaskId, Time,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -31,6 +33,7 @@ pub(crate) struct Plan {
     retries: u32,
     policy: u8,
     queue: u8,
+    demand: u8,
     /// How far back the tasks that it depends on were enqueued.
     depends_on: Vec<u8>,
 }
@@ -38,21 +41,86 @@ pub(crate) struct Plan {
 #[derive(Clone, Debug)]
 pub(crate) enum Op {
     Enqueue(Vec<Plan>),
-    Claim { node: u64, slots: usize },
-    Finish { lease: u8, how: u8 },
+    Claim {
+        node: u64,
+        slots: usize,
+    },
+    Finish {
+        lease: u8,
+        how: u8,
+    },
     Renew,
-    Checkpoint { lease: u8, step: u8 },
-    Command { task: u8, what: u8 },
+    Checkpoint {
+        lease: u8,
+        step: u8,
+    },
+    Command {
+        task: u8,
+        what: u8,
+    },
     Pass(u16),
     Reap,
     Prune,
     Heartbeat(u64),
     Leave(u64),
-    Queue { queue: u8, what: u8 },
+    Queue {
+        queue: u8,
+        what: u8,
+    },
+    Agent {
+        agent: u8,
+        what: u8,
+        session: u64,
+    },
+    Poll {
+        agent: u8,
+        session: u64,
+        slots: usize,
+        knows: bool,
+    },
+}
+
+fn claim_request(node: NodeId, slots: usize) -> ClaimRequest {
+    ClaimRequest {
+        node,
+        executor: Name::from("node"),
+        slots,
+        capabilities: None,
+        queues: None,
+        resources: None,
+        agent: None,
+        lease: Duration::from_secs(30),
+        wait: Duration::ZERO,
+    }
 }
 
 /// The queues that tasks are enqueued in.
 const QUEUES: [&str; 3] = ["default", "narrow", "other"];
+
+const AGENTS: [&str; 2] = ["first", "second"];
+
+/// What an agent registers as.
+fn agent_settings(what: u8) -> AgentSettings {
+    let capabilities: &[&str] = [&["noop"] as &[&str], &["noop", "x"], &["x"]][usize::from(what % 3)];
+    AgentSettings {
+        capabilities: capabilities.iter().map(|c| Name::from(*c)).collect(),
+        max_concurrent_tasks: u32::from(what) + 1,
+        resources: (what != 1).then(|| cores(f64::from(what) + 1.5)),
+        ..AgentSettings::default()
+    }
+}
+
+fn cores(cpu_cores: f64) -> Resources {
+    Resources {
+        cpu_cores: Some(cpu_cores),
+        ..Resources::default()
+    }
+}
+
+/// The sessions of agents have numbers of their own.
+fn session(agent: u8, session: u64) -> NodeId {
+    NodeId(100 + 10 * u64::from(agent) + session)
+}
 
 /// A queue without what is numbered otherwise in each store.
 fn without_rows(queue: QueueRecord) -> QueueRecord {
@@ -108,12 +176,16 @@ fn plan() -> impl Strategy<Value = Plan> {
         (
             0u32..3,
             0u8..3,
-            0u8..3,
+            (0u8..3, prop_oneof![3 => Just(0u8), 2 => 1u8..7]),
             prop_oneof![3 => Just(Vec::new()), 1 => depends_on],
         ),
     )
         .prop_map(
-            |((priority, key, unique), (delay, deadline, expires, impatient), (retries, policy, queue, depends_on))| {
+            |(
+                (priority, key, unique),
+                (delay, deadline, expires, impatient),
+                (retries, policy, (queue, demand), depends_on),
+            )| {
                 Plan {
                     priority,
                     key,
@@ -125,6 +197,7 @@ fn plan() -> impl Strategy<Value = Plan> {
                     retries,
                     policy,
                     queue,
+                    demand,
                     depends_on,
                 }
             },
@@ -145,6 +218,9 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
         3 => (1u64..4).prop_map(Op::Heartbeat),
         1 => (1u64..4).prop_map(Op::Leave),
         2 => (0u8..3, 0u8..12).prop_map(|(queue, what)| Op::Queue { queue, what }),
+        3 => (0u8..2, 0u8..12, 0u64..3).prop_map(|(agent, what, session)| Op::Agent { agent, what, session }),
+        4 => (0u8..2, 0u64..3, 0usize..5, prop::bool::weighted(0.8))
+            .prop_map(|(agent, session, slots, knows)| Op::Poll { agent, session, slots, knows }),
     ]
 }
 
@@ -154,6 +230,8 @@ pub(crate) struct Side {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) tasks: Vec<TaskId>,
     pub(crate) leases: Vec<LeaseRef>,
+    /// The executions of all claims.
+    pub(crate) have: Vec<ExecutionId>,
 }
 
 impl Side {
@@ -162,6 +240,7 @@ impl Side {
             store,
             tasks: Vec::new(),
             leases: Vec::new(),
+            have: Vec::new(),
         }
     }
 
@@ -211,7 +290,11 @@ impl Side {
         let call = Call::new("tester", now);
         match op {
             Op::Enqueue(plans) => self.enqueue(&call, plans).await,
-            Op::Claim { node, slots } => self.claim(*node, *slots, now).await,
+            Op::Claim { node, slots } => {
+                let mut request = claim_request(NodeId(*node), *slots);
+                request.resources = (*node == 1).then(|| Amounts::of(&cores(3.0)));
+                self.claim(request, now).await
+            }
             Op::Finish { lease, how } => {
                 let Some(lease) = self.lease(*lease) else {
                     return String::new();
@@ -332,6 +415,55 @@ impl Side {
                     Err(other) => panic!("{other}"),
                 }
             }
+            Op::Agent {
+                agent,
+                what,
+                session: number,
+            } => {
+                let name = Name::from(AGENTS[usize::from(*agent)]);
+                let session = session(*agent, *number);
+                let asked = match what {
+                    0..=3 => self.store.put_agent(&call, name, agent_settings(*what)).await.map(Some),
+                    4 => self
+                        .store
+                        .command_agent(&call, name, AgentCommand::Drain)
+                        .await
+                        .map(Some),
+                    5 | 6 => self
+                        .store
+                        .command_agent(&call, name, AgentCommand::Undrain)
+                        .await
+                        .map(Some),
+                    7 => self.store.delete_agent(&call, name).await.map(|()| None),
+                    8 => self.store.close_session(&call, name, session).await.map(|()| None),
+                    9 => self.store.beat_agent(&call, name, Some(session)).await.map(Some),
+                    _ => self.store.open_session(&call, name, session).await.map(Some),
+                };
+                match asked {
+                    Ok(found) => format!("{found:?}"),
+                    Err(StoreError::Rejected(rejected)) => self.rejection(&rejected),
+                    Err(other) => panic!("{other}"),
+                }
+            }
+            Op::Poll {
+                agent,
+                session: number,
+                slots,
+                knows,
+            } => {
+                let name = Name::from(AGENTS[usize::from(*agent)]);
+                let have = if *knows { self.have.clone() } else { Vec::new() };
+                let request = ClaimRequest {
+                    executor: name.clone(),
+                    agent: Some(AgentClaim {
+                        namespace: Name::from("default"),
+                        name,
+                        have,
+                    }),
+                    ..claim_request(session(*agent, *number), *slots)
+                };
+                self.claim(request, now).await
+            }
             Op::Leave(node) => {
                 self.store.leave(NodeId(*node), now).await.unwrap();
                 String::new()
@@ -368,6 +500,17 @@ impl Side {
         task.spec.max_retries = Some(plan.retries);
         task.run_at = plan.delay.map(later);
         let details = task.spec.details_mut();
+        match plan.demand {
+            1 => details.requires = vec![Name::from("x")],
+            2 | 3 => details.agent_id = Some(AGENTS[usize::from(plan.demand) - 2].to_owned()),
+            4 => details.resources = Some(cores(1.5)),
+            5 => details.resources = Some(cores(2.5)),
+            6 => {
+                details.agent_id = Some(AGENTS[0].to_owned());
+                details.resources = Some(cores(0.5));
+            }
+            _ => {}
+        }
         details.expires_at = plan.expires.map(later);
         details.queue_timeout = plan.impatient.then(|| Duration::from_secs(20).into());
         details.on_dependency_failure = OnDependencyFailure::from_code(plan.policy.into()).unwrap();
@@ -397,20 +540,21 @@ impl Side {
         task
     }
 
-    async fn claim(&mut self, node: u64, slots: usize, now: Time) -> String {
-        let request = ClaimRequest {
-            node: NodeId(node),
-            executor: Name::from("node"),
-            slots,
-            capabilities: None,
-            queues: None,
-            resources: None,
-            agent: None,
-            lease: Duration::from_secs(30),
-            wait: Duration::ZERO,
+    async fn claim(&mut self, request: ClaimRequest, now: Time) -> String {
+        let mut claimed = match self.store.claim(request, now).await {
+            Ok(claimed) => claimed,
+            Err(StoreError::Rejected(rejected)) => return self.rejection(&rejected),
+            Err(other) => panic!("{other}"),
         };
-        let claimed = self.store.claim(request, now).await.unwrap();
+        if claimed.iter().any(|c| self.leases.contains(&c.lease)) {
+            // What is answered again has no order.
+            claimed.sort_by_key(|c| c.lease.task.row());
+        }
         self.leases.extend(claimed.iter().map(|c| c.lease));
+        self.have.extend(claimed.iter().map(|c| ExecutionId {
+            task: c.lease.task,
+            attempt: c.lifecycle.attempt,
+        }));
         let told = claimed
             .iter()
             .map(|c| (self.index(c.lease.task), c.lifecycle.attempt, c.checkpoint.clone()));
@@ -472,6 +616,8 @@ impl Side {
         let queues = self.store.queues("default").await.unwrap();
         let queues: Vec<QueueRecord> = queues.into_iter().map(without_rows).collect();
         picture.insert("queues".to_owned(), format!("{queues:?}"));
+        let agents = self.store.agents("default").await.unwrap();
+        picture.insert("agents".to_owned(), format!("{agents:?}"));
         picture.insert(
             "counts".to_owned(),
             format!("{:?}", self.store.counts("default", now).await.unwrap()),
