@@ -1,12 +1,15 @@
-//! Tasks and queues as users write them, over HTTP, in files and on the command line, and the checks that turn them into a
-//! [`NewTask`](crate::NewTask) or into [`QueueSettings`](crate::queue::QueueSettings). Every problem is named by its path.
+//! Tasks, queues and agents as users write them, over HTTP, in files and on the command line, and the checks that turn them
+//! into a [`NewTask`](crate::NewTask), [`QueueSettings`](crate::queue::QueueSettings) or
+//! [`AgentSettings`](crate::agent::AgentSettings). Every problem is named by its path.
 
+mod agent;
 mod check;
 mod parse;
 mod patch;
 mod queue;
 mod task;
 
+pub use agent::AgentInput;
 pub use parse::{Invalid, Problem, friendly, object, parse, parse_object};
 pub use patch::Patch;
 pub use queue::{QueueInput, RATE_STARTS_MAX, RateInput, check_queue_id};
@@ -54,6 +57,10 @@ pub const TITLE_MAX: usize = 500;
 pub const DESCRIPTION_MAX: usize = 10_000;
 /// Most tags, and most capabilities, of one task.
 pub const TAGS_MAX: usize = 50;
+/// Most capabilities of one agent.
+pub const CAPABILITIES_MAX: usize = 100;
+/// Most labels of one agent.
+pub const LABELS_MAX: usize = 50;
 /// Most retries of one task.
 pub const RETRIES_MAX: u32 = 1_000;
 
