@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use crate::agent::AgentRecord;
+use crate::breaker::BreakerRecord;
 use crate::queue::QueueRecord;
 use crate::store::{LogEntry, Signal, StoreError, TaskEvent};
 use crate::task::{Execution, TaskRecord};
@@ -122,6 +123,8 @@ pub struct Parcel {
     pub queues: Vec<(Name, QueueRecord)>,
     /// Agents with their namespaces, by both, without their sessions; on the same page.
     pub agents: Vec<(Name, AgentRecord)>,
+    /// Circuit breakers with their namespaces, by both; on the same page.
+    pub breakers: Vec<(Name, BreakerRecord)>,
     /// Where the next page starts; `None` at the end.
     pub next: Option<Bookmark>,
 }
@@ -186,7 +189,7 @@ pub fn still_running(tasks: u64, nodes: &[Name], until: Option<Time>) -> StoreEr
 /// The refusal to import into a store that holds something.
 pub fn not_empty(location: &str, tasks: u64) -> StoreError {
     let what = match tasks {
-        0 => "idempotency keys, queues, agents, or rows of its intake,".to_owned(),
+        0 => "idempotency keys, queues, agents, breakers, or rows of its intake,".to_owned(),
         1 => "1 task".to_owned(),
         _ => format!("{tasks} tasks"),
     };

@@ -7,6 +7,7 @@
 //! [`store::Store`], the trait that SQLite, PostgreSQL and the in-memory model implement.
 
 pub mod agent;
+pub mod breaker;
 pub mod dossier;
 pub mod fingerprint;
 pub mod graph;

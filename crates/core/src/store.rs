@@ -14,6 +14,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::agent::{AGENTS_MAX, AgentCommand, AgentRecord, AgentSettings, Amounts};
+use crate::breaker::{BREAKERS_MAX, BreakerCommand, BreakerRecord, BreakerSettings};
 use crate::dossier::{Bookmark, Import, Parcel};
 use crate::input::Patch;
 use crate::intake::{AdmitRequest, Admitted, IntakeRecord, IntakeStatus, Judge};
@@ -644,6 +645,22 @@ pub enum Rejected {
     /// There are as many queues with settings as may be.
     #[error("there are {QUEUES_MAX} queues with settings of their own, which is the most; delete some first")]
     TooManyQueues,
+    /// No breaker of that name.
+    #[error("there is no circuit breaker `{0}`")]
+    NoBreaker(Name),
+    /// The breaker was changed by someone else meanwhile, or opened or closed.
+    #[error("circuit breaker `{breaker}` is at version {found}, not {expected}: it changed meanwhile; read it again")]
+    BreakerVersionMismatch {
+        /// The breaker.
+        breaker: Name,
+        /// What the caller saw; 0: that there was none.
+        expected: u64,
+        /// What it is.
+        found: u64,
+    },
+    /// There are as many breakers as may be.
+    #[error("there are {BREAKERS_MAX} circuit breakers, which is the most; delete some first")]
+    TooManyBreakers,
     /// No agent of that name is registered.
     #[error("there is no agent `{0}`; register it first")]
     NoAgent(Name),
@@ -720,6 +737,10 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// Of a queue with settings no more than its [`room`](QueueRecord::room), counted by the leases that its tasks hold
     /// at that moment, on whichever node.
+    ///
+    /// Nothing that an open [breaker](crate::breaker) covers, and of what a half-open one covers no more than its probes, by
+    /// the leases that were taken since. Each end of an attempt, completed or failed, is noted by the breakers that cover
+    /// it, in its own transaction.
     ///
     /// A claimer never holds more resources than it has, counted by its leases. A task that prefers an agent is kept for it
     /// while it [may be waited for](AgentRecord::is_awaited).
@@ -876,6 +897,42 @@ pub trait Store: Send + Sync + 'static {
     /// The agents of a namespace, by name, at most [`AGENTS_MAX`].
     async fn agents(&self, namespace: &str) -> Result<Vec<AgentRecord>, StoreError> {
         let _ = (namespace,);
+        Err(StoreError::Unavailable(String::new()))
+    }
+
+    /// Makes a circuit breaker, or gives it other settings; with `expected_version` only when it is at that version, 0 for
+    /// one that is not there.
+    async fn put_breaker(
+        &self,
+        call: &Call,
+        breaker: Name,
+        settings: BreakerSettings,
+        expected_version: Option<u64>,
+    ) -> Result<BreakerRecord, StoreError> {
+        let _ = (call, breaker, settings, expected_version);
+        Err(StoreError::Unavailable(String::new()))
+    }
+
+    /// Carries out a command on a breaker. One that is as asked already stays as it is.
+    async fn command_breaker(
+        &self,
+        call: &Call,
+        breaker: Name,
+        command: BreakerCommand,
+    ) -> Result<BreakerRecord, StoreError> {
+        let _ = (call, breaker, command);
+        Err(StoreError::Unavailable(String::new()))
+    }
+
+    /// Removes a breaker; what it held up starts.
+    async fn delete_breaker(&self, call: &Call, breaker: Name) -> Result<(), StoreError> {
+        let _ = (call, breaker);
+        Err(StoreError::Unavailable(String::new()))
+    }
+
+    /// The breakers of a namespace, by name, at most [`BREAKERS_MAX`].
+    async fn breakers(&self, namespace: &str) -> Result<Vec<BreakerRecord>, StoreError> {
+        let _ = namespace;
         Err(StoreError::Unavailable(String::new()))
     }
 

@@ -213,7 +213,9 @@ impl From<Rejected> for Problem {
     fn from(rejected: Rejected) -> Problem {
         let detail = rejected.to_string();
         match rejected {
-            Rejected::NotFound(_) | Rejected::NoQueue(_) | Rejected::NoAgent(_) => Problem::new(Kind::NotFound, detail),
+            Rejected::NotFound(_) | Rejected::NoQueue(_) | Rejected::NoAgent(_) | Rejected::NoBreaker(_) => {
+                Problem::new(Kind::NotFound, detail)
+            }
             Rejected::UnknownDependency { item, position, id } => Problem::at(
                 Kind::Invalid,
                 format!("tasks[{item}].depends_on[{position}]"),
@@ -230,9 +232,9 @@ impl From<Rejected> for Problem {
                 format!("tasks[{item}].unique"),
                 format!("tasks[{earlier}] of the same batch has the key `{key}` already"),
             ),
-            Rejected::VersionMismatch { .. } | Rejected::QueueVersionMismatch { .. } => {
-                Problem::new(Kind::PreconditionFailed, detail)
-            }
+            Rejected::VersionMismatch { .. }
+            | Rejected::QueueVersionMismatch { .. }
+            | Rejected::BreakerVersionMismatch { .. } => Problem::new(Kind::PreconditionFailed, detail),
             Rejected::LeaseLost(_)
             | Rejected::Forbidden { .. }
             | Rejected::Nothing(_)
@@ -244,7 +246,8 @@ impl From<Rejected> for Problem {
             | Rejected::QueueHasTasks { .. }
             | Rejected::TooManyQueues
             | Rejected::SessionFenced(_)
-            | Rejected::TooManyAgents => Problem::new(Kind::Conflict, detail),
+            | Rejected::TooManyAgents
+            | Rejected::TooManyBreakers => Problem::new(Kind::Conflict, detail),
         }
     }
 }

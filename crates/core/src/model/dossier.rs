@@ -2,6 +2,7 @@
 
 use super::{Entry, Model, Remembered, UniqueHold};
 use crate::agent::AgentRecord;
+use crate::breaker::BreakerRecord;
 use crate::dossier::{self, Bookmark, Dossier, Hold, Import, PARCEL_BYTES, Parcel, UniqueKey};
 use crate::queue::QueueRecord;
 use crate::store::{StoreError, TaskEvent};
@@ -23,6 +24,10 @@ impl Model {
             parcel.queues = queues
                 .map(|((namespace, _), queue)| (namespace.clone(), queue.clone()))
                 .collect();
+            let breakers = self.breakers.iter();
+            parcel.breakers = breakers
+                .map(|((namespace, _), breaker)| (namespace.clone(), breaker.clone()))
+                .collect();
             let agents = self.agents.iter();
             parcel.agents = agents
                 .map(|((namespace, _), agent)| (namespace.clone(), agent.registration()))
@@ -32,7 +37,11 @@ impl Model {
     }
 
     fn is_empty(&self) -> bool {
-        self.tasks.is_empty() && self.idempotency.is_empty() && self.queues.is_empty() && self.agents.is_empty()
+        self.tasks.is_empty()
+            && self.idempotency.is_empty()
+            && self.queues.is_empty()
+            && self.agents.is_empty()
+            && self.breakers.is_empty()
     }
 
     fn check_quiet(&self) -> Result<(), StoreError> {
@@ -143,6 +152,8 @@ impl Model {
                 }
                 let place = |(namespace, queue): (Name, QueueRecord)| ((namespace, queue.name.clone()), queue);
                 self.queues.extend(parcel.queues.into_iter().map(place));
+                let place = |(namespace, breaker): (Name, BreakerRecord)| ((namespace, breaker.name.clone()), breaker);
+                self.breakers.extend(parcel.breakers.into_iter().map(place));
                 let place = |(namespace, agent): (Name, AgentRecord)| ((namespace, agent.name.clone()), agent);
                 self.agents.extend(parcel.agents.into_iter().map(place));
                 Ok(())

@@ -4,6 +4,7 @@
 //! stores to what it does; the simulation runs on it.
 
 mod agent;
+mod breaker;
 mod command;
 mod dossier;
 mod enqueue;
@@ -20,6 +21,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 
 use crate::agent::{AgentCommand, AgentRecord, AgentSettings};
+use crate::breaker::{BreakerCommand, BreakerRecord, BreakerSettings};
 use crate::dossier::{Bookmark, Import, Parcel};
 use crate::input::Patch;
 use crate::outcome::{ErrorInfo, Progress, Usage};
@@ -73,6 +75,8 @@ pub(crate) struct Model {
     queues: BTreeMap<(Name, Name), QueueRecord>,
     /// By namespace and name.
     agents: BTreeMap<(Name, Name), AgentRecord>,
+    /// By namespace and name.
+    breakers: BTreeMap<(Name, Name), BreakerRecord>,
     next_row: i64,
     next_seq: u64,
     /// What follows from tasks that ended, worked off one by one: chains of dependants may be long.
@@ -265,11 +269,15 @@ impl Model {
                 },
             });
         }
+        let holder = entry.holder.clone();
         if running && entry.lifecycle.state != State::Running {
             entry.holder = None;
         }
-        let revived = before.is_terminal() && effects.requeued;
         let id = entry.id;
+        if let (Some(status), Some(holder)) = (effects.attempt_ended, &holder) {
+            self.note_end(row, &holder.executor, holder.taken_at, status, now);
+        }
+        let revived = before.is_terminal() && effects.requeued;
         if let Some(state) = effects.ended {
             self.on_ended(row, state, applied);
         } else if revived {
@@ -544,6 +552,34 @@ impl Store for ModelStore {
 
     async fn agents(&self, namespace: &str) -> Result<Vec<AgentRecord>, StoreError> {
         Ok(self.model.lock().open()?.list_agents(namespace))
+    }
+
+    async fn put_breaker(
+        &self,
+        call: &Call,
+        breaker: Name,
+        settings: BreakerSettings,
+        expected_version: Option<u64>,
+    ) -> Result<BreakerRecord, StoreError> {
+        let mut model = self.model.lock();
+        Ok(model.open()?.put_breaker(call, breaker, settings, expected_version)?)
+    }
+
+    async fn command_breaker(
+        &self,
+        call: &Call,
+        breaker: Name,
+        command: BreakerCommand,
+    ) -> Result<BreakerRecord, StoreError> {
+        Ok(self.model.lock().open()?.command_breaker(call, breaker, command)?)
+    }
+
+    async fn delete_breaker(&self, call: &Call, breaker: Name) -> Result<(), StoreError> {
+        Ok(self.model.lock().open()?.delete_breaker(call, breaker)?)
+    }
+
+    async fn breakers(&self, namespace: &str) -> Result<Vec<BreakerRecord>, StoreError> {
+        Ok(self.model.lock().open()?.list_breakers(namespace))
     }
 
     async fn counts(&self, namespace: &str, now: Time) -> Result<Counts, StoreError> {

@@ -1,7 +1,7 @@
 //! What nodes do: claim, renew, finish, checkpoint, and what the reaper does in their stead.
 
 use std::cmp::Reverse;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use super::agent::Offer;
@@ -63,6 +63,13 @@ impl Model {
             key.is_none_or(|key| busy_keys.insert((entry.namespace.clone(), key)))
         });
         order.retain(|row| offer.suits(&self.tasks[row]) && !self.is_kept(*row, request, now));
+        let mut probes = self.probes(now);
+        let covering = |row: &i64| self.breakers_of(*row, &request.executor);
+        let may_try = |probes: &BTreeMap<(Name, Name), u64>, row: &i64| {
+            let has_left = |breaker| probes.get(breaker).is_none_or(|left| *left > 0);
+            covering(row).iter().all(has_left)
+        };
+        order.retain(|row| may_try(&probes, row));
         let mut rooms = self.rooms(now);
         let mut free = self.free(request);
         let fits = |room: &Room, row: i64| room.starts > 0 && row <= room.newest;
@@ -78,11 +85,14 @@ impl Model {
                 let mut has_room = |row: &i64| {
                     let room = rooms.get_mut(&self.queue_of(*row));
                     let is_full = room.as_ref().is_some_and(|room| room.starts == 0);
-                    if is_full || free.is_some_and(|free| !needs(row).fits(free)) {
+                    if is_full || !may_try(&probes, row) || free.is_some_and(|free| !needs(row).fits(free)) {
                         return false;
                     }
                     if let Some(room) = room {
                         room.starts -= 1;
+                    }
+                    for breaker in covering(row) {
+                        probes.entry(breaker).and_modify(|left| *left -= 1);
                     }
                     free = free.map(|free| free.minus(needs(row)));
                     true

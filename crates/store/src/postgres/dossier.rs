@@ -118,6 +118,7 @@ pub(super) async fn export(
         remembered: Vec::new(),
         queues: Vec::new(),
         agents: Vec::new(),
+        breakers: Vec::new(),
         next: Some(next),
     }))
 }
@@ -341,6 +342,7 @@ async fn export_keys(pool: &Arc<Pool>, namespace: &str, key: &str, limit: usize)
         remembered,
         queues,
         agents,
+        breakers: Vec::new(),
         dossiers: Vec::new(),
     })
 }

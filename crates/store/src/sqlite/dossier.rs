@@ -159,6 +159,7 @@ fn export_keys(db: &Connection, namespace: &str, key: &str, limit: usize) -> Res
         remembered,
         queues: if is_first { queue::stored(db)? } else { Vec::new() },
         agents: if is_first { agents(db)? } else { Vec::new() },
+        breakers: Vec::new(),
         dossiers: Vec::new(),
     })
 }
