@@ -10,6 +10,7 @@ use pensum_core::transition::{Event, Report};
 use pensum_core::{LeaseId, Name, Time, apply};
 
 use super::agent::Bounds;
+use super::breaker::Trials;
 use super::error::Fault;
 use super::memory::key_of;
 use super::order::Pick;
@@ -29,6 +30,30 @@ pub(super) struct Coverage {
     offered: Option<Arc<[Name]>>,
     queues: Option<Arc<[Name]>>,
     fits: Vec<bool>,
+}
+
+/// What stands between a claimer and what is ready, beside what it is capable of.
+struct Limits {
+    rooms: Rooms,
+    bounds: Bounds,
+    trials: Trials,
+}
+
+impl Limits {
+    /// Up to which row tasks of the class may start; `None` when none may.
+    fn reach(&self, class: u32) -> Option<i64> {
+        match self.bounds.allow(class) && self.trials.allow(class) {
+            true => self.rooms.reach(class),
+            false => None,
+        }
+    }
+
+    /// A task of the class starts.
+    fn take(&mut self, class: u32) {
+        self.rooms.take(class);
+        self.bounds.take(class);
+        self.trials.take(class);
+    }
 }
 
 /// True when its `expires_at` or its `queue_timeout` has passed. A claim may come before the reaper, as after a time in
@@ -173,10 +198,14 @@ impl Writer {
         fits: &[bool],
         resources: Option<Amounts>,
     ) -> Result<Vec<Grant>, Fault> {
-        let mut limits = (self.rooms(now), self.bounds(request, resources, now));
-        let reach = |(rooms, bounds): &(Rooms, Bounds), class: u32| {
-            let covered = fits.get(class as usize).copied().unwrap_or(false) && bounds.allow(class);
-            if covered { rooms.reach(class) } else { None }
+        let mut limits = Limits {
+            rooms: self.rooms(now),
+            bounds: self.bounds(request, resources, now),
+            trials: self.trials(request, now),
+        };
+        let reach = |limits: &Limits, class: u32| {
+            let covered = fits.get(class as usize).copied().unwrap_or(false);
+            if covered { limits.reach(class) } else { None }
         };
         let fresh = |l: &Leased| !l.checkpointed && now.since(l.taken_at) < PROBATION;
         {
@@ -204,8 +233,7 @@ impl Writer {
         {
             let mut freed = false;
             if let Some(grant) = self.take(pick, request, now, false, &mut freed)? {
-                limits.0.take(grant.class);
-                limits.1.take(grant.class);
+                limits.take(grant.class);
                 granted.push(grant);
             }
             if freed {

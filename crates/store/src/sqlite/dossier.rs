@@ -14,6 +14,7 @@ use pensum_core::{Name, NewTask, State, StoreError, TaskId, TaskRecord, Time, Us
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::agent;
+use super::breaker;
 use super::error::Fault;
 use super::names::Catalog;
 use super::queue;
@@ -159,7 +160,7 @@ fn export_keys(db: &Connection, namespace: &str, key: &str, limit: usize) -> Res
         remembered,
         queues: if is_first { queue::stored(db)? } else { Vec::new() },
         agents: if is_first { agents(db)? } else { Vec::new() },
-        breakers: Vec::new(),
+        breakers: if is_first { breaker::stored(db)? } else { Vec::new() },
         dossiers: Vec::new(),
     })
 }
@@ -198,7 +199,12 @@ impl Writer {
                     Ok(self.db.query_row(&sql, [], |r| r.get(0))?)
                 };
                 let tasks = count("task")?;
-                if tasks > 0 || count("idempotency")? > 0 || count("queue")? > 0 || count("agent")? > 0 {
+                if tasks > 0
+                    || count("idempotency")? > 0
+                    || count("queue")? > 0
+                    || count("agent")? > 0
+                    || count("breaker")? > 0
+                {
                     return Ok(Err(dossier::not_empty(&self.path, tasks as u64)));
                 }
                 // Rows of tasks that were deleted since the store was opened are free.
@@ -226,6 +232,10 @@ impl Writer {
                     agent::write(&self.db, namespace, record)?;
                 }
                 self.agents.load(&self.db)?;
+                for (namespace, record) in &parcel.breakers {
+                    breaker::write(&self.db, namespace, record)?;
+                }
+                self.breakers.load(&self.db)?;
                 // Taking one sets the numbers after it aside on disk.
                 self.next_seq = self.next_seq.max(seq);
                 self.seq()?;

@@ -5,6 +5,7 @@
 
 mod agent;
 mod backup;
+mod breaker;
 mod claim;
 mod command;
 mod dossier;
@@ -39,6 +40,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use pensum_core::agent::{AgentCommand, AgentRecord, AgentSettings};
+use pensum_core::breaker::{BreakerCommand, BreakerRecord, BreakerSettings};
 use pensum_core::dossier::{Bookmark, Import, Parcel};
 use pensum_core::input::Patch;
 use pensum_core::query::Paged;
@@ -269,6 +271,22 @@ impl SqliteStore {
             })
             .await?;
         found.ok_or(StoreError::Rejected(Rejected::NoQueue(name)))
+    }
+
+    async fn ask_breaker(
+        &self,
+        call: &Call,
+        breaker: &Name,
+        ask: breaker::Ask,
+    ) -> Result<Option<BreakerRecord>, StoreError> {
+        let (call, breaker) = (call.clone(), breaker.clone());
+        self.ask(|reply| Verb::Breaker {
+            call,
+            breaker,
+            ask,
+            reply,
+        })
+        .await
     }
 
     async fn ask_agent(&self, call: &Call, agent: Name, ask: agent::Ask) -> Result<AgentRecord, StoreError> {
@@ -753,6 +771,49 @@ impl Store for SqliteStore {
             let mut found = agent::stored(db)?;
             found.retain(|(place, _)| **place == *namespace);
             Ok(found.into_iter().map(|(_, agent)| agent).collect())
+        })
+        .await
+    }
+
+    async fn put_breaker(
+        &self,
+        call: &Call,
+        breaker: Name,
+        settings: BreakerSettings,
+        expected_version: Option<u64>,
+    ) -> Result<BreakerRecord, StoreError> {
+        let ask = breaker::Ask::Put {
+            settings: Box::new(settings),
+            expected_version,
+        };
+        let found = self.ask_breaker(call, &breaker, ask).await?;
+        found.ok_or(StoreError::Rejected(Rejected::NoBreaker(breaker)))
+    }
+
+    async fn command_breaker(
+        &self,
+        call: &Call,
+        breaker: Name,
+        command: BreakerCommand,
+    ) -> Result<BreakerRecord, StoreError> {
+        let found = self.ask_breaker(call, &breaker, breaker::Ask::Command(command)).await?;
+        found.ok_or(StoreError::Rejected(Rejected::NoBreaker(breaker)))
+    }
+
+    async fn delete_breaker(&self, call: &Call, breaker: Name) -> Result<(), StoreError> {
+        self.ask_breaker(call, &breaker, breaker::Ask::Delete).await.map(|_| ())
+    }
+
+    async fn breakers(&self, namespace: &str) -> Result<Vec<BreakerRecord>, StoreError> {
+        if self.writer.is_some() {
+            let namespace = Name::from(namespace);
+            return self.ask(|reply| Verb::Breakers { namespace, reply }).await;
+        }
+        let namespace = namespace.to_owned();
+        self.read(move |db, _| {
+            let mut found = breaker::stored(db)?;
+            found.retain(|(place, _)| **place == *namespace);
+            Ok(found.into_iter().map(|(_, breaker)| breaker).collect())
         })
         .await
     }

@@ -12,10 +12,11 @@ use super::error::Fault;
 /// `PRAGMA application_id` of a Pensum store: "PNSM".
 pub(super) const APPLICATION_ID: i32 = 0x504E_534D;
 /// Each step brings the schema from its index to the next version.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     include_str!("schema.sql"),
     include_str!("queue.sql"),
     include_str!("agent.sql"),
+    include_str!("breaker.sql"),
 ];
 /// How every SQLite database begins.
 const MAGIC: &[u8] = b"SQLite format 3\0";

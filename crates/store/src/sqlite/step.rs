@@ -160,7 +160,10 @@ impl Writer {
         live.version += 1;
         let mut facts = facts;
         settle_error(&mut live, &mut facts, before, effects);
-        if effects.attempt_ended.is_some() {
+        if let Some(status) = effects.attempt_ended {
+            if let Some(run) = origin.run() {
+                self.note_end(live.class, run, status, now);
+            }
             self.group.count(live.class, Cell::Executions, 1);
         }
         if effects.ended.is_none() {

@@ -4,6 +4,7 @@ use std::sync::mpsc::Sender;
 use std::time::Duration;
 
 use pensum_core::agent::AgentRecord;
+use pensum_core::breaker::BreakerRecord;
 use pensum_core::dossier::Import;
 use pensum_core::input::Patch;
 use pensum_core::queue::QueueRecord;
@@ -16,6 +17,7 @@ use rusqlite::Connection;
 use tokio::sync::oneshot;
 
 use super::agent;
+use super::breaker;
 use super::memory::FreshTask;
 use super::queue::Ask;
 
@@ -158,6 +160,18 @@ pub(super) enum Verb {
         ask: agent::Ask,
         reply: Reply<Option<AgentRecord>>,
     },
+    /// Something about a breaker; what it is afterwards.
+    Breaker {
+        call: Call,
+        breaker: Name,
+        ask: breaker::Ask,
+        reply: Reply<Option<BreakerRecord>>,
+    },
+    /// The breakers of a namespace.
+    Breakers {
+        namespace: Name,
+        reply: Reply<Vec<BreakerRecord>>,
+    },
     /// An agent is heard.
     Beat {
         call: Call,
@@ -221,6 +235,7 @@ impl Verb {
                 | Verb::Import { .. }
                 | Verb::Queue { .. }
                 | Verb::Agent { .. }
+                | Verb::Breaker { .. }
         )
     }
 
@@ -232,6 +247,7 @@ impl Verb {
             | Verb::Update { call, .. }
             | Verb::Queue { call, .. }
             | Verb::Agent { call, .. }
+            | Verb::Breaker { call, .. }
             | Verb::Beat { call, .. } => Some(call.now),
             Verb::Claim(Claim { now, .. })
             | Verb::Tick(now)
@@ -245,6 +261,7 @@ impl Verb {
             Verb::Unclaim(_)
             | Verb::Queues { .. }
             | Verb::Agents { .. }
+            | Verb::Breakers { .. }
             | Verb::Read(_)
             | Verb::Audit(_)
             | Verb::Close(_)
@@ -273,6 +290,8 @@ impl Verb {
             Verb::Queue { reply, .. } => to(reply, error),
             Verb::Queues { reply, .. } => to(reply, error),
             Verb::Agent { reply, .. } => to(reply, error),
+            Verb::Breaker { reply, .. } => to(reply, error),
+            Verb::Breakers { reply, .. } => to(reply, error),
             Verb::Beat { reply, .. } => to(reply, error),
             Verb::Agents { reply, .. } => to(reply, error),
             Verb::Close(reply) => to(reply, error),

@@ -12,6 +12,7 @@ use pensum_core::{StoreError, TaskId, Time};
 use rusqlite::Connection;
 
 use super::agent::Agents;
+use super::breaker::Breakers;
 use super::claim::Coverage;
 use super::error::Fault;
 use super::manifest::Recovery;
@@ -105,6 +106,7 @@ pub(super) struct Writer {
     pub(super) coverage: Coverage,
     pub(super) queues: Queues,
     pub(super) agents: Agents,
+    pub(super) breakers: Breakers,
     pub(super) parked: Vec<Claim>,
     /// What was in flight when the file was last let go, until a verb names the time.
     pub(super) recovery: Option<Recovery>,
@@ -165,6 +167,7 @@ impl Writer {
             coverage: Coverage::default(),
             queues: Queues::default(),
             agents: Agents::default(),
+            breakers: Breakers::default(),
             parked: Vec::new(),
             recovery: None,
             careful_until: None,
@@ -208,6 +211,7 @@ impl Writer {
         self.memory.clock = super::memory::CLOCK_UNKNOWN;
         self.queues.load(&self.db)?;
         self.agents.load(&self.db)?;
+        self.breakers.load(&self.db)?;
         self.restore_leases()?;
         let orphans = self.memory.rebuild(&self.shared, &self.db)?;
         self.careful = !clean;
@@ -263,6 +267,7 @@ impl Writer {
                 | Verb::Queues { .. }
                 | Verb::Beat { .. }
                 | Verb::Agents { .. }
+                | Verb::Breakers { .. }
                 | Verb::Quiet { .. }
                 | Verb::Close(_)
                 | Verb::Stop) => {
@@ -314,6 +319,9 @@ impl Writer {
                 let heard = self.beat_agent(&call, &agent, session);
                 let _ = reply.send(heard.map_err(StoreError::from));
             }
+            Verb::Breakers { namespace, reply } => {
+                let _ = reply.send(Ok(self.list_breakers(&namespace)));
+            }
             Verb::Agents { namespace, reply } => {
                 let _ = reply.send(Ok(self.list_agents(&namespace)));
             }
@@ -337,6 +345,7 @@ impl Writer {
             self.names.load(&self.shared.catalog);
             self.queues.load(&self.db)?;
             self.agents.load(&self.db)?;
+            self.breakers.load(&self.db)?;
             self.memory.rebuild(&self.shared, &self.db)?;
             self.stale = false;
         }
@@ -509,6 +518,16 @@ impl Writer {
                 reply,
                 self.ask_agent(&call, agent, ask).map(|r| r.map_err(StoreError::from))
             ),
+            Verb::Breaker {
+                call,
+                breaker,
+                ask,
+                reply,
+            } => answer!(
+                reply,
+                self.ask_breaker(&call, breaker, ask)
+                    .map(|r| r.map_err(StoreError::from))
+            ),
             Verb::Import { step, now, reply } => answer!(reply, self.import(step, now)),
             Verb::Claim(_)
             | Verb::Tick(_)
@@ -517,6 +536,7 @@ impl Writer {
             | Verb::Queues { .. }
             | Verb::Beat { .. }
             | Verb::Agents { .. }
+            | Verb::Breakers { .. }
             | Verb::Quiet { .. }
             | Verb::Close(_)
             | Verb::Stop => {}
@@ -547,6 +567,7 @@ impl Writer {
             self.put_manifest()?;
         }
         self.queues.flush(&self.db)?;
+        self.breakers.flush(&self.db)?;
         self.agents
             .flush(&self.db, &self.shared.view.lock(), &self.group.closed)?;
         self.put_alive()
@@ -571,6 +592,7 @@ impl Writer {
         self.group.undo.clear();
         self.queues.committed();
         self.agents.committed();
+        self.breakers.committed();
         self.manifest_changed = false;
         for (reply, grants) in self.held_back.drain(..) {
             // Grants that nobody takes any more come back by themselves.
@@ -641,7 +663,8 @@ impl Writer {
 
     /// Tells parked claimers when the next task becomes ready by the clock, or its queue opens.
     fn publish(&mut self) {
-        let opens_at = self.opens_at().into_iter().chain(self.falls_silent_at()).min();
+        let opens_at = self.opens_at().into_iter().chain(self.falls_silent_at());
+        let opens_at = opens_at.chain(self.tries_at()).min();
         let first = self
             .shared
             .view

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pensum_core::agent::{AgentCommand, AgentSettings, Amounts};
+use pensum_core::breaker::{BreakerCommand, BreakerSettings};
 use pensum_core::model::ModelStore;
 use pensum_core::outcome::Wait;
 use pensum_core::queue::{QueueCommand, QueueRecord, QueueSettings, Rate};
@@ -72,6 +73,9 @@ pub(crate) enum Op {
         what: u8,
         session: u64,
     },
+    Breaker {
+        what: u8,
+    },
     Poll {
         agent: u8,
         session: u64,
@@ -107,6 +111,28 @@ fn agent_settings(what: u8) -> AgentSettings {
         max_concurrent_tasks: u32::from(what) + 1,
         resources: (what != 1).then(|| cores(f64::from(what) + 1.5)),
         ..AgentSettings::default()
+    }
+}
+
+/// What a breaker covers: all that runs, or an agent.
+fn breaker_settings(what: u8) -> BreakerSettings {
+    BreakerSettings {
+        handlers: if what == 3 {
+            Vec::new()
+        } else {
+            vec![Name::from("noop")]
+        },
+        agents: if what == 4 {
+            Vec::new()
+        } else {
+            vec![Name::from(AGENTS[0])]
+        },
+        failures: Some(2),
+        failure_permille: (what == 5).then_some(300),
+        calls_min: 3,
+        open_for: Duration::from_secs(10).into(),
+        probes: u32::from(what) - 2,
+        ..BreakerSettings::default()
     }
 }
 
@@ -219,6 +245,7 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
         1 => (1u64..4).prop_map(Op::Leave),
         2 => (0u8..3, 0u8..12).prop_map(|(queue, what)| Op::Queue { queue, what }),
         3 => (0u8..2, 0u8..12, 0u64..3).prop_map(|(agent, what, session)| Op::Agent { agent, what, session }),
+        2 => (0u8..6).prop_map(|what| Op::Breaker { what }),
         4 => (0u8..2, 0u64..3, 0usize..5, prop::bool::weighted(0.8))
             .prop_map(|(agent, session, slots, knows)| Op::Poll { agent, session, slots, knows }),
     ]
@@ -445,6 +472,31 @@ impl Side {
                     Err(other) => panic!("{other}"),
                 }
             }
+            Op::Breaker { what } => {
+                let name = Name::from("breaker");
+                let asked = match what {
+                    0 => self
+                        .store
+                        .command_breaker(&call, name, BreakerCommand::Trip)
+                        .await
+                        .map(Some),
+                    1 => self
+                        .store
+                        .command_breaker(&call, name, BreakerCommand::Reset)
+                        .await
+                        .map(Some),
+                    2 => self.store.delete_breaker(&call, name).await.map(|()| None),
+                    what => {
+                        let settings = breaker_settings(*what);
+                        self.store.put_breaker(&call, name, settings, None).await.map(Some)
+                    }
+                };
+                match asked {
+                    Ok(found) => format!("{found:?}"),
+                    Err(StoreError::Rejected(rejected)) => self.rejection(&rejected),
+                    Err(other) => panic!("{other}"),
+                }
+            }
             Op::Poll {
                 agent,
                 session: number,
@@ -616,6 +668,8 @@ impl Side {
         let queues = self.store.queues("default").await.unwrap();
         let queues: Vec<QueueRecord> = queues.into_iter().map(without_rows).collect();
         picture.insert("queues".to_owned(), format!("{queues:?}"));
+        let breakers = self.store.breakers("default").await.unwrap();
+        picture.insert("breakers".to_owned(), format!("{breakers:?}"));
         let agents = self.store.agents("default").await.unwrap();
         picture.insert("agents".to_owned(), format!("{agents:?}"));
         picture.insert(

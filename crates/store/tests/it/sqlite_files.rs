@@ -363,7 +363,7 @@ async fn a_newer_store_is_refused_and_left_alone() {
     db.query_row("PRAGMA journal_mode = DELETE", [], |_| Ok(())).unwrap();
     db.execute_batch("PRAGMA user_version = 99").unwrap();
     drop(db);
-    assert_eq!(refused(&home.path()), StoreError::Newer { found: 99, known: 3 });
+    assert_eq!(refused(&home.path()), StoreError::Newer { found: 99, known: 4 });
     check_refused(&home, "use a newer pensum");
 }
 

@@ -4,6 +4,7 @@
 //! store joins with one line; no test may be skipped.
 
 pub(crate) mod agents;
+pub(crate) mod breakers;
 pub(crate) mod commands;
 pub(crate) mod dependencies;
 pub(crate) mod dossiers;
@@ -63,6 +64,15 @@ macro_rules! store_suite {
                     a_parked_agent_is_woken_by_what_it_can_do,
                     agents_are_carried_into_a_copy_without_their_sessions,
                     an_unknown_agent_is_refused_everything;
+                breakers: failures_open_a_breaker_on_all_nodes_and_others_go_on,
+                    a_half_open_breaker_lets_its_probes_try_and_closes_when_they_succeed,
+                    a_probe_that_fails_opens_the_breaker_again,
+                    deaths_and_cancels_open_no_breaker,
+                    a_breaker_of_an_agent_holds_up_that_agent_alone,
+                    people_open_close_change_and_remove_breakers,
+                    breakers_of_different_namespaces_do_not_meet,
+                    a_parked_claim_hears_that_a_breaker_lets_it_try,
+                    breakers_are_carried_into_a_copy;
                 lifecycle: a_task_completes_with_its_result,
                     a_failure_is_retried_with_backoff_and_then_dead_lettered,
                     a_non_retryable_failure_ends_at_once,
