@@ -63,6 +63,8 @@ struct Entry {
     session: NodeId,
     /// By which changes of its agent are told.
     agent: u64,
+    /// How many of those had been heard of when it came.
+    heard: u64,
     slots: usize,
     now: Time,
     entered_at: Instant,
@@ -107,7 +109,10 @@ pub(super) async fn claim<T>(
 ) -> Result<Vec<Claimed>, StoreError> {
     let started = Instant::now();
     let mut seat = match &request.agent {
-        Some(agent) if request.slots > 0 && !request.wait.is_zero() => Some(inner.parked.enter(&request, agent, now)),
+        Some(agent) if request.slots > 0 && !request.wait.is_zero() => {
+            let heard = inner.wake.agents();
+            Some(inner.parked.enter(&request, agent, heard, now))
+        }
         _ => None,
     };
     let mut at = now;
@@ -134,12 +139,13 @@ pub(super) async fn claim<T>(
 }
 
 impl Parked {
-    fn enter(&self, request: &ClaimRequest, claim: &AgentClaim, now: Time) -> Seat<'_> {
+    fn enter(&self, request: &ClaimRequest, claim: &AgentClaim, heard: u64, now: Time) -> Seat<'_> {
         let call = Arc::new(Notify::new());
         let entry = Entry {
             claim: claim.clone(),
             session: request.node,
             agent: agent_number(&claim.namespace, &claim.name),
+            heard,
             slots: request.slots,
             now,
             entered_at: Instant::now(),
@@ -321,7 +327,7 @@ impl Parked {
         let mut entries = self.entries.lock();
         let mut classes = BTreeSet::new();
         for entry in entries.1.values_mut() {
-            entry.must_look |= changed.any || changed.numbers.contains(&entry.agent) || ended.contains(&entry.session);
+            entry.must_look |= changed.since(entry.heard, entry.agent) || ended.contains(&entry.session);
             entry.suit(inner, known);
             classes.extend(entry.suits.iter().map(|class| class.id));
         }

@@ -5,7 +5,7 @@
 //! with limits may have room again: else each new task would send claims to look at queues that are full. Which agents have
 //! changed is told by numbers that follow from their names.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -63,9 +63,17 @@ impl Hasher for Fnv {
 /// Which agents have changed since somebody asked.
 #[derive(Default)]
 pub(super) struct ChangedAgents {
-    /// More than are known by number.
-    pub(super) any: bool,
-    pub(super) numbers: BTreeSet<u64>,
+    /// Any may have: the change that was heard of last.
+    any: u64,
+    /// By their numbers, the last change of each.
+    numbers: HashMap<u64, u64>,
+}
+
+impl ChangedAgents {
+    /// True when an agent has changed since so many changes had been heard of.
+    pub(super) fn since(&self, heard: u64, agent: u64) -> bool {
+        self.any > heard || self.numbers.get(&agent).is_some_and(|change| *change > heard)
+    }
 }
 
 /// What wakes parked claims.
@@ -80,6 +88,8 @@ pub(super) struct Wake {
     tell_room: AtomicBool,
     /// What this node's notices of that say, for it hears them, too.
     own_room: String,
+    /// What those begin with that name agents.
+    own_agents: String,
     /// Notices do not come through.
     deaf: AtomicBool,
     /// Grows when an agent has changed.
@@ -107,6 +117,7 @@ impl Wake {
     pub(super) fn new(tag: u64) -> Wake {
         Wake {
             own_room: format!("{ROOM}{tag:x}"),
+            own_agents: format!("{AGENTS}{tag:x} "),
             ready: watch::Sender::new(0),
             outbox: Notify::new(),
             rooms: AtomicU64::new(0),
@@ -144,22 +155,21 @@ impl Wake {
     pub(super) fn agent(&self, namespace: &str, agent: &str) {
         let number = agent_number(namespace, agent);
         self.tell_agents.lock().insert(number);
-        self.changed_agents.lock().numbers.insert(number);
-        self.agents.fetch_add(1, Ordering::AcqRel);
+        let change = self.agents.fetch_add(1, Ordering::AcqRel) + 1;
+        self.changed_agents.lock().numbers.insert(number, change);
         self.ready();
     }
 
     /// Others have changed, or any may have, where nothing can be read.
     fn hear_agents(&self, numbers: &str) {
+        let change = self.agents.fetch_add(1, Ordering::AcqRel) + 1;
         let mut changed = self.changed_agents.lock();
         for number in numbers.split(' ') {
             match u64::from_str_radix(number, 16) {
-                Ok(number) => _ = changed.numbers.insert(number),
-                Err(_) => changed.any = true,
+                Ok(number) => _ = changed.numbers.insert(number, change),
+                Err(_) => changed.any = change,
             }
         }
-        drop(changed);
-        self.agents.fetch_add(1, Ordering::AcqRel);
     }
 
     /// What is known of agents while this number stands is so, but for when they were heard, until it grows.
@@ -217,7 +227,7 @@ pub(super) async fn send(wake: Arc<Wake>, pool: Arc<Pool>, schema: String, close
         let agents = wake.agents_to_tell();
         if sent.is_ok() && !agents.is_empty() {
             let numbers: Vec<String> = agents.iter().map(|number| format!("{number:x}")).collect();
-            let says = format!("{AGENTS}{}", numbers.join(" "));
+            let says = format!("{}{}", wake.own_agents, numbers.join(" "));
             sent = pool.read(NOTIFY, &[(&channel, Type::TEXT), (&says, Type::TEXT)]).await;
         }
         if sent.is_err() {
@@ -299,7 +309,10 @@ async fn hear_once(wake: &Wake, options: &PostgresOptions, said: &mut bool) -> R
                     if notice.payload().starts_with(ROOM) && notice.payload() != wake.own_room {
                         wake.any_room();
                     }
-                    if let Some(numbers) = notice.payload().strip_prefix(AGENTS) {
+                    if !notice.payload().starts_with(&wake.own_agents)
+                        && let Some((_, numbers)) =
+                            notice.payload().strip_prefix(AGENTS).and_then(|says| says.split_once(' '))
+                    {
                         wake.hear_agents(numbers);
                     }
                     wake.heard();
