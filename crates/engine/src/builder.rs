@@ -8,6 +8,7 @@ use pensum_core::seam::Seams;
 use pensum_core::store::Retention;
 use pensum_core::{Name, NodeId, Store};
 
+use crate::agents::Agents;
 use crate::engine::{GRACE_DEFAULT, Inner, LEASE_DEFAULT, NodeInfo, SLOTS_DEFAULT};
 use crate::hub::{EngineEvent, Hook, Hub};
 use crate::metrics::Metrics;
@@ -177,6 +178,7 @@ impl EngineBuilder {
             node: Node::new(info.slots, info.started_at),
             info,
             metrics,
+            agents: Agents::default(),
         };
         Engine::from(inner)
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use pensum_core::store::{Applied, Finish, Rejected};
-use pensum_core::{ErrorInfo, Outcome, State, StoreError, Time, Wait};
+use pensum_core::{ErrorInfo, Name, Outcome, Priority, State, StoreError, TaskId, Time, Wait};
 
 use crate::claim::Failures;
 use crate::hub::EngineEvent;
@@ -111,16 +111,14 @@ fn settle(engine: &Engine, batch: Batch, answers: Vec<Result<Applied, Rejected>>
     let mut lost = Lost::default();
     for ((run, finish), answer) in batch.into_iter().zip(answers) {
         match answer {
-            Ok(applied) => {
-                engine.counters().finished(&run, &finish, applied.state);
-                if let Outcome::Wait {
-                    on: Wait::Until(at) | Wait::Signal { until: Some(at), .. },
-                    ..
-                } = &finish.outcome
-                {
-                    node.note_due(*at);
-                }
-                announce(engine, &run, finish, &applied, watched, now);
+            Ok(answer) => {
+                let ended = Ended {
+                    task: run.id(),
+                    namespace: &run.namespace,
+                    handler: &run.spec.handler,
+                    priority: run.spec.priority,
+                };
+                applied(engine, ended, &finish, &answer, watched, now);
             }
             Err(Rejected::LeaseLost(task)) => {
                 tracing::debug!(%task, attempt = run.attempt, outcome = name(&finish.outcome), "refused");
@@ -171,9 +169,32 @@ fn is_refusal(finish: &Finish) -> bool {
     matches!(&finish.outcome, Outcome::Fail(error) if error.kind == kinds::BAD_OUTCOME)
 }
 
-fn announce(engine: &Engine, run: &Run, finish: Finish, applied: &Applied, watched: bool, now: Time) {
+/// A run whose end the store took.
+pub(crate) struct Ended<'a> {
+    pub(crate) task: TaskId,
+    pub(crate) namespace: &'a Name,
+    pub(crate) handler: &'a Name,
+    pub(crate) priority: Priority,
+}
+
+/// Passes on what the end of a run did: to counters, to the reaper, to waiters and listeners.
+pub(crate) fn applied(engine: &Engine, ended: Ended<'_>, finish: &Finish, applied: &Applied, watched: bool, now: Time) {
+    engine
+        .counters()
+        .finished(ended.handler, ended.priority, finish, applied.state);
+    if let Outcome::Wait {
+        on: Wait::Until(at) | Wait::Signal { until: Some(at), .. },
+        ..
+    } = &finish.outcome
+    {
+        engine.live().note_due(*at);
+    }
+    announce(engine, &ended, finish, applied, watched, now);
+}
+
+fn announce(engine: &Engine, ended: &Ended<'_>, finish: &Finish, applied: &Applied, watched: bool, now: Time) {
     let hub = engine.hub();
-    let task = run.id();
+    let task = ended.task;
     for (ended, _) in &applied.ended {
         hub.ended(*ended);
     }
@@ -184,8 +205,8 @@ fn announce(engine: &Engine, run: &Run, finish: Finish, applied: &Applied, watch
     if !watched {
         return;
     }
-    let error = match finish.outcome {
-        Outcome::Retry { error, .. } | Outcome::Fail(error) => Some(error),
+    let error = match &finish.outcome {
+        Outcome::Retry { error, .. } | Outcome::Fail(error) => Some(error.clone()),
         _ => None,
     };
     if state.is_terminal() {
@@ -198,7 +219,7 @@ fn announce(engine: &Engine, run: &Run, finish: Finish, applied: &Applied, watch
     } else {
         hub.emit(EngineEvent::Requeued {
             task,
-            namespace: run.namespace.clone(),
+            namespace: ended.namespace.clone(),
             state,
             error,
             at: now,

@@ -11,6 +11,7 @@ use pensum_core::{Json, Name, NewTask, NodeId, Spec, State, Store, TaskId, TaskR
 use serde::Serialize;
 use tokio::sync::broadcast;
 
+use crate::agents::Agents;
 use crate::bulk::{self, BulkReceipt, BulkRequest};
 use crate::explain::{self, Explanation};
 use crate::hub::{EngineEvent, Hub};
@@ -73,6 +74,7 @@ pub(crate) struct Inner {
     pub(crate) hub: Hub,
     pub(crate) node: Node,
     pub(crate) metrics: Metrics,
+    pub(crate) agents: Agents,
 }
 
 /// Tasks that were checked, with all that they leave to their queue.
@@ -189,9 +191,14 @@ impl Engine {
         &self.inner.metrics
     }
 
+    pub(crate) fn inner_agents(&self) -> &Agents {
+        &self.inner.agents
+    }
+
     /// Something may have become claimable.
     pub(crate) fn wake_claims(&self) {
         self.inner.node.wake.notify_one();
+        self.inner.agents.wake();
     }
 }
 

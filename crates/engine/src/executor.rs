@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use pensum_core::seam::BoxFuture;
 use pensum_core::store::Finish;
-use pensum_core::{ErrorInfo, Outcome, Time};
+use pensum_core::{ErrorInfo, Outcome, Spec, Time};
 
 use crate::context::Context;
 use crate::hub::EngineEvent;
@@ -275,13 +275,10 @@ fn classify(run: &Run, end: End) -> Option<Outcome> {
     );
     Some(match reason {
         Some(StopReason::Cancel) if gave_up => Outcome::Cancelled,
-        Some(StopReason::Timeout) if gave_up => {
-            let limit = run.spec.timeout().unwrap_or_default();
-            Outcome::Retry {
-                error: overdue(kinds::TIMEOUT, "it ran for longer than its timeout", limit),
-                after: None,
-            }
-        }
+        Some(StopReason::Timeout) if gave_up => Outcome::Retry {
+            error: timed_out(&run.spec),
+            after: None,
+        },
         Some(StopReason::HeartbeatTimeout) if gave_up => {
             let limit = run.spec.heartbeat_timeout().unwrap_or_default();
             let what = "it was silent for longer than its heartbeat_timeout";
@@ -294,6 +291,12 @@ fn classify(run: &Run, end: End) -> Option<Outcome> {
         Some(StopReason::LeaseLost | StopReason::Shutdown) if gave_up => Outcome::Released,
         _ => outcome,
     })
+}
+
+/// The error of a run that took longer than its task allows.
+pub(crate) fn timed_out(spec: &Spec) -> ErrorInfo {
+    let limit = spec.timeout().unwrap_or_default();
+    overdue(kinds::TIMEOUT, "it ran for longer than its timeout", limit)
 }
 
 fn overdue(kind: &str, what: &str, limit: Duration) -> ErrorInfo {

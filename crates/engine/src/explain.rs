@@ -1,9 +1,11 @@
 //! Why a task does not run: every gate that is closed, since when, and when it is expected to open.
 
+use pensum_core::agent::Demand;
 use pensum_core::task::Lifecycle;
-use pensum_core::{State, Status, TaskId, TaskRecord, Time, WaitingFor};
+use pensum_core::{NodeId, State, Status, TaskId, TaskRecord, Time, WaitingFor};
 use serde::Serialize;
 
+use crate::agents::Offers;
 use crate::queues::{closed_queue, turn_of_key};
 use crate::{Engine, EngineError};
 
@@ -53,8 +55,14 @@ pub enum GateKind {
     Paused,
     /// Another task of its key runs, or has its turn.
     Key,
-    /// No handler or capability for it on this node.
+    /// No handler or capability for it: neither here nor with any agent.
     Capability,
+    /// It is kept for an agent, or the agents that could run it take no work.
+    Agent,
+    /// It asks for more resources than any agent that could run it has.
+    Resources,
+    /// Every agent that could run it is full.
+    Slot,
     /// Its queue is closed, or this node takes nothing from it.
     Queue,
     /// Every slot of this node is taken.
@@ -87,7 +95,7 @@ pub(crate) async fn explain(engine: &Engine, namespace: &str, task: TaskId) -> R
     paused(&record.lifecycle, &mut gates);
     match record.lifecycle.state {
         State::Completed | State::Failed | State::Cancelled => gates.push(ended(&record)),
-        State::Running => gates.push(running(&record, now)),
+        State::Running => gates.push(running(engine, namespace, &record, now).await?),
         State::Waiting => gates.push(waiting(&record.lifecycle)),
         State::Queued => queued(engine, namespace, &record, now, &mut gates).await?,
     }
@@ -151,10 +159,15 @@ fn ended(record: &TaskRecord) -> Gate {
     }
 }
 
-fn running(record: &TaskRecord, now: Time) -> Gate {
+async fn running(engine: &Engine, namespace: &str, record: &TaskRecord, now: Time) -> Result<Gate, EngineError> {
     let lifecycle = &record.lifecycle;
-    let node = lifecycle.lease.map(|l| format!(" on {}", l.node)).unwrap_or_default();
-    let mut message = format!("it runs{node}, attempt {}", lifecycle.attempt);
+    let offers = Offers::read(engine, namespace, now).await?;
+    let place = |holder: NodeId| match offers.agent_of(holder) {
+        Some(agent) => format!(" with agent `{agent}`"),
+        None => format!(" on {holder}"),
+    };
+    let place = lifecycle.lease.map(|lease| place(lease.node)).unwrap_or_default();
+    let mut message = format!("it runs{place}, attempt {}", lifecycle.attempt);
     if lifecycle.cancel_requested_at.is_some() {
         message.push_str(", and was asked to stop");
     }
@@ -164,12 +177,12 @@ fn running(record: &TaskRecord, now: Time) -> Gate {
     if let Some(lease) = lifecycle.lease
         && lease.expires_at < now
     {
-        message.push_str("; its lease has run out, so it is about to be taken from that node");
+        message.push_str("; its lease has run out, so it is about to be taken away");
     }
-    Gate {
+    Ok(Gate {
         since: lifecycle.started_at,
         ..gate(GateKind::Running, message)
-    }
+    })
 }
 
 fn waiting(lifecycle: &Lifecycle) -> Gate {
@@ -215,15 +228,24 @@ async fn queued(
         });
     }
     gates.extend(turn_of_key(engine, namespace, record, now).await?);
-    capability(engine, record, gates);
+    let demand = Demand::of(&record.spec);
+    let offers = Offers::read(engine, namespace, now).await?;
+    let suits_here = demand.suits_node(&record.spec.handler, &engine.capabilities());
+    let suits_agents = offers.suit(&record.spec.handler, &demand);
     let queue = &record.spec.queue;
-    if engine.queues().is_some_and(|queues| !queues.contains(queue)) {
+    let is_elsewhere = engine.queues().is_some_and(|queues| !queues.contains(queue));
+    if !suits_here && !suits_agents {
+        gates.push(capability(engine, record, &demand, &offers));
+    }
+    if is_elsewhere && !suits_agents {
         gates.push(gate(
             GateKind::Queue,
             format!("this node takes nothing from the queue `{queue}`; another has to"),
         ));
     }
     gates.extend(closed_queue(engine, namespace, record, now, gates.is_empty()).await?);
+    let is_here = suits_here && !is_elsewhere;
+    gates.extend(offers.closed(record, &demand, is_here, gates.is_empty()));
     if lifecycle.suspect {
         let message = "a node died soon after it started; it runs alone next time, once this node runs nothing else";
         gates.push(gate(GateKind::Alone, message));
@@ -231,15 +253,21 @@ async fn queued(
     if gates.is_empty() {
         gates.push(Gate {
             since: lifecycle.ready_at.or(Some(lifecycle.run_at)),
-            ..turn(engine, record)
+            ..turn(engine, record, is_here)
         });
     }
     Ok(())
 }
 
 /// Of a task that only has to be claimed: why that has not happened.
-fn turn(engine: &Engine, record: &TaskRecord) -> Gate {
+fn turn(engine: &Engine, record: &TaskRecord, is_here: bool) -> Gate {
     let (running, slots) = (engine.running(), engine.node().slots);
+    if !is_here {
+        return gate(
+            GateKind::Turn,
+            "it is ready and is given to an agent when one that could run it asks for work",
+        );
+    }
     if !engine.is_accepting() {
         return gate(
             GateKind::Node,
@@ -287,22 +315,17 @@ async fn dependencies(engine: &Engine, namespace: &str, record: &TaskRecord, now
     })
 }
 
-fn capability(engine: &Engine, record: &TaskRecord, gates: &mut Vec<Gate>) {
+fn capability(engine: &Engine, record: &TaskRecord, demand: &Demand, offers: &Offers) -> Gate {
     let offered = engine.capabilities();
-    let handler = &record.spec.handler;
-    let requires = record
-        .spec
-        .details
-        .as_ref()
-        .map(|d| d.requires.as_slice())
-        .unwrap_or_default();
-    let missing: Vec<_> = std::iter::once(handler)
-        .chain(requires)
+    let missing: Vec<_> = std::iter::once(&record.spec.handler)
+        .chain(&demand.requires)
         .filter(|need| !offered.contains(need))
         .map(|n| format!("`{n}`"))
         .collect();
-    if !missing.is_empty() {
-        let message = format!("this node offers no {}; it waits for one that does", missing.join(", "));
-        gates.push(gate(GateKind::Capability, message));
-    }
+    let message = format!(
+        "this node offers no {}; it waits for a node or an agent that does; {}",
+        missing.join(", "),
+        offers.in_words()
+    );
+    gate(GateKind::Capability, message)
 }

@@ -5,6 +5,7 @@
 //! (`executor.rs`) → finish (`completer.rs`). Beside them the keeper renews leases and watches the clocks of what runs
 //! (`keeper.rs`), the reaper ends what is overdue (`reaper.rs`), and the node says that it lives (`heartbeat.rs`).
 
+mod agents;
 mod builder;
 mod bulk;
 mod bulk_filter;
@@ -34,6 +35,10 @@ mod shutdown;
 mod status;
 mod system;
 
+pub use agents::{
+    Accepted, AcceptedStatus, AgentView, BeatInput, Given, Heard, HeartbeatInput, LogInput, PollInput, Polled,
+    ProgressInput, ResultInput, UsageInput,
+};
 pub use builder::EngineBuilder;
 pub use bulk::{BulkAction, BulkReceipt, BulkRequest};
 pub use bulk_filter::BulkFilter;
@@ -48,5 +53,5 @@ pub use metrics::{DURATION_BUCKETS, HandlerMetrics, NodeMetrics};
 pub use queues::{QueueStatus, QueueView};
 pub use run::{LOG_BYTES_MAX, LOG_LINE_BYTES_MAX, StopReason};
 pub use shutdown::ShutdownReport;
-pub use status::{AgentStatus, PerformanceMetrics, PersistenceStats, SystemStatus};
+pub use status::{AgentHealth, PerformanceMetrics, PersistenceStats, SystemStatus};
 pub use system::{SystemClock, SystemRandom, TokioSpawn, system_seams};

@@ -1,14 +1,15 @@
 //! What a node has done, in counters that cost a few atomic additions a task.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use foldhash::HashMap;
+use parking_lot::Mutex;
 use pensum_core::store::Finish;
 use pensum_core::{Name, Outcome, Priority, State, Time};
 use serde::Serialize;
 
 use crate::Engine;
-use crate::run::Run;
 
 /// Upper bounds of the duration histogram's buckets, in seconds; one more bucket holds what is longer.
 pub const DURATION_BUCKETS: [f64; 8] = [0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0];
@@ -65,8 +66,16 @@ struct HandlerCounters {
     retried: AtomicU64,
 }
 
+/// Most handlers of agents alone that are counted by name; what comes beyond is counted as [`OTHERS`].
+const HANDLERS_MAX: usize = 1_000;
+/// What the handlers beyond [`HANDLERS_MAX`] are counted as.
+const OTHERS: &str = "others";
+
 pub(crate) struct Metrics {
+    /// Those of this node.
     handlers: HashMap<Name, HandlerCounters>,
+    /// Those that agents ran.
+    agents: Mutex<HashMap<Name, Arc<HandlerCounters>>>,
     lost: AtomicU64,
     started_at: Time,
 }
@@ -76,15 +85,21 @@ impl Metrics {
         let handlers = handlers.map(|name| (name, HandlerCounters::default())).collect();
         Metrics {
             handlers,
+            agents: Mutex::default(),
             lost: AtomicU64::new(0),
             started_at,
         }
     }
 
     /// Counts a run whose outcome was acknowledged.
-    pub(crate) fn finished(&self, run: &Run, finish: &Finish, state: Option<State>) {
-        let Some(counters) = self.handlers.get(&run.spec.handler) else {
-            return;
+    pub(crate) fn finished(&self, handler: &Name, priority: Priority, finish: &Finish, state: Option<State>) {
+        let others;
+        let counters = match self.handlers.get(handler) {
+            Some(counters) => counters,
+            None => {
+                others = self.of_agents(handler);
+                &*others
+            }
         };
         let seconds = finish.usage.wall_seconds;
         let bucket = DURATION_BUCKETS
@@ -100,11 +115,19 @@ impl Metrics {
             _ => None,
         };
         if let Some(end) = end {
-            let priority = Priority::ALL.iter().position(|p| *p == run.spec.priority).unwrap_or(1);
+            let priority = Priority::ALL.iter().position(|p| *p == priority).unwrap_or(1);
             add(&counters.ended[priority][end], 1);
         } else if matches!(finish.outcome, Outcome::Retry { .. }) {
             add(&counters.retried, 1);
         }
+    }
+
+    /// The counters of a handler that this node does not have.
+    fn of_agents(&self, handler: &Name) -> Arc<HandlerCounters> {
+        let mut all = self.agents.lock();
+        let is_room = all.len() < HANDLERS_MAX || all.contains_key(handler);
+        let name = if is_room { handler.clone() } else { Name::from(OTHERS) };
+        Arc::clone(all.entry(name).or_default())
     }
 
     pub(crate) fn lease_lost(&self) {
@@ -113,9 +136,10 @@ impl Metrics {
 
     pub(crate) fn by_handler(&self) -> Vec<HandlerMetrics> {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let mut all: Vec<_> = self
-            .handlers
-            .iter()
+        let agents = self.agents.lock();
+        let here = self.handlers.iter();
+        let mut all: Vec<_> = here
+            .chain(agents.iter().map(|(name, counters)| (name, &**counters)))
             .map(|(name, c)| HandlerMetrics {
                 handler: name.clone(),
                 ended: std::array::from_fn(|p| std::array::from_fn(|e| read(&c.ended[p][e]))),

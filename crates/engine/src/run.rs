@@ -427,7 +427,7 @@ impl Run {
 }
 
 /// Cuts a line to its bound and frees it of line ends and NUL, which not every store can keep.
-fn tidy(message: &mut String) {
+pub(crate) fn tidy(message: &mut String) {
     if message.len() > LOG_LINE_BYTES_MAX {
         message.truncate(message.floor_char_boundary(LOG_LINE_BYTES_MAX));
         message.push('…');

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use pensum_core::Status;
+use pensum_core::agent::AgentStatus;
 use pensum_core::store::NodeRecord;
 use serde::Serialize;
 
-use crate::{Engine, EngineError};
+use crate::{AgentView, Engine, EngineError};
 
 /// This program's version.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -33,7 +34,7 @@ pub struct SystemStatus {
     /// How many agents are known.
     pub registered_agents: u64,
     /// Agents by id.
-    pub agent_status: BTreeMap<String, AgentStatus>,
+    pub agent_status: BTreeMap<String, AgentHealth>,
     /// How well it works.
     pub performance_metrics: PerformanceMetrics,
     /// What the store holds.
@@ -45,11 +46,12 @@ pub struct SystemStatus {
 /// One agent.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 #[expect(missing_docs, reason = "the names say it")]
-pub struct AgentStatus {
+pub struct AgentHealth {
     pub name: String,
-    pub status: String,
+    pub status: AgentStatus,
     pub active_tasks: u64,
-    /// 0 to 100.
+    /// The share of its newest 100 runs that did not fail, as far as this node took their results: 0 to 1, and 1 while there
+    /// are none.
     pub health_score: f64,
 }
 
@@ -96,6 +98,13 @@ pub(crate) async fn status(engine: &Engine, namespace: &str) -> Result<SystemSta
         (false, true) => "stopping",
         (false, false) => "idle",
     };
+    let agents = engine.agents(namespace, None, None).await?;
+    let of = |agent: AgentView| AgentHealth {
+        health_score: engine.inner_agents().health.score(namespace, &agent.id),
+        name: agent.name,
+        status: agent.status,
+        active_tasks: agent.active_tasks,
+    };
     Ok(SystemStatus {
         status: state.to_owned(),
         version: VERSION.to_owned(),
@@ -108,8 +117,8 @@ pub(crate) async fn status(engine: &Engine, namespace: &str) -> Result<SystemSta
         active_tasks: engine.running() as u64,
         total_executions: counts.executions,
         active_queues: counts.queues.values().filter(|q| q.unfinished() > 0).count() as u64,
-        registered_agents: 0,
-        agent_status: BTreeMap::new(),
+        registered_agents: agents.len() as u64,
+        agent_status: agents.into_iter().map(|agent| (agent.id.clone(), of(agent))).collect(),
         performance_metrics: PerformanceMetrics {
             overall_health: 100.0 * success_rate,
             success_rate,

@@ -25,6 +25,7 @@ mod table;
 mod tree;
 mod units;
 mod usage;
+mod verdict;
 mod wait;
 mod watch;
 
@@ -37,5 +38,6 @@ pub use spawn::SpawnError;
 pub use spec::{CommandSpec, Limits, SpecError};
 pub use table::MARK;
 pub use usage::Usage;
+pub use verdict::progress_of;
 pub use wait::{Exit, ExitReason, PIPE_DRAIN, Process};
 pub use watch::{SAMPLE_INTERVAL, WALL_GRACE};

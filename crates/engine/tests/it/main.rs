@@ -4,6 +4,7 @@
     reason = "a test that panics has failed, which is what it should do"
 )]
 
+mod agents;
 mod control;
 mod durable;
 mod explain;

@@ -1,0 +1,234 @@
+//! Results: which of them are taken, which were taken before, and what is wrong with the others.
+
+use foldhash::HashMap;
+use futures_util::future::try_join_all;
+use pensum_core::store::{Call, Rejected};
+use pensum_core::task::ExecutionStatus;
+use pensum_core::transition::EventKind;
+use pensum_core::{ExecutionId, Name, NodeId, Outcome};
+
+use super::finish::{self, Ending, Last};
+use super::outcome;
+use super::token::Token;
+use super::wire::{Accepted, AcceptedStatus, Faults, RESULTS_MAX, ResultInput};
+use crate::{Engine, EngineError};
+
+/// Events that end a run of an attempt.
+const RUN_ENDS: [EventKind; 10] = [
+    EventKind::Completed,
+    EventKind::Failed,
+    EventKind::Cancelled,
+    EventKind::Retrying,
+    EventKind::Again,
+    EventKind::Waiting,
+    EventKind::Yielded,
+    EventKind::Released,
+    EventKind::Crashed,
+    EventKind::LeaseExpired,
+];
+
+impl Engine {
+    /// Takes results of agents' runs; per-item answers, in order. What was accepted is on disk. An item that cannot be taken
+    /// changes nothing and keeps nothing up.
+    ///
+    /// # Errors
+    /// [`EngineError::Invalid`] for values that no request can have; those of the store, after which all of it can be sent again.
+    pub async fn complete_executions(
+        &self,
+        call: &Call,
+        results: Vec<ResultInput>,
+    ) -> Result<Vec<Accepted>, EngineError> {
+        let mut faults = Faults::default();
+        check(&mut faults, &results, call);
+        faults.finish()?;
+        take(self, call, results, None).await
+    }
+}
+
+/// What no result of a request may say.
+pub(super) fn check(faults: &mut Faults, results: &[ResultInput], call: &Call) {
+    faults.count("results", results.len(), RESULTS_MAX);
+    for (index, result) in results.iter().enumerate() {
+        let path = format!("results[{index}]");
+        faults.usage(&path, result.usage);
+        faults.logs(&path, &result.logs, call.now);
+    }
+}
+
+/// Why a result is not taken.
+struct Refused(AcceptedStatus, String);
+
+/// Takes results, those of a poll only from the session that polls.
+pub(super) async fn take(
+    engine: &Engine,
+    call: &Call,
+    results: Vec<ResultInput>,
+    polls: Option<(&Name, NodeId)>,
+) -> Result<Vec<Accepted>, EngineError> {
+    let names: Vec<String> = results.iter().map(|result| result.execution_id.clone()).collect();
+    let owners = Owners::of(engine, call, &results, polls).await?;
+    let judged = results
+        .into_iter()
+        .map(|result| judge(engine, call, result, &owners, polls));
+    let judged = try_join_all(judged).await?;
+    let mut endings = Vec::with_capacity(judged.len());
+    let refused: Vec<Option<Refused>> = judged
+        .into_iter()
+        .map(|item| item.map(|ending| endings.push(ending)).err())
+        .collect();
+    let mut answers = finish::bring(engine, call, &endings).await?.into_iter().zip(&endings);
+    let mut taken = Vec::with_capacity(names.len());
+    for (execution_id, refused) in names.into_iter().zip(refused) {
+        let refused = match refused {
+            Some(refused) => Some(refused),
+            None => match answers.next() {
+                Some((Err(rejected), ending)) => Some(why_refused(engine, call, rejected, ending).await?),
+                _ => None,
+            },
+        };
+        let (status, message) = match refused {
+            None => (AcceptedStatus::Accepted, None),
+            Some(Refused(AcceptedStatus::Repeat, _)) => (AcceptedStatus::Repeat, None),
+            Some(Refused(status, message)) => (status, Some(message)),
+        };
+        taken.push(Accepted {
+            execution_id,
+            status,
+            message,
+        });
+    }
+    Ok(taken)
+}
+
+/// Which agent each session belongs to.
+struct Owners(HashMap<NodeId, Name>);
+
+impl Owners {
+    /// Reads the agents, unless every result is of the session that polls.
+    async fn of(
+        engine: &Engine,
+        call: &Call,
+        results: &[ResultInput],
+        polls: Option<(&Name, NodeId)>,
+    ) -> Result<Owners, EngineError> {
+        let mut owners: HashMap<NodeId, Name> = HashMap::default();
+        if let Some((agent, session)) = polls {
+            owners.insert(session, agent.clone());
+        }
+        let is_known = |result: &ResultInput| {
+            let token = result.lease_token.parse::<Token>();
+            token.is_ok_and(|token| owners.contains_key(&token.session))
+        };
+        if results.iter().all(is_known) {
+            return Ok(Owners(owners));
+        }
+        for agent in engine.store().agents(&call.namespace).await? {
+            let sessions = agent.session.iter().chain(&agent.fenced);
+            owners.extend(sessions.map(|session| (*session, agent.name.clone())));
+        }
+        Ok(Owners(owners))
+    }
+}
+
+/// What a result asks to be stored, or why it cannot be.
+async fn judge(
+    engine: &Engine,
+    call: &Call,
+    result: ResultInput,
+    owners: &Owners,
+    polls: Option<(&Name, NodeId)>,
+) -> Result<Result<Ending, Refused>, EngineError> {
+    let invalid = |message: String| Ok(Err(Refused(AcceptedStatus::Invalid, message)));
+    let execution: ExecutionId = match result.execution_id.parse() {
+        Ok(execution) => execution,
+        Err(wrong) => return invalid(wrong),
+    };
+    let token: Token = match result.lease_token.parse() {
+        Ok(token) => token,
+        Err(wrong) => return invalid(format!("lease_token: {wrong}")),
+    };
+    let agent = owners.0.get(&token.session);
+    if let (Some((polling, _)), Some(agent)) = (polls, agent)
+        && polling != agent
+    {
+        let message = format!("execution {execution} was given to agent `{agent}`, not to `{polling}`");
+        return invalid(message);
+    }
+    let outcome = match outcome::read(&result.outcome, engine.now()) {
+        Ok(outcome) => outcome,
+        Err(wrong) => return invalid(wrong),
+    };
+    let Some(record) = engine.store().task(&call.namespace, execution.task).await? else {
+        let gone = format!("there is no task {}; it was deleted", execution.task);
+        return Ok(Err(Refused(AcceptedStatus::LeaseLost, gone)));
+    };
+    let lifecycle = &record.lifecycle;
+    if let Some(lease) = lifecycle.lease.filter(|lease| lease.id == token.lease) {
+        if lease.node != token.session {
+            return invalid("lease_token: was altered; send back the one that came with the task".to_owned());
+        }
+        if lifecycle.attempt != execution.attempt {
+            let attempt = lifecycle.attempt;
+            return invalid(format!("the lease token is of attempt {attempt}, not of {execution}"));
+        }
+    }
+    let last = Last {
+        usage: result.usage,
+        logs: result.logs,
+        progress: result.progress,
+    };
+    let mut ending = Ending::new(engine, execution, token, record, outcome, last);
+    ending.agent = agent.cloned();
+    Ok(Ok(ending))
+}
+
+/// Why the store did not take a result.
+async fn why_refused(
+    engine: &Engine,
+    call: &Call,
+    rejected: Rejected,
+    ending: &Ending,
+) -> Result<Refused, EngineError> {
+    let message = rejected.to_string();
+    match rejected {
+        Rejected::LeaseLost(_) if is_repeat(engine, call, ending).await? => {
+            Ok(Refused(AcceptedStatus::Repeat, message))
+        }
+        Rejected::LeaseLost(_) | Rejected::NotFound(_) => Ok(Refused(AcceptedStatus::LeaseLost, message)),
+        _ => Ok(Refused(AcceptedStatus::Invalid, message)),
+    }
+}
+
+/// True when the record says that this run of this agent ended just so.
+async fn is_repeat(engine: &Engine, call: &Call, ending: &Ending) -> Result<bool, EngineError> {
+    let ExecutionId { task, attempt } = ending.execution;
+    let Some(agent) = &ending.agent else { return Ok(false) };
+    let executions = engine.store().executions(&call.namespace, task).await?;
+    let Some(execution) = executions.into_iter().find(|execution| execution.attempt == attempt) else {
+        return Ok(false);
+    };
+    let ended_so = |statuses: &[ExecutionStatus], kinds: &[EventKind]| (statuses.to_vec(), kinds.to_vec());
+    // Whoever was asked to stop ends as cancelled, whatever else it says than that it is done.
+    let (statuses, kinds) = match ending.finish.outcome {
+        Outcome::Done(_) => ended_so(&[ExecutionStatus::Completed], &[]),
+        Outcome::Retry { .. } | Outcome::Fail(_) => {
+            ended_so(&[ExecutionStatus::Failed, ExecutionStatus::Cancelled], &[])
+        }
+        Outcome::Cancelled => ended_so(&[ExecutionStatus::Cancelled], &[]),
+        Outcome::Again { .. } => ended_so(&[ExecutionStatus::Cancelled], &[EventKind::Again]),
+        // What it waits for may be there already.
+        Outcome::Wait { .. } => ended_so(&[ExecutionStatus::Cancelled], &[EventKind::Waiting, EventKind::Again]),
+        Outcome::Yielded { .. } => ended_so(&[ExecutionStatus::Cancelled], &[EventKind::Yielded]),
+        Outcome::Released => ended_so(&[ExecutionStatus::Cancelled], &[EventKind::Released]),
+    };
+    if execution.finished_at.is_some() {
+        return Ok(execution.executor_id == **agent && statuses.contains(&execution.status));
+    }
+    // The attempt goes on: how its last run ended is in the history alone.
+    let events = engine.store().events(&call.namespace, task).await?;
+    let last = events
+        .iter()
+        .rev()
+        .find(|event| event.attempt == attempt && RUN_ENDS.contains(&event.kind));
+    Ok(last.is_some_and(|event| kinds.contains(&event.kind)))
+}
