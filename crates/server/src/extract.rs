@@ -23,6 +23,8 @@ use crate::problem::{Kind, Problem};
 pub const BODY_MAX: usize = 1 << 20;
 /// The largest body of a batch, in bytes.
 pub const BATCH_BODY_MAX: usize = 16 << 20;
+/// The largest body of what agents send of many runs at once, in bytes.
+pub const WORK_BODY_MAX: usize = 16 << 20;
 /// How much of a body that is too large is read and thrown away, so that the client, which is still sending, gets to
 /// read the answer instead of a broken connection.
 const DRAIN_MAX: usize = 32 << 20;

@@ -4,6 +4,7 @@
 //! [`router`] answers requests and knows no sockets; [`serve`] puts it on a listener. The server knows the engine
 //! and core, never a database.
 
+mod agents;
 mod app;
 mod batch;
 mod bulk;
@@ -23,7 +24,7 @@ mod system;
 mod tasks;
 
 pub use app::{AppState, ServerOptions, router};
-pub use extract::{BATCH_BODY_MAX, BODY_MAX};
+pub use extract::{BATCH_BODY_MAX, BODY_MAX, WORK_BODY_MAX};
 pub use openapi::openapi;
 pub use problem::{Fault, Kind, Problem, ProblemDetails};
 pub use serve::serve;

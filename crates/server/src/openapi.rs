@@ -11,7 +11,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::app::App;
-use crate::{batch, bulk, commands, dead_letters, executions, intake, logs, queues, system, tasks};
+use crate::{agents, batch, bulk, commands, dead_letters, executions, intake, logs, queues, system, tasks};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -29,6 +29,7 @@ use crate::{batch, bulk, commands, dead_letters, executions, intake, logs, queue
         (name = "commands", description = "What people ask of tasks"),
         (name = "executions", description = "Attempts of tasks"),
         (name = "queues", description = "Queues and the dead-letter queue"),
+        (name = "agents", description = "Programs outside the nodes that ask for tasks and bring results"),
         (name = "intake", description = "What other programs left in the store within transactions of their own"),
         (name = "system", description = "The server itself"),
     )
@@ -105,6 +106,14 @@ fn list() -> OpenApiRouter<App> {
         .routes(routes!(logs::read))
         .routes(routes!(executions::list))
         .routes(routes!(executions::get))
+        .routes(routes!(agents::register, agents::list))
+        .routes(routes!(agents::get, agents::remove))
+        .routes(routes!(agents::poll))
+        .routes(routes!(agents::heartbeat))
+        .routes(routes!(agents::drain))
+        .routes(routes!(agents::undrain))
+        .routes(routes!(agents::leave))
+        .routes(routes!(agents::complete))
         .routes(routes!(system::status))
         .routes(routes!(system::nodes))
         .routes(routes!(queues::list))

@@ -37,6 +37,8 @@ pub enum Kind {
     Timeout,
     /// 409: the present state does not allow it.
     Conflict,
+    /// 409: another session of the agent took over.
+    SessionFenced,
     /// 412: the thing changed since it was read.
     PreconditionFailed,
     /// 413: the body is too large.
@@ -62,7 +64,7 @@ impl Kind {
             Kind::NotFound => StatusCode::NOT_FOUND,
             Kind::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Kind::Timeout => StatusCode::REQUEST_TIMEOUT,
-            Kind::Conflict => StatusCode::CONFLICT,
+            Kind::Conflict | Kind::SessionFenced => StatusCode::CONFLICT,
             Kind::PreconditionFailed => StatusCode::PRECONDITION_FAILED,
             Kind::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Kind::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -80,6 +82,7 @@ impl Kind {
             Kind::NotFound => "Not found",
             Kind::MethodNotAllowed => "Method not allowed",
             Kind::Timeout => "The body did not arrive in time",
+            Kind::SessionFenced => "This session has ended",
             Kind::Conflict => "The present state does not allow it",
             Kind::PreconditionFailed => "It changed meanwhile",
             Kind::TooLarge => "The body is too large",
@@ -98,6 +101,8 @@ impl Kind {
             Kind::NotFound => "urn:pensum:problem:not-found",
             Kind::MethodNotAllowed => "urn:pensum:problem:method-not-allowed",
             Kind::Timeout => "urn:pensum:problem:timeout",
+            // Agents look for just this ending.
+            Kind::SessionFenced => "urn:pensum:problem:session_fenced",
             Kind::Conflict => "urn:pensum:problem:conflict",
             Kind::PreconditionFailed => "urn:pensum:problem:precondition-failed",
             Kind::TooLarge => "urn:pensum:problem:too-large",
@@ -235,6 +240,7 @@ impl From<Rejected> for Problem {
             Rejected::VersionMismatch { .. }
             | Rejected::QueueVersionMismatch { .. }
             | Rejected::BreakerVersionMismatch { .. } => Problem::new(Kind::PreconditionFailed, detail),
+            Rejected::SessionFenced(_) => Problem::new(Kind::SessionFenced, detail),
             Rejected::LeaseLost(_)
             | Rejected::Forbidden { .. }
             | Rejected::Nothing(_)
@@ -245,7 +251,6 @@ impl From<Rejected> for Problem {
             | Rejected::QueueForbids { .. }
             | Rejected::QueueHasTasks { .. }
             | Rejected::TooManyQueues
-            | Rejected::SessionFenced(_)
             | Rejected::TooManyAgents
             | Rejected::TooManyBreakers => Problem::new(Kind::Conflict, detail),
         }

@@ -281,7 +281,7 @@ async fn a_newer_session_takes_over_and_the_older_is_refused() {
     assert!(matches!(heard, Err(EngineError::Rejected(Rejected::SessionFenced(_)))));
     // Without a session it is only this lease that is lost.
     let heard = world.try_beat("a", json!({ "executions": [beat] })).await.unwrap();
-    assert_eq!(heard.lost, [given.execution_id.clone()]);
+    assert_eq!(heard.lost, std::slice::from_ref(&given.execution_id));
     assert_eq!(world.get(id).await, before);
     fenced(&world.try_poll("a", json!({ "session": "1" })).await);
 }
@@ -489,7 +489,7 @@ async fn a_heartbeat_keeps_the_lease_and_what_was_said() {
     let task = world.until(id, |task| task.lifecycle.state == State::Queued).await;
     assert_eq!(task.lifecycle.attempt, 1);
     let heard = world.beat("a", &given, json!({ "checkpoint": 1 })).await;
-    assert_eq!(heard.lost, [given.execution_id.clone()]);
+    assert_eq!(heard.lost, std::slice::from_ref(&given.execution_id));
     let again = world.take("a").await;
     assert_eq!(
         again.checkpoint.map(|json| json.get().to_owned()).as_deref(),
@@ -533,7 +533,7 @@ async fn a_heartbeat_tells_what_was_asked() {
     world.register("b", json!({})).await;
     let given = world.take("b").await;
     let heard = world.beat("a", &given, json!({ "checkpoint": "stolen" })).await;
-    assert_eq!(heard.lost, [given.execution_id.clone()]);
+    assert_eq!(heard.lost, std::slice::from_ref(&given.execution_id));
     assert!(world.beat("b", &given, json!({})).await.lost.is_empty());
     world.engine.leave_agent(&world.call(), "b", "1").await.unwrap();
     world
@@ -562,7 +562,7 @@ async fn a_run_that_takes_longer_than_its_timeout_is_ended_at_the_next_heartbeat
             json!({ "logs": [{ "message": "too slow" }], "checkpoint": 5, "usage": { "memory_mb": 3 } }),
         )
         .await;
-    assert_eq!(heard.lost, [given.execution_id.clone()]);
+    assert_eq!(heard.lost, std::slice::from_ref(&given.execution_id));
     let executions = world.engine.store().executions("default", id).await.unwrap();
     let error = executions[0].error.clone().unwrap();
     assert_eq!(

@@ -82,6 +82,22 @@ fn field() -> impl Strategy<Value = String> {
         "starts",
         "per",
         "burst",
+        "capabilities",
+        "max_concurrent_tasks",
+        "labels",
+        "lease",
+        "session",
+        "max",
+        "have",
+        "results",
+        "executions",
+        "execution_id",
+        "lease_token",
+        "outcome",
+        "usage",
+        "logs",
+        "progress",
+        "checkpoint",
     ];
     prop_oneof![4 => prop::sample::select(known).prop_map(str::to_owned), 1 => "\\PC{0,8}"]
 }
@@ -98,6 +114,13 @@ fn valid() -> Vec<Value> {
         json!({"name": "q", "max_concurrent": 2, "auto_start": false, "persistent": true, "rate_limit": "50/s"}),
         json!({"rate_limit": {"starts": 5, "per": "1m", "burst": 2}, "priority": 2, "timeout": 5, "max_retries": 1,
             "retry": {"strategy": "fixed", "delay": 1}}),
+        json!({"id": "b", "capabilities": ["x"], "max_concurrent_tasks": 2, "resources": {"cpu_cores": 1}, "labels": {"k": "v"},
+            "lease": 5}),
+        json!({"session": "1", "max": 2, "have": [format!("{NOBODY}.1")], "results": [{"execution_id": format!("{NOBODY}.1"),
+            "lease_token": "0".repeat(64), "outcome": {"wait": {"signal": "s", "timeout": 5}}, "usage": {"cpu_seconds": 1},
+            "logs": [{"message": "m", "stream": "stdout"}], "progress": {"percent": 5, "message": "m"}}]}),
+        json!({"session": "1", "executions": [{"execution_id": format!("{NOBODY}.1"), "lease_token": "0".repeat(64),
+            "checkpoint": {}, "progress": {"percent": 5}}]}),
         json!({"name": null, "priority": 3, "deadline": "2030-01-01T00:00:00Z", "tags": ["t"]}),
     ]
 }
@@ -181,6 +204,13 @@ pub(crate) fn bombard(make: impl FnOnce() -> Server, cases: u32) {
         for verb in ["pause", "resume", "process"] {
             routes.push(("POST", format!("/api/v1/queues/q/{verb}")));
         }
+        let agent = r#"{"id":"a","capabilities":["noop","x"]}"#;
+        server.post("/api/v1/agents", agent).await.expect(201);
+        routes.push(("POST", "/api/v1/agents".to_owned()));
+        routes.push(("POST", "/api/v1/executions/complete".to_owned()));
+        for verb in ["poll", "heartbeat", "drain", "undrain", "leave"] {
+            routes.push(("POST", format!("/api/v1/agents/a/{verb}")));
+        }
         for verb in ["execute", "cancel", "pause", "resume", "retry", "signal"] {
             routes.push(("POST", format!("/api/v1/tasks/{id}/{verb}")));
         }
@@ -234,6 +264,7 @@ fn no_query_makes_the_server_fail() {
         "/api/v1/dead-letters".to_owned(),
         "/api/v1/dead-letters/groups".to_owned(),
         "/api/v1/queues".to_owned(),
+        "/api/v1/agents".to_owned(),
         format!("/api/v1/tasks/{id}/logs"),
         format!("/api/v1/tasks/{id}/events"),
     ];
@@ -249,6 +280,7 @@ fn no_query_makes_the_server_fail() {
         "task_id",
         "tag",
         "fingerprint",
+        "capability",
         "x",
     ];
     let values = prop_oneof![

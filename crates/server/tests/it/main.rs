@@ -1,6 +1,7 @@
 //! The API as clients see it, on the model store and on SQLite.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "these are tests")]
 
+mod agents;
 mod commands;
 mod create;
 mod dead_letters;
