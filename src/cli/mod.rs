@@ -1,7 +1,9 @@
 //! The command line.
 
+mod agent;
 mod bench;
 mod bound;
+mod breaker;
 mod client;
 mod config;
 mod copy;
@@ -128,6 +130,12 @@ enum Command {
     /// Show, set up, pause and resume queues.
     #[command(subcommand, visible_alias = "queues")]
     Queue(queue::Command),
+    /// Show, drain and remove agents, and run a program as one.
+    #[command(subcommand, visible_alias = "agents")]
+    Agent(agent::Command),
+    /// Show, set up, reset and trip circuit breakers.
+    #[command(subcommand, visible_alias = "breakers")]
+    Breaker(breaker::Command),
     /// Show and mend failed tasks.
     #[command(subcommand)]
     Dlq(dlq::Command),
@@ -185,6 +193,8 @@ async fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Status => status::status(&global).await,
         Command::Node(command) => node::node(&global, command).await,
         Command::Queue(command) => queue::queue(&global, command).await,
+        Command::Agent(command) => agent::agent(&global, command).await,
+        Command::Breaker(command) => breaker::breaker(&global, command).await,
         Command::Dlq(command) => dlq::dlq(&global, command).await,
         Command::Intake(command) => intake::intake(&global, command).await,
         Command::Db(command) => db::db(&global, command).await,

@@ -187,6 +187,20 @@ impl BreakerRecord {
         }
     }
 
+    /// How many ends there were within the window, and how many of them failed.
+    pub fn counted(&self, now: Time) -> (u64, u64) {
+        let slice = self.slice(now);
+        let within = self.memory.slices.iter().filter(|(number, ..)| *number > slice - SLICES);
+        within.fold((0, 0), |(calls, failed), (_, well, bad)| {
+            (calls + u64::from(*well) + u64::from(*bad), failed + u64::from(*bad))
+        })
+    }
+
+    fn slice(&self, now: Time) -> i64 {
+        let length = (self.settings.window.0.as_micros() as i64 / SLICES).max(1);
+        now.as_micros().div_euclid(length)
+    }
+
     /// Notes that a run that it covers, started at `started_at`, ended at `now`. True when it opened or closed by that.
     pub fn note(&mut self, succeeded: bool, started_at: Time, now: Time) -> bool {
         let changed = match self.half_open_at() {
@@ -214,8 +228,7 @@ impl BreakerRecord {
     }
 
     fn count(&mut self, succeeded: bool, now: Time) -> bool {
-        let length = (self.settings.window.0.as_micros() as i64 / SLICES).max(1);
-        let slice = now.as_micros().div_euclid(length);
+        let slice = self.slice(now);
         let slices = &mut self.memory.slices;
         slices.retain(|(number, ..)| *number > slice - SLICES && *number <= slice);
         match slices.last_mut() {
@@ -225,9 +238,7 @@ impl BreakerRecord {
         if let Some((_, well, failed)) = slices.last_mut() {
             *if succeeded { well } else { failed } += 1;
         }
-        let sum = |of: fn(&(i64, u32, u32)) -> u32| slices.iter().map(|slice| u64::from(of(slice))).sum::<u64>();
-        let (well, failed) = (sum(|slice| slice.1), sum(|slice| slice.2));
-        let calls = well + failed;
+        let (calls, failed) = self.counted(now);
         let by_count = self.settings.failures.is_some_and(|most| failed >= u64::from(most));
         let by_rate = self.settings.failure_permille.is_some_and(|permille| {
             calls >= u64::from(self.settings.calls_min) && failed * 1_000 >= u64::from(permille) * calls
@@ -356,7 +367,7 @@ mod tests {
         assert!(!breaker.note(true, at(30_000), at(31_000)));
         assert_eq!(breaker.state(at(31_000)), BreakerState::HalfOpen);
         assert!(breaker.note(false, at(30_500), at(32_000)));
-        assert_eq!(breaker.room(0, at(61_999)).is_err(), true);
+        assert!(breaker.room(0, at(61_999)).is_err());
         assert_eq!(breaker.room(0, at(62_000)), Ok(Some(2)));
         assert!(!breaker.note(true, at(62_000), at(63_000)));
         assert!(breaker.note(true, at(62_000), at(64_000)));

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use pensum_core::agent::{AgentCommand, AgentRecord, AgentSettings};
+use pensum_core::breaker::{BreakerCommand, BreakerRecord, BreakerSettings};
 use pensum_core::input::Patch;
 use pensum_core::query::{Counts, Paged};
 use pensum_core::queue::{QueueCommand, QueueRecord, QueueSettings};
@@ -203,6 +204,24 @@ impl Store for InstantStore {
         closed()
     }
     async fn agents(&self, _: &str) -> Result<Vec<AgentRecord>, StoreError> {
+        Ok(Vec::new())
+    }
+    async fn put_breaker(
+        &self,
+        _: &Call,
+        _: Name,
+        _: BreakerSettings,
+        _: Option<u64>,
+    ) -> Result<BreakerRecord, StoreError> {
+        closed()
+    }
+    async fn command_breaker(&self, _: &Call, _: Name, _: BreakerCommand) -> Result<BreakerRecord, StoreError> {
+        closed()
+    }
+    async fn delete_breaker(&self, _: &Call, _: Name) -> Result<(), StoreError> {
+        closed()
+    }
+    async fn breakers(&self, _: &str) -> Result<Vec<BreakerRecord>, StoreError> {
         Ok(Vec::new())
     }
     async fn counts(&self, _: &str, _: Time) -> Result<Counts, StoreError> {

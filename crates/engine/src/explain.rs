@@ -6,6 +6,7 @@ use pensum_core::{NodeId, State, Status, TaskId, TaskRecord, Time, WaitingFor};
 use serde::Serialize;
 
 use crate::agents::Offers;
+use crate::breakers::open_breakers;
 use crate::queues::{closed_queue, turn_of_key};
 use crate::{Engine, EngineError};
 
@@ -63,6 +64,8 @@ pub enum GateKind {
     Resources,
     /// Every agent that could run it is full.
     Slot,
+    /// A circuit breaker is open, or finds out whether it may close.
+    Breaker,
     /// Its queue is closed, or this node takes nothing from it.
     Queue,
     /// Every slot of this node is taken.
@@ -243,6 +246,7 @@ async fn queued(
             format!("this node takes nothing from the queue `{queue}`; another has to"),
         ));
     }
+    gates.extend(open_breakers(engine, namespace, record, now).await?);
     gates.extend(closed_queue(engine, namespace, record, now, gates.is_empty()).await?);
     let is_here = suits_here && !is_elsewhere;
     gates.extend(offers.closed(record, &demand, is_here, gates.is_empty()));

@@ -6,6 +6,7 @@
 //! (`keeper.rs`), the reaper ends what is overdue (`reaper.rs`), and the node says that it lives (`heartbeat.rs`).
 
 mod agents;
+mod breakers;
 mod builder;
 mod bulk;
 mod bulk_filter;
@@ -39,6 +40,7 @@ pub use agents::{
     Accepted, AcceptedStatus, AgentView, BeatInput, Given, Heard, HeartbeatInput, LogInput, PollInput, Polled,
     ProgressInput, ResultInput, UsageInput,
 };
+pub use breakers::BreakerView;
 pub use builder::EngineBuilder;
 pub use bulk::{BulkAction, BulkReceipt, BulkRequest};
 pub use bulk_filter::BulkFilter;

@@ -7,6 +7,7 @@
 mod agents;
 mod app;
 mod batch;
+mod breakers;
 mod bulk;
 mod commands;
 mod cursor;

@@ -11,7 +11,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::app::App;
-use crate::{agents, batch, bulk, commands, dead_letters, executions, intake, logs, queues, system, tasks};
+use crate::{agents, batch, breakers, bulk, commands, dead_letters, executions, intake, logs, queues, system, tasks};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -30,6 +30,7 @@ use crate::{agents, batch, bulk, commands, dead_letters, executions, intake, log
         (name = "executions", description = "Attempts of tasks"),
         (name = "queues", description = "Queues and the dead-letter queue"),
         (name = "agents", description = "Programs outside the nodes that ask for tasks and bring results"),
+        (name = "breakers", description = "Circuit breakers: what fails again and again is left alone for a while"),
         (name = "intake", description = "What other programs left in the store within transactions of their own"),
         (name = "system", description = "The server itself"),
     )
@@ -122,6 +123,10 @@ fn list() -> OpenApiRouter<App> {
         .routes(routes!(queues::pause))
         .routes(routes!(queues::resume))
         .routes(routes!(queues::process))
+        .routes(routes!(breakers::list))
+        .routes(routes!(breakers::get, breakers::put, breakers::delete))
+        .routes(routes!(breakers::reset))
+        .routes(routes!(breakers::trip))
         .routes(routes!(dead_letters::list))
         .routes(routes!(dead_letters::groups))
         .routes(routes!(intake::list))

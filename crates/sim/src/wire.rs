@@ -12,6 +12,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use pensum_core::agent::{AgentCommand, AgentRecord, AgentSettings};
+use pensum_core::breaker::{BreakerCommand, BreakerRecord, BreakerSettings};
 use pensum_core::input::Patch;
 use pensum_core::query::{Counts, Page, Paged, TaskFilter};
 use pensum_core::queue::{QueueCommand, QueueRecord, QueueSettings};
@@ -742,6 +743,53 @@ impl Store for Wire {
 
     async fn agents(&self, namespace: &str) -> Result<Vec<AgentRecord>, StoreError> {
         read!(self.agents(&namespace))
+    }
+
+    async fn put_breaker(
+        &self,
+        call: &Call,
+        breaker: Name,
+        settings: BreakerSettings,
+        expected_version: Option<u64>,
+    ) -> Result<BreakerRecord, StoreError> {
+        let call = call.clone();
+        self.call(writes("put_breaker"), move |store| {
+            let (call, breaker, settings) = (call.clone(), breaker.clone(), settings.clone());
+            async move {
+                store
+                    .inner
+                    .put_breaker(&call, breaker, settings, expected_version)
+                    .await
+            }
+        })
+        .await
+    }
+
+    async fn command_breaker(
+        &self,
+        call: &Call,
+        breaker: Name,
+        command: BreakerCommand,
+    ) -> Result<BreakerRecord, StoreError> {
+        let call = call.clone();
+        self.call(writes("command_breaker"), move |store| {
+            let (call, breaker) = (call.clone(), breaker.clone());
+            async move { store.inner.command_breaker(&call, breaker, command).await }
+        })
+        .await
+    }
+
+    async fn delete_breaker(&self, call: &Call, breaker: Name) -> Result<(), StoreError> {
+        let call = call.clone();
+        self.call(writes("delete_breaker"), move |store| {
+            let (call, breaker) = (call.clone(), breaker.clone());
+            async move { store.inner.delete_breaker(&call, breaker).await }
+        })
+        .await
+    }
+
+    async fn breakers(&self, namespace: &str) -> Result<Vec<BreakerRecord>, StoreError> {
+        read!(self.breakers(&namespace))
     }
 
     async fn counts(&self, namespace: &str, now: Time) -> Result<Counts, StoreError> {

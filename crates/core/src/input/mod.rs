@@ -3,12 +3,14 @@
 //! [`AgentSettings`](crate::agent::AgentSettings). Every problem is named by its path.
 
 mod agent;
+mod breaker;
 mod check;
 mod parse;
 mod patch;
 mod queue;
 mod task;
 
+pub use breaker::BreakerInput;
 pub use agent::AgentInput;
 pub use parse::{Invalid, Problem, friendly, object, parse, parse_object};
 pub use patch::Patch;

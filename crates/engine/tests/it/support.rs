@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use pensum_core::agent::{AgentCommand, AgentRecord, AgentSettings};
+use pensum_core::breaker::{BreakerCommand, BreakerRecord, BreakerSettings};
 use pensum_core::input::Patch;
 use pensum_core::model::ModelStore;
 use pensum_core::query::{Counts, Paged};
@@ -407,6 +408,37 @@ impl Store for FaultyStore {
     async fn agents(&self, namespace: &str) -> Result<Vec<AgentRecord>, StoreError> {
         self.faults.check()?;
         self.inner.agents(namespace).await
+    }
+
+    async fn put_breaker(
+        &self,
+        call: &Call,
+        breaker: Name,
+        settings: BreakerSettings,
+        expected_version: Option<u64>,
+    ) -> Result<BreakerRecord, StoreError> {
+        self.faults.check()?;
+        self.inner.put_breaker(call, breaker, settings, expected_version).await
+    }
+
+    async fn command_breaker(
+        &self,
+        call: &Call,
+        breaker: Name,
+        command: BreakerCommand,
+    ) -> Result<BreakerRecord, StoreError> {
+        self.faults.check()?;
+        self.inner.command_breaker(call, breaker, command).await
+    }
+
+    async fn delete_breaker(&self, call: &Call, breaker: Name) -> Result<(), StoreError> {
+        self.faults.check()?;
+        self.inner.delete_breaker(call, breaker).await
+    }
+
+    async fn breakers(&self, namespace: &str) -> Result<Vec<BreakerRecord>, StoreError> {
+        self.faults.check()?;
+        self.inner.breakers(namespace).await
     }
 
     async fn counts(&self, namespace: &str, now: Time) -> Result<Counts, StoreError> {

@@ -1,0 +1,234 @@
+//! `pensum breaker …`: what is left alone for a while because it fails again and again.
+
+use clap::Subcommand;
+use pensum_core::Time;
+use pensum_core::time::Span;
+use serde_json::{Value, json};
+
+use super::client::{Client, escape};
+use super::exit::Exit;
+use super::output::{self, Column, Format, plain};
+use super::task::{Refusals, watched};
+use super::{Global, confirm, now};
+
+const COLUMNS: [Column; 6] = [
+    Column::text("id", |breaker, _| plain(&breaker["id"])),
+    Column::text("state", |breaker, _| plain(&breaker["state"])),
+    Column::text("covers", |breaker, _| covers(&breaker["settings"])),
+    Column::text("failures", |breaker, _| failures(breaker)),
+    Column::text("tries at", |breaker, _| plain(&breaker["tries_at"])),
+    Column::number("version", |breaker, _| plain(&breaker["version"])).wide(),
+];
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// List the circuit breakers.
+    List {
+        /// How many breakers at most; 50 by default.
+        #[arg(short = 'n', long)]
+        limit: Option<usize>,
+        /// All of them, however many.
+        #[arg(short, long)]
+        all: bool,
+    },
+    /// Show circuit breakers.
+    Get(Names),
+    /// Make a circuit breaker, or give it other settings; what is not named gets its default.
+    Put(Box<PutArgs>),
+    /// Close circuit breakers, and forget what they have seen.
+    Reset(Names),
+    /// Open circuit breakers now.
+    Trip(Names),
+    /// Remove circuit breakers; what they held up starts.
+    Delete(Names),
+}
+
+#[derive(clap::Args, Debug)]
+pub(crate) struct Names {
+    /// The circuit breakers.
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<String>,
+}
+
+#[derive(clap::Args, Debug)]
+pub(crate) struct PutArgs {
+    /// Its name; handler:NAME and agent:NAME say what they cover.
+    name: String,
+    /// A handler that it covers. Say it again for more.
+    #[arg(long = "handler", value_name = "NAME")]
+    handlers: Vec<String>,
+    /// An agent that it covers. Say it again for more.
+    #[arg(long = "agent", value_name = "ID")]
+    agents: Vec<String>,
+    /// So many failures within the window open it; 5 by default.
+    #[arg(long, value_name = "N")]
+    failures: Option<u32>,
+    /// So large a part of the ends within the window opens it, such as 0.5.
+    #[arg(long, value_name = "PART")]
+    failure_rate: Option<f64>,
+    /// How many ends there must be before their rate counts; 10 by default.
+    #[arg(long, value_name = "N")]
+    calls_min: Option<u32>,
+    /// How far back ends count; 60 s by default.
+    #[arg(long, value_name = "DURATION", value_parser = Span::parse)]
+    window: Option<Span>,
+    /// How long it is open before it lets somebody try; 30 s by default.
+    #[arg(long, value_name = "DURATION", value_parser = Span::parse)]
+    open_for: Option<Span>,
+    /// How many may try at once, and how many must succeed; 1 by default.
+    #[arg(long, value_name = "N")]
+    probes: Option<u32>,
+    /// Only when it is at this version; 0: only when there is none.
+    #[arg(long, value_name = "N")]
+    if_version: Option<u64>,
+}
+
+impl PutArgs {
+    fn body(&self) -> Value {
+        let mut body = json!({ "handlers": self.handlers, "agents": self.agents });
+        let spans = [("window", self.window), ("open_for", self.open_for)];
+        for (name, span) in spans {
+            if let Some(span) = span {
+                body[name] = json!(span.0.as_secs_f64());
+            }
+        }
+        let counts = [
+            ("failures", self.failures),
+            ("calls_min", self.calls_min),
+            ("probes", self.probes),
+        ];
+        for (name, count) in counts {
+            if let Some(count) = count {
+                body[name] = json!(count);
+            }
+        }
+        if let Some(rate) = self.failure_rate {
+            body["failure_rate"] = json!(rate);
+        }
+        body
+    }
+}
+
+pub(crate) async fn breaker(global: &Global, command: Command) -> anyhow::Result<Exit> {
+    let client = Client::connect(global, matches!(command, Command::Put(_))).await?;
+    let result = dispatch(global, &client, command).await;
+    client.close().await;
+    result
+}
+
+async fn dispatch(global: &Global, client: &Client, command: Command) -> anyhow::Result<Exit> {
+    match command {
+        Command::List { limit, all } => {
+            watched(global, || async {
+                let (items, next) = client.list("/api/v1/breakers", &[], limit, all).await?;
+                output::list(global.output, &COLUMNS, &items, next.as_deref(), now())?;
+                Ok(false)
+            })
+            .await
+        }
+        Command::Get(Names { names }) => {
+            watched(global, || async {
+                let mut found = Vec::with_capacity(names.len());
+                for name in &names {
+                    found.push(client.get(&path(name), &[]).await?);
+                }
+                show(global, &found)?;
+                Ok(false)
+            })
+            .await
+        }
+        Command::Put(args) => {
+            let put = client.put(&path(&args.name), &args.body(), args.if_version).await?;
+            show(global, &[put])?;
+            Ok(Exit::Ok)
+        }
+        Command::Reset(Names { names }) => command_each(global, client, "reset", &names).await,
+        Command::Trip(Names { names }) => command_each(global, client, "trip", &names).await,
+        Command::Delete(Names { names }) => delete(global, client, &names).await,
+    }
+}
+
+/// Where a breaker is read.
+fn path(name: &str) -> String {
+    format!("/api/v1/breakers/{}", escape(name))
+}
+
+/// Commands each breaker and shows the breakers afterwards. Every one is tried; the first refusal decides the exit code.
+async fn command_each(global: &Global, client: &Client, command: &str, names: &[String]) -> anyhow::Result<Exit> {
+    let mut done = Vec::new();
+    let mut refused = Refusals::default();
+    for name in names {
+        match client.post(&format!("{}/{command}", path(name)), &json!({})).await {
+            Ok(breaker) => done.push(breaker),
+            Err(error) => refused.note(error)?,
+        }
+    }
+    if !done.is_empty() {
+        show(global, &done)?;
+    }
+    refused.or(Exit::Ok)
+}
+
+async fn delete(global: &Global, client: &Client, names: &[String]) -> anyhow::Result<Exit> {
+    if names.len() > 1 {
+        confirm(global, &format!("Remove {} circuit breakers?", names.len()))?;
+    }
+    let mut refused = Refusals::default();
+    for name in names {
+        match client.delete(&path(name)).await {
+            Ok(()) if global.output.is_for_people() => output::println(&format!("circuit breaker {name} deleted"))?,
+            Ok(()) if global.output == Format::Name => output::println(name)?,
+            Ok(()) => output::println(&json!({ "id": name, "deleted": true }).to_string())?,
+            Err(error) => refused.note(error)?,
+        }
+    }
+    refused.or(Exit::Ok)
+}
+
+/// Shows one breaker as a block, several as a list.
+fn show(global: &Global, breakers: &[String]) -> anyhow::Result<()> {
+    match breakers {
+        [one] => output::item(global.output, one, |breaker| describe(breaker, now())),
+        many => output::list(global.output, &COLUMNS, many, None, now()),
+    }
+}
+
+fn describe(breaker: &Value, now: Time) -> String {
+    let settings = &breaker["settings"];
+    let rate = match settings["failure_rate"].as_f64() {
+        Some(rate) => format!("{rate} of at least {}", plain(&settings["calls_min"])),
+        None => String::new(),
+    };
+    let seconds = |name: &str| format!("{} s", plain(&settings[name]));
+    output::fields(&[
+        ("id", plain(&breaker["id"])),
+        ("state", plain(&breaker["state"])),
+        ("because", plain(&breaker["because"])),
+        ("tries at", plain(&breaker["tries_at"])),
+        ("covers", covers(settings)),
+        ("failures", failures(breaker)),
+        ("opens at failures", plain(&settings["failures"])),
+        ("opens at rate", rate),
+        ("window", seconds("window")),
+        ("open for", seconds("open_for")),
+        ("probes", plain(&settings["probes"])),
+        ("put by", plain(&breaker["put_by"])),
+        ("changed", format!("{} ago", output::age(&breaker["changed_at"], now))),
+        ("version", plain(&breaker["version"])),
+    ])
+}
+
+fn covers(settings: &Value) -> String {
+    let names = |what: &str, list: &Value| {
+        let names = list.as_array().into_iter().flatten();
+        names.map(|name| format!("{what} {}", plain(name))).collect::<Vec<_>>()
+    };
+    let mut all = names("handler", &settings["handlers"]);
+    all.extend(names("agent", &settings["agents"]));
+    all.join(", ")
+}
+
+/// How many of the latest ends failed.
+fn failures(breaker: &Value) -> String {
+    format!("{}/{}", plain(&breaker["failures"]), plain(&breaker["calls"]))
+}
