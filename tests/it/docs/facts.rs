@@ -46,6 +46,24 @@ fn every_field_of_a_node_is_on_the_page_on_http() {
 }
 
 #[test]
+fn every_field_of_an_agent_and_of_what_it_sends_is_on_its_page() {
+    let schemas = &openapi()["components"]["schemas"];
+    for (schema, page) in [
+        ("AgentView", "http.md"),
+        ("AgentInput", "agents.md"),
+        ("PollInput", "agents.md"),
+        ("BeatInput", "agents.md"),
+        ("Heard", "http.md"),
+    ] {
+        let fields = keys(&schemas[schema]["properties"]);
+        assert!(!fields.is_empty());
+        let text = text(page);
+        let missing: Vec<_> = fields.iter().filter(|field| !text.contains(field.as_str())).collect();
+        assert!(missing.is_empty(), "docs/{page} does not say {missing:?} of {schema}");
+    }
+}
+
+#[test]
 fn every_field_and_setting_of_a_queue_is_on_its_page() {
     let schemas = &openapi()["components"]["schemas"];
     for (schema, page) in [

@@ -16,6 +16,8 @@ pub(super) struct Ending {
     pub(super) execution: ExecutionId,
     /// The agent that held it, as far as it is registered.
     pub(super) agent: Option<Name>,
+    /// When the run began, as far as its token tells.
+    pub(super) claimed_at: Option<Time>,
     /// The task before.
     pub(super) record: TaskRecord,
     pub(super) finish: Finish,
@@ -54,6 +56,7 @@ impl Ending {
         Ending {
             execution,
             agent: None,
+            claimed_at,
             record,
             finish,
         }

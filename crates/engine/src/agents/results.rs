@@ -3,7 +3,6 @@
 use foldhash::HashMap;
 use futures_util::future::try_join_all;
 use pensum_core::store::{Call, Rejected};
-use pensum_core::task::ExecutionStatus;
 use pensum_core::transition::EventKind;
 use pensum_core::{ExecutionId, Name, NodeId, Outcome};
 
@@ -199,36 +198,40 @@ async fn why_refused(
     }
 }
 
-/// True when the record says that this run of this agent ended just so.
+/// True when the history says that this run of this agent ended just so.
 async fn is_repeat(engine: &Engine, call: &Call, ending: &Ending) -> Result<bool, EngineError> {
     let ExecutionId { task, attempt } = ending.execution;
     let Some(agent) = &ending.agent else { return Ok(false) };
     let executions = engine.store().executions(&call.namespace, task).await?;
-    let Some(execution) = executions.into_iter().find(|execution| execution.attempt == attempt) else {
+    let execution = executions.into_iter().find(|execution| execution.attempt == attempt);
+    // An attempt that goes on has no other executor on record than the next one.
+    if execution.is_none_or(|execution| execution.finished_at.is_some() && execution.executor_id != **agent) {
         return Ok(false);
-    };
-    let ended_so = |statuses: &[ExecutionStatus], kinds: &[EventKind]| (statuses.to_vec(), kinds.to_vec());
-    // Whoever was asked to stop ends as cancelled, whatever else it says than that it is done.
-    let (statuses, kinds) = match ending.finish.outcome {
-        Outcome::Done(_) => ended_so(&[ExecutionStatus::Completed], &[]),
-        Outcome::Retry { .. } | Outcome::Fail(_) => {
-            ended_so(&[ExecutionStatus::Failed, ExecutionStatus::Cancelled], &[])
-        }
-        Outcome::Cancelled => ended_so(&[ExecutionStatus::Cancelled], &[]),
-        Outcome::Again { .. } => ended_so(&[ExecutionStatus::Cancelled], &[EventKind::Again]),
-        // What it waits for may be there already.
-        Outcome::Wait { .. } => ended_so(&[ExecutionStatus::Cancelled], &[EventKind::Waiting, EventKind::Again]),
-        Outcome::Yielded { .. } => ended_so(&[ExecutionStatus::Cancelled], &[EventKind::Yielded]),
-        Outcome::Released => ended_so(&[ExecutionStatus::Cancelled], &[EventKind::Released]),
-    };
-    if execution.finished_at.is_some() {
-        return Ok(execution.executor_id == **agent && statuses.contains(&execution.status));
     }
-    // The attempt goes on: how its last run ended is in the history alone.
     let events = engine.store().events(&call.namespace, task).await?;
-    let last = events
+    let mut ends = events
         .iter()
-        .rev()
-        .find(|event| event.attempt == attempt && RUN_ENDS.contains(&event.kind));
-    Ok(last.is_some_and(|event| kinds.contains(&event.kind)))
+        .filter(|event| event.attempt == attempt && RUN_ENDS.contains(&event.kind));
+    // Of several runs of the attempt, the end of this one is the first after its claim.
+    let end = match ending.claimed_at {
+        Some(claimed_at) => ends.find(|event| event.at >= claimed_at),
+        None => ends.next_back(),
+    };
+    Ok(end.is_some_and(|end| is_end_of(end.kind, &ending.finish.outcome)))
+}
+
+/// Whether an outcome can have come to this end. Whoever was asked to stop ends as cancelled, unless it says that it is done.
+fn is_end_of(end: EventKind, outcome: &Outcome) -> bool {
+    match outcome {
+        Outcome::Done(_) => end == EventKind::Completed,
+        _ if end == EventKind::Cancelled => true,
+        Outcome::Again { .. } => end == EventKind::Again,
+        // What it waits for may have been there already.
+        Outcome::Wait { .. } => matches!(end, EventKind::Waiting | EventKind::Again),
+        Outcome::Yielded { .. } => end == EventKind::Yielded,
+        Outcome::Retry { .. } => matches!(end, EventKind::Retrying | EventKind::Failed),
+        Outcome::Fail(_) => end == EventKind::Failed,
+        Outcome::Cancelled => false,
+        Outcome::Released => end == EventKind::Released,
+    }
 }
