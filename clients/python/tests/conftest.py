@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import logging
 import os
 import uuid
 from collections.abc import Iterator
 from typing import Any
 
+import pensum
 import pytest
+from fake import Fake
 from harness import Clients, Proxy, Server
 
+# A line for every request would bury what the tests look for.
+logging.getLogger("httpx").setLevel(logging.WARNING)
 # The settings of whoever runs the tests are not theirs; PENSUM_BIN says what is tested.
 for name in list(os.environ):
     if name.startswith("PENSUM_") and name != "PENSUM_BIN":
@@ -54,3 +59,16 @@ def proxy(server: Server) -> Iterator[Proxy]:
     between = Proxy(server.port)
     yield between
     between.close()
+
+
+@pytest.fixture
+def fake() -> Iterator[Fake]:
+    made = Fake()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def api(server: Server) -> Iterator[pensum.Client]:
+    with pensum.Client(server.url) as client:
+        yield client

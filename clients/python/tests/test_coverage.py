@@ -80,6 +80,16 @@ def test_every_route_is_reached_by_a_method(clients: Clients, server: Server, na
     list(client.intake.list())
     missing(client.intake.retry, 1)
     missing(client.intake.delete, 1)
+    agent = client.agents.register(name, [name])
+    client.agents.get(agent)
+    list(client.agents.list(status="idle", capability=name))
+    client.agents.poll(agent, "s")
+    client.agents.heartbeat(agent, [], session="s")
+    assert client.executions.complete([]) == ()
+    client.agents.drain(agent)
+    client.agents.undrain(agent)
+    client.agents.leave(agent, "s")
+    client.agents.remove(agent)
     list(client.nodes.list())
     client.system.status()
     client.system.health()
@@ -112,13 +122,15 @@ def test_lists_take_every_filter(client: Any) -> None:
     assert arguments(list_of("Executions")) == {"task", "limit"}
     assert parameters(client, "list_executions") == {"task_id", "limit", "cursor"}
     assert arguments(list_of("Intake")) == parameters(client, "list_intake") - paging
+    assert arguments(list_of("Agents")) == parameters(client, "list_agents") - paging
     assert parameters(client, "read_logs") == {"after", "attempt", "follow", "limit", "cursor"}
 
 
 def list_of(kind: str) -> Any:
-    from pensum._sync import queues, tasks
+    from pensum._sync import agents, queues, tasks
 
-    return getattr(tasks if kind == "Tasks" else queues, kind).list
+    module = {"Tasks": tasks, "Agents": agents}.get(kind, queues)
+    return getattr(module, kind).list
 
 
 def test_inputs_and_records_have_every_field(client: Any) -> None:
@@ -158,6 +170,7 @@ def test_inputs_and_records_have_every_field(client: Any) -> None:
         "NodeRecord": pensum.Node, "IntakeRecord": pensum.IntakeRow, "IntakeRetried": pensum.IntakeRetried,
         "Health": pensum.Health, "PerformanceMetrics": pensum.PerformanceMetrics, "Progress": pensum.Progress,
         "PersistenceStats": pensum.PersistenceStats, "ErrorInfo": pensum.ErrorInfo, "Resources": pensum.Resources,
+        "AgentView": pensum.AgentInfo,
     }  # fmt: skip
     for schema, kind in records.items():
         assert fields(kind) == properties(schema), schema

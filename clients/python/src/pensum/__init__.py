@@ -9,6 +9,7 @@
 
 from ._async.client import AsyncClient
 from ._sync.client import Client
+from .agents import Acceptance, AgentInfo, Delivery, Heard, Polled
 from .embedded import EmbeddedServer, find_binary
 from .errors import (
     Conflict,
@@ -64,6 +65,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "UNSET",
+    "Acceptance",
+    "AgentInfo",
     "AllQueueStats",
     "AsyncClient",
     "BulkOperation",
@@ -72,6 +75,7 @@ __all__ = [
     "Conflict",
     "DeadLetterGroup",
     "DeadLetterGroups",
+    "Delivery",
     "Dependencies",
     "EmbeddedServer",
     "ErrorInfo",
@@ -81,6 +85,7 @@ __all__ = [
     "Forbidden",
     "Gate",
     "Health",
+    "Heard",
     "IntakeRetried",
     "IntakeRow",
     "Invalid",
@@ -91,6 +96,7 @@ __all__ = [
     "PensumError",
     "PerformanceMetrics",
     "PersistenceStats",
+    "Polled",
     "Problem",
     "Progress",
     "Queue",

@@ -49,12 +49,25 @@ OPERATIONS: dict[str, tuple[str, str]] = {
     "list_intake": ("GET", f"{V1}/intake"),
     "retry_intake": ("POST", f"{V1}/intake/{{id}}/retry"),
     "delete_intake": ("DELETE", f"{V1}/intake/{{id}}"),
+    "register_agent": ("POST", f"{V1}/agents"),
+    "list_agents": ("GET", f"{V1}/agents"),
+    "get_agent": ("GET", f"{V1}/agents/{{id}}"),
+    "remove_agent": ("DELETE", f"{V1}/agents/{{id}}"),
+    "drain_agent": ("POST", f"{V1}/agents/{{id}}/drain"),
+    "undrain_agent": ("POST", f"{V1}/agents/{{id}}/undrain"),
+    "leave_agent": ("POST", f"{V1}/agents/{{id}}/leave"),
+    "poll_agent": ("POST", f"{V1}/agents/{{id}}/poll"),
+    "heartbeat_agent": ("POST", f"{V1}/agents/{{id}}/heartbeat"),
+    "complete_executions": ("POST", f"{V1}/executions/complete"),
     "list_nodes": ("GET", f"{V1}/nodes"),
     "get_status": ("GET", f"{V1}/system/status"),
     "get_health": ("GET", "/healthz"),
     "get_readiness": ("GET", "/readyz"),
     "get_openapi": ("GET", "/openapi.json"),
 }
+
+# Doing one of these twice does no more than once, by what they carry: they need no key, and the server keeps none.
+_UNKEYED = frozenset({"poll_agent", "heartbeat_agent", "complete_executions"})
 
 DEFAULT_URL = "http://127.0.0.1:7400"
 
@@ -90,23 +103,25 @@ def request(
     path: Mapping[str, str | int] | None = None,
     query: Mapping[str, Any] | None = None,
     body: Any = None,
+    content: bytes | None = None,
     if_match: int | None = None,
     idempotency_key: str | None = None,
 ) -> Request:
-    """The request of an operation; raises `Invalid` for what no server could read."""
+    """The request of an operation; raises `Invalid` for what no server could read. `content` is a body that is JSON
+    already."""
     method, template = OPERATIONS[operation]
     parts = {name: _segment(name, value) for name, value in (path or {}).items()}
     headers: dict[str, str] = {}
-    if method == "POST":
+    if method == "POST" and operation not in _UNKEYED:
         headers["Idempotency-Key"] = _printable("idempotency_key", idempotency_key or uuid.uuid4().hex)
     if if_match is not None:
         if isinstance(if_match, bool) or not isinstance(if_match, int):
             raise invalid("if_match", f"must be the version of what is changed, a number, not {if_match!r}")
         headers["If-Match"] = f'"{if_match}"'
-    content = None
     if body is not None:
-        headers["Content-Type"] = "application/json"
         content = _json(body)
+    if content is not None:
+        headers["Content-Type"] = "application/json"
     values = {name: query_text(name, value) for name, value in (query or {}).items() if value is not None}
     return Request(operation, method, template.format(**parts), values, content, headers)
 

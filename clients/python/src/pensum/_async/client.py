@@ -17,6 +17,7 @@ from ..inputs import TaskRef
 from ..operations import base_url, token_header
 from ..system import Health, Node, Queue, SystemStatus
 from ..times import seconds
+from .agents import AsyncAgents
 from .bridge import to_thread
 from .bulk import AsyncBulk
 from .queues import AsyncDeadLetters, AsyncExecutions, AsyncIntake, AsyncQueues
@@ -90,6 +91,7 @@ class AsyncClient:
         self.queues = AsyncQueues(self._transport)
         self.dead_letters = AsyncDeadLetters(self._transport, self.tasks)
         self.intake = AsyncIntake(self._transport)
+        self.agents = AsyncAgents(self._transport)
         self.nodes = AsyncNodes(self._transport)
         self.system = AsyncSystem(self._transport)
         self.create_task = self.tasks.create
@@ -98,6 +100,15 @@ class AsyncClient:
         self.cancel_task = self.tasks.cancel
         self.add_queue = self.queues.put
         self.get_system_status = self.system.status
+        self.register_agent = self.agents.register
+        self.agent = self.agents.get
+        self.remove_agent = self.agents.remove
+        self.drain_agent = self.agents.drain
+        self.undrain_agent = self.agents.undrain
+        self.leave_agent = self.agents.leave
+        self.poll_agent = self.agents.poll
+        self.heartbeat_agent = self.agents.heartbeat
+        self.complete_executions = self.executions.complete
 
     @classmethod
     async def embedded(

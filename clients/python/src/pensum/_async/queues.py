@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
+from ..agents import Acceptance, Completed
 from ..inputs import Filter, TaskRef, given, ident, object_json, task_filter
 from ..models import Execution, RetryPolicy, Task
 from ..system import AllQueueStats, DeadLetterGroups, IntakeRetried, IntakeRow, Queue, QueueSettings, RateLimit
@@ -96,6 +97,11 @@ class AsyncExecutions:
         """Reads one attempt: its id is that of the task, a dot and the attempt's number."""
         path = {"id": ident(execution, "execution")}
         return Execution.parse(await self._transport.call("get_execution", path=path))
+
+    async def complete(self, results: Sequence[Mapping[str, Any]]) -> tuple[Acceptance, ...]:
+        """Hands results of an agent in: `{execution_id, lease_token, outcome}` each. Says what became of each."""
+        answer = await self._transport.call("complete_executions", body={"results": [*results]})
+        return Completed.parse(answer).results
 
 
 class AsyncDeadLetters:

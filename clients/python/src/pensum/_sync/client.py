@@ -18,6 +18,7 @@ from ..inputs import TaskRef
 from ..operations import base_url, token_header
 from ..system import Health, Node, Queue, SystemStatus
 from ..times import seconds
+from .agents import Agents
 from .bulk import Bulk
 from .queues import DeadLetters, Executions, Intake, Queues
 from .tasks import Tasks
@@ -90,6 +91,7 @@ class Client:
         self.queues = Queues(self._transport)
         self.dead_letters = DeadLetters(self._transport, self.tasks)
         self.intake = Intake(self._transport)
+        self.agents = Agents(self._transport)
         self.nodes = Nodes(self._transport)
         self.system = System(self._transport)
         self.create_task = self.tasks.create
@@ -98,6 +100,15 @@ class Client:
         self.cancel_task = self.tasks.cancel
         self.add_queue = self.queues.put
         self.get_system_status = self.system.status
+        self.register_agent = self.agents.register
+        self.agent = self.agents.get
+        self.remove_agent = self.agents.remove
+        self.drain_agent = self.agents.drain
+        self.undrain_agent = self.agents.undrain
+        self.leave_agent = self.agents.leave
+        self.poll_agent = self.agents.poll
+        self.heartbeat_agent = self.agents.heartbeat
+        self.complete_executions = self.executions.complete
 
     @classmethod
     def embedded(
