@@ -90,6 +90,13 @@ def test_every_route_is_reached_by_a_method(clients: Clients, server: Server, na
     client.agents.undrain(agent)
     client.agents.leave(agent, "s")
     client.agents.remove(agent)
+    breaker = f"handler:{name}"
+    settings = client.breakers.put(breaker, failures=3, window="1m").settings
+    assert client.breakers.put(breaker, settings, open_for=5, if_match=1).settings.failures == 3
+    assert client.breakers.trip(breaker).state == "open" and client.breakers.get(breaker).opened_at
+    assert client.breakers.reset(breaker).state == "closed"
+    assert breaker in [one.id for one in client.breakers.list()]
+    client.breakers.delete(breaker)
     list(client.nodes.list())
     client.system.status()
     client.system.health()
@@ -170,7 +177,7 @@ def test_inputs_and_records_have_every_field(client: Any) -> None:
         "NodeRecord": pensum.Node, "IntakeRecord": pensum.IntakeRow, "IntakeRetried": pensum.IntakeRetried,
         "Health": pensum.Health, "PerformanceMetrics": pensum.PerformanceMetrics, "Progress": pensum.Progress,
         "PersistenceStats": pensum.PersistenceStats, "ErrorInfo": pensum.ErrorInfo, "Resources": pensum.Resources,
-        "AgentView": pensum.AgentInfo,
+        "AgentView": pensum.AgentInfo, "BreakerView": pensum.Breaker, "BreakerInput": pensum.BreakerSettings,
     }  # fmt: skip
     for schema, kind in records.items():
         assert fields(kind) == properties(schema), schema

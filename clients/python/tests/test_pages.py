@@ -77,7 +77,8 @@ def test_each_example_runs(server: Server, tmp_path: Path, name: str) -> None:
 def test_the_page_names_every_method_and_exception() -> None:
     text = PAGE.read_text()
     client = pensum.Client("http://127.0.0.1:1")
-    parts = ["tasks", "bulk", "executions", "agents", "queues", "dead_letters", "intake", "nodes", "system"]
+    parts = ["tasks", "bulk", "executions", "agents", "breakers", "queues", "dead_letters", "intake", "nodes",
+             "system"]  # fmt: skip
     for part in parts:
         for method in dir(getattr(client, part)):
             if not method.startswith("_"):

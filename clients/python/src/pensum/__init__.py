@@ -10,6 +10,7 @@
 from ._async.client import AsyncClient
 from ._sync.client import Client
 from .agents import Acceptance, AgentInfo, Delivery, Heard, Polled
+from .breakers import Breaker, BreakerSettings
 from .embedded import EmbeddedServer, find_binary
 from .errors import (
     Conflict,
@@ -69,6 +70,8 @@ __all__ = [
     "AgentInfo",
     "AllQueueStats",
     "AsyncClient",
+    "Breaker",
+    "BreakerSettings",
     "BulkOperation",
     "BulkResult",
     "Client",

@@ -13,7 +13,7 @@ from .records import Record
 
 @dataclass(frozen=True, kw_only=True)
 class AgentInfo(Record):
-    """A registered agent. `status` is `idle`, `busy`, or `offline` once it has been silent for the time of its lease."""
+    """A registered agent. `status` is `idle`, `busy`, or `offline` once it was silent for the time of its lease."""
 
     id: str
     name: str

@@ -18,6 +18,7 @@ from ..operations import base_url, token_header
 from ..system import Health, Node, Queue, SystemStatus
 from ..times import seconds
 from .agents import AsyncAgents
+from .breakers import AsyncBreakers
 from .bridge import to_thread
 from .bulk import AsyncBulk
 from .queues import AsyncDeadLetters, AsyncExecutions, AsyncIntake, AsyncQueues
@@ -92,6 +93,7 @@ class AsyncClient:
         self.dead_letters = AsyncDeadLetters(self._transport, self.tasks)
         self.intake = AsyncIntake(self._transport)
         self.agents = AsyncAgents(self._transport)
+        self.breakers = AsyncBreakers(self._transport)
         self.nodes = AsyncNodes(self._transport)
         self.system = AsyncSystem(self._transport)
         self.create_task = self.tasks.create

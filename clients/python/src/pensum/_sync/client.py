@@ -19,6 +19,7 @@ from ..operations import base_url, token_header
 from ..system import Health, Node, Queue, SystemStatus
 from ..times import seconds
 from .agents import Agents
+from .breakers import Breakers
 from .bulk import Bulk
 from .queues import DeadLetters, Executions, Intake, Queues
 from .tasks import Tasks
@@ -92,6 +93,7 @@ class Client:
         self.dead_letters = DeadLetters(self._transport, self.tasks)
         self.intake = Intake(self._transport)
         self.agents = Agents(self._transport)
+        self.breakers = Breakers(self._transport)
         self.nodes = Nodes(self._transport)
         self.system = System(self._transport)
         self.create_task = self.tasks.create

@@ -24,8 +24,8 @@ _REST = 0.5
 
 
 class Polls:
-    """One poll is at the server whenever there is a free slot. Results ride on the next one; while one waits for a task,
-    they go by themselves."""
+    """One poll is at the server whenever there is a free slot. Results ride on the next one; while one waits for a
+    task, they go by themselves."""
 
     def __init__(self, link: Link, ledger: Ledger, wait: float, register: Callable[[], Awaitable[object]]) -> None:
         self.drain = False
