@@ -82,6 +82,11 @@ impl Client {
         }
     }
 
+    /// A client of the node at this address.
+    pub(crate) fn to(address: &str) -> anyhow::Result<Client> {
+        Client::http(address, None)
+    }
+
     fn http(base: &str, token: Option<String>) -> anyhow::Result<Client> {
         // A provider that was installed before stays.
         let _ = rustls::crypto::ring::default_provider().install_default();

@@ -2,17 +2,18 @@
 
 use std::path::Path;
 
-use pensum_core::input::QueueInput;
+use pensum_core::input::{BreakerInput, QueueInput};
 use pensum_core::store::Retention;
 use pensum_core::time::Span;
 
+use super::agent::{self, Configured};
 use super::bound::BoundHandler;
 use super::exit::{Exit, Failure};
-use super::queue;
+use super::{breaker, queue};
 use crate::yaml::{self, Fault, Key, Node, Value, nearest};
 
 /// The blocks that this version knows.
-const BLOCKS: [&str; 7] = [
+const BLOCKS: [&str; 8] = [
     "server",
     "store",
     "retention",
@@ -20,6 +21,7 @@ const BLOCKS: [&str; 7] = [
     "handlers",
     "queues",
     "agents",
+    "breakers",
 ];
 /// Blocks of the full product.
 const OTHER_BLOCKS: [&str; 14] = [
@@ -60,8 +62,10 @@ pub(crate) struct Config {
     pub(crate) handlers: Vec<(String, BoundHandler)>,
     /// `queues.NAME`: what queues allow.
     pub(crate) queues: Vec<(String, QueueInput)>,
-    /// `agents.NAME`: read over, for nothing of this version acts on them.
-    pub(crate) agents: Vec<String>,
+    /// `agents.ID`: agents that the node registers, and runs where it is told how.
+    pub(crate) agents: Vec<Configured>,
+    /// `breakers.NAME`: what is left alone for a while when it fails.
+    pub(crate) breakers: Vec<(String, BreakerInput)>,
 }
 
 impl Config {
@@ -107,10 +111,22 @@ impl Config {
                 "logging" => self.logging(block, &mut reader),
                 "handlers" => self.bind(block, &mut reader),
                 "queues" => self.set_up(block, &mut reader),
-                "agents" => {
-                    let entries = block.entries().unwrap_or_default();
-                    self.agents.extend(entries.iter().map(|(key, _)| key.name.clone()));
-                }
+                "agents" => match agent::read(block) {
+                    Ok(agents) => {
+                        self.agents
+                            .retain(|known| agents.iter().all(|new| new.input.id != known.input.id));
+                        self.agents.extend(agents);
+                    }
+                    Err(mut faults) => reader.faults.append(&mut faults),
+                },
+                "breakers" => match breaker::read(block) {
+                    Ok(breakers) => {
+                        self.breakers
+                            .retain(|(name, _)| breakers.iter().all(|(new, _)| new != name));
+                        self.breakers.extend(breakers);
+                    }
+                    Err(mut faults) => reader.faults.append(&mut faults),
+                },
                 other if OTHER_BLOCKS.contains(&other) => {
                     reader.fail(key, format!("{other}: not available in this version; remove the block"));
                 }
@@ -316,7 +332,7 @@ mod tests {
     fn queues_gather_and_the_later_file_wins() {
         let config = read(&[
             "queues:\n  mail: { max_concurrent: 3, rate_limit: 50/s }\n  plain:\n",
-            "{\"queues\": {\"mail\": {\"auto_start\": false}}, \"agents\": {\"worker-1\": {\"id\": \"worker-1\"}}}",
+            "{\"queues\": {\"mail\": {\"auto_start\": false}}, \"agents\": {\"worker-1\": {\"id\": \"worker-1\", \"capabilities\": [\"a\"], \"status\": \"idle\"}}}",
         ])
         .unwrap();
         let names: Vec<&str> = config.queues.iter().map(|(name, _)| name.as_str()).collect();
@@ -326,7 +342,8 @@ mod tests {
             (config.queues[1].1.auto_start, config.queues[1].1.max_concurrent),
             (false, None)
         );
-        assert_eq!(config.agents, ["worker-1"]);
+        let agents: Vec<&str> = config.agents.iter().map(|agent| agent.input.id.as_str()).collect();
+        assert_eq!(agents, ["worker-1"]);
     }
 
     #[test]

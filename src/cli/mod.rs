@@ -11,6 +11,7 @@ mod db;
 mod dlq;
 mod exit;
 mod intake;
+mod machine;
 mod node;
 pub(crate) mod output;
 mod queue;

@@ -6,17 +6,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use pensum_core::task::Resources;
 use pensum_core::{Store, StoreError};
 use pensum_engine::{Engine, LEASE_DEFAULT, SLOTS_DEFAULT};
 use pensum_server::{AppState, ServerOptions};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use super::agent::Supervisor;
 use super::client::{DB_DEFAULT, check_url, open_store};
 use super::config::Config;
 use super::exit::{Exit, Failure};
 use super::signals::Signals;
-use super::{Global, init_logging, output};
+use super::{Global, init_logging, machine, output};
 
 /// Where a node listens when it is not told.
 const LISTEN_DEFAULT: &str = "127.0.0.1:7400";
@@ -36,6 +38,10 @@ pub(crate) struct Args {
     /// How many tasks run at once.
     #[arg(long, env = "PENSUM_SLOTS", default_value_t = SLOTS_DEFAULT)]
     slots: usize,
+    /// What this machine has for tasks that name resources, such as cpu_cores=4 or gpu_memory_gb=24, instead of its own
+    /// processors, memory and disk. May be repeated.
+    #[arg(long = "resource", value_name = "NAME=AMOUNT", value_parser = machine::pair)]
+    resources: Vec<(String, String)>,
     /// How long running tasks may go on after SIGTERM or SIGINT, in seconds, before they are given back.
     #[arg(long, env = "PENSUM_GRACE", value_name = "SECONDS", default_value_t = 30)]
     grace: u64,
@@ -84,6 +90,7 @@ pub(crate) async fn serve(global: &Global, args: Args) -> anyhow::Result<Exit> {
         config.retention(),
         config.handlers,
         intake_inline,
+        machine::resources(&args.resources)?,
     );
     let options = ServerOptions {
         // Only users of this machine can reach a node of this version.
@@ -92,11 +99,8 @@ pub(crate) async fn serve(global: &Global, args: Args) -> anyhow::Result<Exit> {
         listen: Some(address),
         ..ServerOptions::new(engine.now())
     };
-    if !config.agents.is_empty() {
-        let ids = config.agents.join(", ");
-        tracing::warn!(%ids, "this version has no agents: what the configuration says of these ones has no effect");
-    }
     super::queue::apply(&engine, config.queues).await?;
+    super::breaker::apply(&engine, config.breakers).await?;
     engine.start();
     tracing::info!(%address, store = pensum_store::shown(&url), slots = args.slots, handlers = engine.handlers().len(), "the node runs");
 
@@ -106,6 +110,7 @@ pub(crate) async fn serve(global: &Global, args: Args) -> anyhow::Result<Exit> {
         options,
     };
     let server = tokio::spawn(pensum_server::serve(listener, state, stop.clone().cancelled_owned()));
+    let agents = Supervisor::start(&format!("http://{address}"), config.agents).await?;
     // A reader that went away needs no news; the node runs on.
     let _ = output::println(&format!("listening on http://{address}"));
 
@@ -114,9 +119,13 @@ pub(crate) async fn serve(global: &Global, args: Args) -> anyhow::Result<Exit> {
         grace_seconds = args.grace,
         "stopping: no new work; a second signal ends at once"
     );
-    stop.cancel();
+    if agents.is_empty() {
+        stop.cancel();
+    }
     let ended = async {
-        let report = engine.shutdown(Duration::from_secs(args.grace)).await;
+        // The node's own agents bring their last results while it still listens.
+        let (report, ()) = tokio::join!(engine.shutdown(Duration::from_secs(args.grace)), agents.stop());
+        stop.cancel();
         let _ = server.await;
         close(&store).await;
         report
@@ -141,10 +150,12 @@ fn build(
     retention: pensum_core::store::Retention,
     handlers: Vec<(String, super::bound::BoundHandler)>,
     intake_inline: bool,
+    resources: Resources,
 ) -> Engine {
     let mut builder = Engine::builder(Arc::clone(store))
         .builtin_handlers()
         .slots(args.slots)
+        .resources(resources)
         .lease(Duration::from_secs(args.lease))
         .address(format!("http://{address}"))
         .retention(retention)

@@ -9,7 +9,7 @@ use tokio_postgres::Client;
 use crate::harness::program;
 
 /// Modes and how many figures each gives.
-const MODES: [(&str, usize); 12] = [
+const MODES: [(&str, usize); 13] = [
     ("enqueue", 2),
     ("drain", 1),
     ("end-to-end", 2),
@@ -22,10 +22,11 @@ const MODES: [(&str, usize); 12] = [
     ("start", 2),
     ("memory", 4),
     ("http", 8),
+    ("agents", 13),
 ];
 
 /// The same on a server, whose baseline is measured in more ways, and whose nodes may be in other processes.
-const SERVER_MODES: [(&str, usize); 13] = [
+const SERVER_MODES: [(&str, usize); 14] = [
     ("limit", 27),
     ("enqueue", 2),
     ("drain", 1),
@@ -39,6 +40,7 @@ const SERVER_MODES: [(&str, usize); 13] = [
     ("start", 2),
     ("memory", 4),
     ("http", 8),
+    ("agents", 13),
 ];
 
 fn bench(store: &str, arguments: &[&str]) -> Output {

@@ -802,6 +802,15 @@ pub trait Store: Send + Sync + 'static {
     /// One task.
     async fn task(&self, namespace: &str, task: TaskId) -> Result<Option<TaskRecord>, StoreError>;
 
+    /// Some tasks, in their order; `None` for each that there is not.
+    async fn some_tasks(&self, namespace: &str, tasks: &[TaskId]) -> Result<Vec<Option<TaskRecord>>, StoreError> {
+        let mut found = Vec::with_capacity(tasks.len());
+        for task in tasks {
+            found.push(self.task(namespace, *task).await?);
+        }
+        Ok(found)
+    }
+
     /// Tasks, newest first. `now` decides between statuses that depend on the clock.
     async fn tasks(
         &self,

@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use foldhash::HashMap;
+use pensum_core::agent::Amounts;
 use pensum_core::seam::Seams;
 use pensum_core::store::Retention;
+use pensum_core::task::Resources;
 use pensum_core::{Name, NodeId, Store};
 
 use crate::agents::Agents;
@@ -26,6 +28,7 @@ pub struct EngineBuilder {
     capabilities: Vec<Name>,
     queues: Option<Vec<Name>>,
     slots: usize,
+    resources: Option<Resources>,
     lease: Duration,
     grace: Duration,
     retention: Retention,
@@ -44,6 +47,7 @@ impl EngineBuilder {
             capabilities: Vec::new(),
             queues: None,
             slots: SLOTS_DEFAULT,
+            resources: None,
             lease: LEASE_DEFAULT,
             grace: GRACE_DEFAULT,
             retention: Retention::default(),
@@ -86,6 +90,14 @@ impl EngineBuilder {
     #[must_use]
     pub fn slots(mut self, slots: usize) -> EngineBuilder {
         self.slots = slots.max(1);
+        self
+    }
+
+    /// What the node's machine has for tasks: it never runs more at once than fits. By default it takes whatever they ask
+    /// for.
+    #[must_use]
+    pub fn resources(mut self, resources: Resources) -> EngineBuilder {
+        self.resources = Some(resources);
         self
     }
 
@@ -169,6 +181,7 @@ impl EngineBuilder {
             handlers: self.handlers,
             capabilities: capabilities.into(),
             queues: self.queues.map(Arc::from),
+            offered: self.resources.as_ref().map(Amounts::of),
             lease: self.lease,
             grace: self.grace,
             retention: self.retention,

@@ -88,7 +88,7 @@ async fn claim(engine: &Engine, slots: usize, now: Time) -> Option<Result<Vec<Cl
         slots,
         capabilities: Some(engine.capabilities()),
         queues: engine.queues(),
-        resources: None,
+        resources: engine.offered(),
         agent: None,
         lease: engine.lease(),
         wait: CLAIM_WAIT.min(engine.lease() / CLAIM_WAIT_DIVISOR),

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use foldhash::HashMap;
+use pensum_core::agent::Amounts;
 use pensum_core::input::{Invalid, Patch, Problem};
 use pensum_core::seam::Seams;
 use pensum_core::store::{Applied, Call, Command, Enqueued, NodeRecord, Rejected, Retention};
@@ -66,6 +67,8 @@ pub(crate) struct Inner {
     pub(crate) handlers: HashMap<Name, Arc<dyn Handler>>,
     pub(crate) capabilities: Arc<[Name]>,
     pub(crate) queues: Option<Arc<[Name]>>,
+    /// What the machine has for tasks; `None` for whatever they ask.
+    pub(crate) offered: Option<Amounts>,
     pub(crate) lease: Duration,
     pub(crate) grace: Duration,
     pub(crate) retention: Retention,
@@ -156,6 +159,11 @@ impl Engine {
     /// The queues that this node takes tasks from; `None` for all.
     pub(crate) fn queues(&self) -> Option<Arc<[Name]>> {
         self.inner.queues.clone()
+    }
+
+    /// What the machine has for tasks; `None` for whatever they ask.
+    pub(crate) fn offered(&self) -> Option<Amounts> {
+        self.inner.offered
     }
 
     pub(crate) fn lease(&self) -> Duration {

@@ -5,7 +5,7 @@ use pensum_core::task::Lifecycle;
 use pensum_core::{NodeId, State, Status, TaskId, TaskRecord, Time, WaitingFor};
 use serde::Serialize;
 
-use crate::agents::Offers;
+use crate::agents::{Offers, scarce_here};
 use crate::breakers::open_breakers;
 use crate::queues::{closed_queue, turn_of_key};
 use crate::{Engine, EngineError};
@@ -250,6 +250,9 @@ async fn queued(
     gates.extend(closed_queue(engine, namespace, record, now, gates.is_empty()).await?);
     let is_here = suits_here && !is_elsewhere;
     gates.extend(offers.closed(record, &demand, is_here, gates.is_empty()));
+    if is_here && !suits_agents {
+        gates.extend(scarce_here(engine, &demand, gates.is_empty()));
+    }
     if lifecycle.suspect {
         let message = "a node died soon after it started; it runs alone next time, once this node runs nothing else";
         gates.push(gate(GateKind::Alone, message));

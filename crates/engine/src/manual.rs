@@ -28,7 +28,7 @@ impl Engine {
                 slots: 1,
                 capabilities: Some(self.capabilities()),
                 queues: self.queues(),
-                resources: None,
+                resources: self.offered(),
                 agent: None,
                 lease: self.lease(),
                 wait: Duration::ZERO,

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use foldhash::fast::FixedState;
 use parking_lot::Mutex;
+use pensum_core::agent::{Amounts, Demand};
 use pensum_core::store::Finish;
 use pensum_core::transition::Interrupt;
 use pensum_core::{LeaseId, TaskId, Time};
@@ -175,6 +176,13 @@ impl Node {
     }
 
     /// The runs at this moment.
+    /// What the tasks that run here hold of the machine.
+    pub(crate) fn held(&self) -> Amounts {
+        let mut held = Amounts::default();
+        self.for_each_run(|run| held = held.plus(Demand::of(&run.spec).resources));
+        held
+    }
+
     pub(crate) fn all_runs(&self) -> Vec<Arc<Run>> {
         self.runs.lock().values().cloned().collect()
     }

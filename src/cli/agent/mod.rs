@@ -1,7 +1,11 @@
 //! `pensum agent …`: who runs tasks beside the nodes, and any program as one of them.
 
-mod program;
+mod http;
 mod run;
+mod runner;
+mod session;
+mod settings;
+mod supervise;
 mod work;
 
 use clap::Subcommand;
@@ -13,6 +17,9 @@ use super::exit::Exit;
 use super::output::{self, Column, Format, plain};
 use super::task::{Refusals, watched};
 use super::{Global, confirm, now};
+
+pub(crate) use settings::{Configured, read};
+pub(crate) use supervise::Supervisor;
 
 const COLUMNS: [Column; 9] = [
     Column::text("id", |agent, _| plain(&agent["id"])),

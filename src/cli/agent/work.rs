@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use pensum_core::outcome::Usage;
-use pensum_core::{Json, Outcome, Time};
+use pensum_core::{Outcome, Time};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -173,6 +173,8 @@ pub(super) fn used(usage: &Usage) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use pensum_core::Json;
+
     use super::*;
 
     #[track_caller]

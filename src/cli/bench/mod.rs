@@ -4,6 +4,7 @@
 //! One JSON object a line on standard output, progress and a table on standard error. docs/performance.md says how to
 //! read them.
 
+mod agents;
 mod child;
 mod claims;
 mod dag;
@@ -46,6 +47,9 @@ pub(super) struct Args {
     /// How many tasks; other sizes follow from it.
     #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
     tasks: u64,
+    /// What to measure, like --mode.
+    #[arg(value_enum, value_name = "MODE", conflicts_with = "mode")]
+    modes: Vec<Mode>,
     /// What to measure; may be repeated. The raw limits are always measured, to compare with.
     #[arg(long, value_enum, value_name = "MODE", default_values_t = [Mode::Limit, Mode::Enqueue, Mode::Drain, Mode::EndToEnd, Mode::Latency])]
     mode: Vec<Mode>,
@@ -99,10 +103,12 @@ enum Mode {
     Memory,
     /// The HTTP API.
     Http,
+    /// Remote agents: tasks a second, the latency of a start, and what idle ones cost.
+    Agents,
 }
 
 impl Mode {
-    const EACH: [Mode; 12] = [
+    const EACH: [Mode; 13] = [
         Mode::Enqueue,
         Mode::Drain,
         Mode::EndToEnd,
@@ -115,6 +121,7 @@ impl Mode {
         Mode::Start,
         Mode::Memory,
         Mode::Http,
+        Mode::Agents,
     ];
 }
 
@@ -190,6 +197,11 @@ async fn whole(global: &Global, args: &Args) -> anyhow::Result<Exit> {
 }
 
 impl Args {
+    /// What to measure.
+    fn modes(&self) -> &[Mode] {
+        if self.modes.is_empty() { &self.mode } else { &self.modes }
+    }
+
     fn bench(&self, scratch: Scratch, database: Option<&Arc<Database>>) -> Bench {
         Bench {
             scratch,
@@ -209,7 +221,7 @@ impl Args {
 /// Measures, unless a signal comes first. Files that were made are removed as the measurement is dropped.
 async fn finish(global: &Global, bench: Bench, args: &Args, signals: &mut Signals) -> anyhow::Result<Exit> {
     tokio::select! {
-        measured = measure(bench, &args.mode) => {
+        measured = measure(bench, args.modes()) => {
             let report = measured?;
             if global.output.is_for_people() {
                 output::warn(&report.table());
@@ -249,6 +261,7 @@ async fn measure(mut bench: Bench, modes: &[Mode]) -> anyhow::Result<Report> {
             Mode::Start => process::start(&mut bench).await?,
             Mode::Memory => process::memory(&mut bench).await?,
             Mode::Http => http::run(&mut bench).await?,
+            Mode::Agents => agents::run(&mut bench).await?,
         }
     }
     Ok(bench.report)

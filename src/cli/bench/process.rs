@@ -230,14 +230,14 @@ pub(super) async fn memory(bench: &mut Bench) -> anyhow::Result<()> {
 }
 
 /// Memory of a process, in MB (10⁶ bytes).
-struct Resident {
-    rss: f64,
+pub(super) struct Resident {
+    pub(super) rss: f64,
     /// Pages that several processes share count in part.
     pss: f64,
 }
 
 impl Resident {
-    fn of(pid: u32) -> anyhow::Result<Resident> {
+    pub(super) fn of(pid: u32) -> anyhow::Result<Resident> {
         let path = format!("/proc/{pid}/smaps_rollup");
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
         let field = |name: &str| -> anyhow::Result<f64> {

@@ -1,6 +1,6 @@
 //! Why no agent takes a task: what none of them offers, whom it is kept for, and who is full.
 
-use pensum_core::agent::{AgentRecord, Demand};
+use pensum_core::agent::{AgentRecord, Amounts, Demand};
 use pensum_core::task::Resources;
 use pensum_core::{Name, NodeId, TaskRecord, Time};
 
@@ -101,6 +101,28 @@ impl Offers {
             (true, _, None) => format!("`{name}`"),
         }
     }
+}
+
+/// What of this node's machine a task lacks; what others hold of it concerns only a task that is ready.
+pub(crate) fn scarce_here(engine: &Engine, demand: &Demand, is_ready: bool) -> Option<Gate> {
+    let offered = engine.offered()?;
+    let short = |left: Amounts| {
+        let (asked, left_over) = (demand.resources.resources(), left.resources());
+        let lacking = demand.resources.lacking(left).into_iter();
+        list(lacking.map(|name| format!("{} of {} {name}", amount(&left_over, name), amount(&asked, name))))
+    };
+    if !demand.resources.fits(offered) {
+        let message = format!("it asks for more resources than this node has: {}", short(offered));
+        return Some(gate(GateKind::Resources, message));
+    }
+    let left = offered.minus(engine.live().held());
+    let message = || {
+        format!(
+            "what runs on this node holds the resources that it asks for: {} are free",
+            short(left)
+        )
+    };
+    (is_ready && !demand.resources.fits(left)).then(|| gate(GateKind::Resources, message()))
 }
 
 /// The gate of a task that an agent is to have.

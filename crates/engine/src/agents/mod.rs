@@ -18,7 +18,7 @@ use pensum_core::input::{AgentInput, Invalid};
 use pensum_core::store::Call;
 use tokio::sync::Notify;
 
-pub(crate) use gates::Offers;
+pub(crate) use gates::{Offers, scarce_here};
 pub use view::AgentView;
 pub use wire::{
     Accepted, AcceptedStatus, BeatInput, Given, Heard, HeartbeatInput, LogInput, PollInput, Polled, ProgressInput,

@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
-use futures_util::future::try_join_all;
 use pensum_core::agent::AgentRecord;
 use pensum_core::store::{AgentClaim, Beat, Call, ClaimRequest, Claimed};
 use pensum_core::view::TaskView;
-use pensum_core::{ExecutionId, Name, NodeId, Rejected, StoreError, Time};
+use pensum_core::{ExecutionId, Name, NodeId, Rejected, StoreError, TaskId, Time};
 use tokio_util::sync::CancellationToken;
 
 use super::parked::Place;
@@ -219,15 +218,17 @@ impl Poll<'_> {
     async fn give(&self, engine: &Engine, claimed: Vec<Claimed>, sent: Time) -> Result<Vec<Given>, EngineError> {
         self.renew_old(engine, &claimed).await?;
         let watched = engine.hub().is_watched();
-        let given = claimed.into_iter().map(async |claimed| {
-            let task = claimed.lease.task;
-            let found = engine.store().task(&self.call.namespace, task).await?;
+        let tasks: Vec<TaskId> = claimed.iter().map(|claimed| claimed.lease.task).collect();
+        let found = engine.store().some_tasks(&self.call.namespace, &tasks).await?;
+        let now = engine.now();
+        let mut given = Vec::with_capacity(claimed.len());
+        for (claimed, record) in claimed.into_iter().zip(found) {
             // Between the claim and this look it may have been taken away.
-            let held = found.and_then(|record| {
+            let held = record.and_then(|record| {
                 let lease = record.lifecycle.lease.filter(|lease| lease.id == claimed.lease.lease)?;
                 Some((record, lease))
             });
-            let Some((record, lease)) = held else { return Ok(None) };
+            let Some((record, lease)) = held else { continue };
             let granted = claimed.lifecycle.lease.unwrap_or(lease);
             // A lease that nobody renewed tells when it was given, so a task that is given again has the same token.
             let claimed_at = granted.expires_at.minus(self.lease);
@@ -238,7 +239,7 @@ impl Poll<'_> {
             };
             if watched && claimed_at >= sent {
                 engine.hub().emit(EngineEvent::Started {
-                    task,
+                    task: record.id,
                     namespace: self.call.namespace.clone(),
                     handler: record.spec.handler.clone(),
                     attempt: record.lifecycle.attempt,
@@ -246,18 +247,18 @@ impl Poll<'_> {
                 });
             }
             let execution = ExecutionId {
-                task,
+                task: record.id,
                 attempt: record.lifecycle.attempt,
             };
-            Ok::<_, EngineError>(Some(Given {
-                task: TaskView::of(record, engine.now()),
+            given.push(Given {
+                task: TaskView::of(record, now),
                 execution_id: execution.to_string(),
                 lease_token: token.to_string(),
                 lease_expires_at: lease.expires_at,
                 checkpoint: claimed.checkpoint,
-            }))
-        });
-        Ok(try_join_all(given).await?.into_iter().flatten().collect())
+            });
+        }
+        Ok(given)
     }
 
     /// Renews what is given again so late that the lease could end before the first heartbeat.

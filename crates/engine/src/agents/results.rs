@@ -1,10 +1,9 @@
 //! Results: which of them are taken, which were taken before, and what is wrong with the others.
 
 use foldhash::HashMap;
-use futures_util::future::try_join_all;
 use pensum_core::store::{Call, Rejected};
 use pensum_core::transition::EventKind;
-use pensum_core::{ExecutionId, Name, NodeId, Outcome};
+use pensum_core::{ExecutionId, Name, NodeId, Outcome, TaskId, TaskRecord};
 
 use super::finish::{self, Ending, Last};
 use super::outcome;
@@ -66,10 +65,11 @@ pub(super) async fn take(
 ) -> Result<Vec<Accepted>, EngineError> {
     let names: Vec<String> = results.iter().map(|result| result.execution_id.clone()).collect();
     let owners = Owners::of(engine, call, &results, polls).await?;
+    let mut records = records_of(engine, call, &results).await?;
     let judged = results
         .into_iter()
-        .map(|result| judge(engine, call, result, &owners, polls));
-    let judged = try_join_all(judged).await?;
+        .map(|result| judge(engine, result, &owners, &mut records, polls));
+    let judged: Vec<Result<Ending, Refused>> = judged.collect();
     let mut endings = Vec::with_capacity(judged.len());
     let refused: Vec<Option<Refused>> = judged
         .into_iter()
@@ -129,15 +129,34 @@ impl Owners {
     }
 }
 
-/// What a result asks to be stored, or why it cannot be.
-async fn judge(
+/// The tasks that results are of, as far as there are such.
+async fn records_of(
     engine: &Engine,
     call: &Call,
+    results: &[ResultInput],
+) -> Result<HashMap<TaskId, TaskRecord>, EngineError> {
+    let execution = |result: &ResultInput| result.execution_id.parse::<ExecutionId>().ok();
+    let tasks: Vec<TaskId> = results
+        .iter()
+        .filter_map(execution)
+        .map(|execution| execution.task)
+        .collect();
+    if tasks.is_empty() {
+        return Ok(HashMap::default());
+    }
+    let found = engine.store().some_tasks(&call.namespace, &tasks).await?;
+    Ok(found.into_iter().flatten().map(|record| (record.id, record)).collect())
+}
+
+/// What a result asks to be stored, or why it cannot be.
+fn judge(
+    engine: &Engine,
     result: ResultInput,
     owners: &Owners,
+    records: &mut HashMap<TaskId, TaskRecord>,
     polls: Option<(&Name, NodeId)>,
-) -> Result<Result<Ending, Refused>, EngineError> {
-    let invalid = |message: String| Ok(Err(Refused(AcceptedStatus::Invalid, message)));
+) -> Result<Ending, Refused> {
+    let invalid = |message: String| Err(Refused(AcceptedStatus::Invalid, message));
     let execution: ExecutionId = match result.execution_id.parse() {
         Ok(execution) => execution,
         Err(wrong) => return invalid(wrong),
@@ -157,9 +176,9 @@ async fn judge(
         Ok(outcome) => outcome,
         Err(wrong) => return invalid(wrong),
     };
-    let Some(record) = engine.store().task(&call.namespace, execution.task).await? else {
+    let Some(record) = records.get(&execution.task).cloned() else {
         let gone = format!("there is no task {}; it was deleted", execution.task);
-        return Ok(Err(Refused(AcceptedStatus::LeaseLost, gone)));
+        return Err(Refused(AcceptedStatus::LeaseLost, gone));
     };
     let lifecycle = &record.lifecycle;
     if let Some(lease) = lifecycle.lease.filter(|lease| lease.id == token.lease) {
@@ -178,7 +197,7 @@ async fn judge(
     };
     let mut ending = Ending::new(engine, execution, token, record, outcome, last);
     ending.agent = agent.cloned();
-    Ok(Ok(ending))
+    Ok(ending)
 }
 
 /// Why the store did not take a result.

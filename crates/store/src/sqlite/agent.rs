@@ -64,6 +64,8 @@ pub(super) struct Agents {
     wants: Vec<Wants>,
     /// There was an agent, or a lease of one, since the file was opened.
     any: bool,
+    /// Some class asks for resources.
+    any_taker: bool,
     /// Some class prefers an agent.
     any_preference: bool,
     /// Agents that were heard for the first time in a while.
@@ -162,6 +164,7 @@ impl Agents {
         self.any |= !self.seats.is_empty();
         self.wants.clear();
         self.any_preference = false;
+        self.any_taker = false;
         Ok(())
     }
 
@@ -182,6 +185,7 @@ impl Agents {
         while let Some(class) = catalog.class(self.wants.len() as u32) {
             let prefers = class.demand.agent.clone().map(|agent| (class.namespace.clone(), agent));
             self.any_preference |= prefers.is_some();
+            self.any_taker |= !class.demand.resources.is_zero();
             self.wants.push(Wants {
                 takes: class.demand.resources,
                 prefers,
@@ -351,7 +355,7 @@ impl Writer {
             true => agents.wants.iter().enumerate().map(is_kept).collect(),
             false => Vec::new(),
         };
-        let free = resources.map(|offered| {
+        let free = resources.filter(|_| agents.any_taker).map(|offered| {
             let view = self.shared.view.lock();
             let held = view.nodes.contains_key(&request.node);
             let leases = view.leases_of(request.node).filter(|leased| held && !leased.closing);

@@ -377,6 +377,7 @@ impl SqliteStore {
             Ok(ClaimedSafe {
                 claimed,
                 home: grants.home.clone(),
+                outlive: grants.outlive,
             })
         })
         .await
@@ -388,6 +389,8 @@ impl SqliteStore {
 struct ClaimedSafe {
     claimed: Vec<Claimed>,
     home: std::sync::mpsc::Sender<Verb>,
+    /// Of an agent, whose next claim answers them again.
+    outlive: bool,
 }
 
 impl ClaimedSafe {
@@ -398,7 +401,7 @@ impl ClaimedSafe {
 
 impl Drop for ClaimedSafe {
     fn drop(&mut self) {
-        if !self.claimed.is_empty() {
+        if !self.claimed.is_empty() && !self.outlive {
             let lost = self
                 .claimed
                 .iter()
@@ -537,6 +540,22 @@ impl Store for SqliteStore {
             found
                 .map(|(task, place)| reads::record(&reading, task, place))
                 .transpose()
+        })
+        .await
+    }
+
+    async fn some_tasks(&self, namespace: &str, tasks: &[TaskId]) -> Result<Vec<Option<TaskRecord>>, StoreError> {
+        let (namespace, tasks) = (namespace.to_owned(), tasks.to_vec());
+        self.read(move |db, shared| {
+            let seen: Vec<_> = tasks.iter().map(|task| shared.seen(task.row())).collect();
+            let reading = db.unchecked_transaction()?;
+            let read = |(task, seen): (TaskId, _)| {
+                let found = reads::find(&reading, &shared.catalog, &namespace, task, seen)?;
+                found
+                    .map(|(task, place)| reads::record(&reading, task, place))
+                    .transpose()
+            };
+            tasks.into_iter().zip(seen).map(read).collect()
         })
         .await
     }

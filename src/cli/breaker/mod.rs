@@ -1,5 +1,7 @@
 //! `pensum breaker …`: what is left alone for a while because it fails again and again.
 
+mod settings;
+
 use clap::Subcommand;
 use pensum_core::Time;
 use pensum_core::time::Span;
@@ -10,6 +12,8 @@ use super::exit::Exit;
 use super::output::{self, Column, Format, plain};
 use super::task::{Refusals, watched};
 use super::{Global, confirm, now};
+
+pub(crate) use settings::{apply, read};
 
 const COLUMNS: [Column; 6] = [
     Column::text("id", |breaker, _| plain(&breaker["id"])),
