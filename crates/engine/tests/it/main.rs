@@ -5,6 +5,7 @@
 )]
 
 mod agents;
+mod breakers;
 mod control;
 mod durable;
 mod explain;

@@ -98,6 +98,14 @@ fn field() -> impl Strategy<Value = String> {
         "logs",
         "progress",
         "checkpoint",
+        "handlers",
+        "agents",
+        "failures",
+        "failure_rate",
+        "calls_min",
+        "window",
+        "open_for",
+        "probes",
     ];
     prop_oneof![4 => prop::sample::select(known).prop_map(str::to_owned), 1 => "\\PC{0,8}"]
 }
@@ -121,6 +129,8 @@ fn valid() -> Vec<Value> {
             "logs": [{"message": "m", "stream": "stdout"}], "progress": {"percent": 5, "message": "m"}}]}),
         json!({"session": "1", "executions": [{"execution_id": format!("{NOBODY}.1"), "lease_token": "0".repeat(64),
             "checkpoint": {}, "progress": {"percent": 5}}]}),
+        json!({"handlers": ["x"], "agents": ["a"], "failures": 3, "failure_rate": 0.5, "calls_min": 4, "window": "2m", "open_for": 5,
+            "probes": 2}),
         json!({"name": null, "priority": 3, "deadline": "2030-01-01T00:00:00Z", "tags": ["t"]}),
     ]
 }
@@ -204,6 +214,16 @@ pub(crate) fn bombard(make: impl FnOnce() -> Server, cases: u32) {
         for verb in ["pause", "resume", "process"] {
             routes.push(("POST", format!("/api/v1/queues/q/{verb}")));
         }
+        server
+            .ask("PUT", "/api/v1/breakers/b", Some(br#"{"handlers":["x"]}"#), &[])
+            .await
+            .expect(200);
+        for name in ["b", "handler:noop"] {
+            routes.push(("PUT", format!("/api/v1/breakers/{name}")));
+        }
+        for verb in ["reset", "trip"] {
+            routes.push(("POST", format!("/api/v1/breakers/b/{verb}")));
+        }
         let agent = r#"{"id":"a","capabilities":["noop","x"]}"#;
         server.post("/api/v1/agents", agent).await.expect(201);
         routes.push(("POST", "/api/v1/agents".to_owned()));
@@ -265,6 +285,7 @@ fn no_query_makes_the_server_fail() {
         "/api/v1/dead-letters/groups".to_owned(),
         "/api/v1/queues".to_owned(),
         "/api/v1/agents".to_owned(),
+        "/api/v1/breakers".to_owned(),
         format!("/api/v1/tasks/{id}/logs"),
         format!("/api/v1/tasks/{id}/events"),
     ];

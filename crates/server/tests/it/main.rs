@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "these are tests")]
 
 mod agents;
+mod breakers;
 mod commands;
 mod create;
 mod dead_letters;

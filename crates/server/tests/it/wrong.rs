@@ -457,6 +457,10 @@ async fn a_body_over_the_limit_is_refused() {
     for verb in ["execute", "cancel", "pause", "resume", "retry", "signal"] {
         check(&server, "POST", &format!("{TASKS}/{id}/{verb}"), &large, 413, "").await;
     }
+    check(&server, "PUT", "/api/v1/breakers/b", &large, 413, "").await;
+    for verb in ["reset", "trip"] {
+        check(&server, "POST", &format!("/api/v1/breakers/b/{verb}"), &large, 413, "").await;
+    }
     let spaces = " ".repeat((16 << 20) + 1);
     check(&server, "POST", BATCH, &spaces, 413, "").await;
     let fits = format!(
