@@ -14,7 +14,7 @@ use tokio_postgres::Row;
 
 use super::Inner;
 use super::error::Fault;
-use super::lanes::{self, Claimer, Lanes, Limits, guard};
+use super::lanes::{self, Claimer, Lanes, Limits, TRIED, guard};
 use super::pool::{Durability, Statement, Value};
 use super::reads::{StoredTask, TASK};
 use super::row::{self, Cell, LIVE, LiveRow, mark};
@@ -305,7 +305,7 @@ async fn attempt(inner: &Arc<Inner>, request: &ClaimRequest, mode: Mode, now: Ti
     if !lanes.needs.is_empty() {
         return measured::for_node(inner, request, &lanes, mode, now).await;
     }
-    let limits = match lanes.limited.is_empty() {
+    let limits = match lanes.limited.is_empty() && lanes.tried.is_empty() {
         true => Limits::None,
         false => Limits::Asked,
     };
@@ -322,6 +322,9 @@ async fn attempt(inner: &Arc<Inner>, request: &ClaimRequest, mode: Mode, now: Ti
     }
     let ready: Option<Vec<i32>> = first.try_get(guard::READY)?;
     if let Some(ready) = ready.filter(|ready| !ready.is_empty()) {
+        if ready.contains(&TRIED) {
+            return measured::for_node(inner, request, &lanes, mode, now).await;
+        }
         return gated::attempt(inner, request, mode, &lanes, &ready, now).await;
     }
     Ok(match keep(inner, read_all(inner, &rows)?, now).await? {

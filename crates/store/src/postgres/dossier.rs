@@ -15,7 +15,7 @@ use super::error::Fault;
 use super::pool::{Pool, Statement, Value};
 use super::reads::{EXECUTION, FOUND, Found, Whereabouts, last_execution, read_execution, terminal_kind};
 use super::row::{self, OutcomeRow, mark, read_error, seq_of};
-use super::{agent, queue};
+use super::{agent, breaker, queue};
 
 /// What runs, where, and until when at most.
 const BUSY: &str = "SELECT count(*), array_agg(DISTINCT n.text), max(l.due_at) FROM pensum.live l
@@ -335,6 +335,11 @@ async fn export_keys(pool: &Arc<Pool>, namespace: &str, key: &str, limit: usize)
     let is_first = namespace.is_empty() && key.is_empty();
     let queues = if is_first { queue::all(pool).await? } else { Vec::new() };
     let agents = if is_first { agent::all(pool).await? } else { Vec::new() };
+    let breakers = if is_first {
+        breaker::all(pool).await?
+    } else {
+        Vec::new()
+    };
     let full = remembered.len() == limit;
     let next = remembered.last().filter(|_| full).map(Remembered::bookmark);
     Ok(Parcel {
@@ -342,7 +347,7 @@ async fn export_keys(pool: &Arc<Pool>, namespace: &str, key: &str, limit: usize)
         remembered,
         queues,
         agents,
-        breakers: Vec::new(),
+        breakers,
         dossiers: Vec::new(),
     })
 }

@@ -9,14 +9,16 @@ use pensum_core::store::{Applied, Beat, Checkpoint, Finish, LOG_LINES_MAX, Lease
 use pensum_core::task::ExecutionStatus;
 use pensum_core::transition::{Event, Report};
 use pensum_core::{Name, NewTask, Outcome, State, StoreError, TaskId, Time, Wait, apply};
+use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::Inner;
 use super::enqueue::{Prepared, prepare};
 use super::error::Fault;
+use super::notes::{Note, Notes};
 use super::pool::{Durability, Statement, Value, text};
 use super::reads::{StoredTask, TASK};
-use super::row::{self, Cell, LiveRow, OUTCOME, OutcomeRow, damaged, mark, scope_of, stored_lease};
+use super::row::{self, Cell, LiveRow, OUTCOME, OutcomeRow, Run, damaged, mark, scope_of, stored_lease};
 use super::step::{Facts, Place, Work};
 
 /// Marks that an end has nothing to do with: a task that has no others ends by one statement.
@@ -37,9 +39,19 @@ pub(super) async fn finish(
     // One lease may be named twice in a batch; the second one is to find it gone.
     let mut seen = std::collections::HashSet::new();
     plain.retain(|(_, end)| seen.insert(end.outcome.row));
+    inner.retry(|| inner.queues.follow(&inner.pool, &inner.wake)).await?;
+    let notes = Notes::of(inner);
+    for (_, end) in &mut plain {
+        let note = inner.retry(|| notes.note(inner, end.class, end.run, ExecutionStatus::Completed));
+        end.note = note.await?;
+    }
+    // Breakers hear of all in order: what goes on fully comes later.
+    if plain.len() < finishes.len() {
+        plain.retain(|(_, end)| end.note.is_none());
+    }
     if !plain.is_empty() {
         let gone = inner
-            .retry(|| end_plainly(inner, plain.iter().map(|(_, end)| end).collect()))
+            .retry(|| end_plainly(inner, plain.iter().map(|(_, end)| end).collect(), &notes, now))
             .await?;
         let mut room = false;
         for (at, end) in plain.iter().filter(|(_, end)| gone.contains(&end.outcome.row)) {
@@ -88,6 +100,8 @@ pub(super) async fn finish(
 struct PlainEnd {
     outcome: OutcomeRow,
     class: u32,
+    run: Run,
+    note: Option<Note>,
     lease: uuid::Uuid,
     version: u32,
 }
@@ -113,6 +127,8 @@ fn plain_end(inner: &Inner, finish: &Finish, now: Time) -> Option<PlainEnd> {
     Some(PlainEnd {
         lease: stored_lease(finish.lease.lease, live.row),
         class: live.class,
+        run,
+        note: None,
         version: live.version,
         outcome: OutcomeRow {
             row: live.row,
@@ -161,7 +177,15 @@ static END: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-async fn end_plainly(inner: &Arc<Inner>, ends: Vec<&PlainEnd>) -> Result<std::collections::HashSet<i64>, Fault> {
+async fn end_plainly(
+    inner: &Arc<Inner>,
+    ends: Vec<&PlainEnd>,
+    none: &Notes,
+    now: Time,
+) -> Result<std::collections::HashSet<i64>, Fault> {
+    let noted: Vec<(i64, &Note)> = (ends.iter())
+        .filter_map(|end| Some((end.outcome.row, end.note.as_ref()?)))
+        .collect();
     let mut ends = ends;
     ends.sort_unstable_by_key(|end| end.outcome.row);
     let outcomes: Vec<&OutcomeRow> = ends.iter().map(|end| &end.outcome).collect();
@@ -170,9 +194,24 @@ async fn end_plainly(inner: &Arc<Inner>, ends: Vec<&PlainEnd>) -> Result<std::co
     params.push(Value::Int8s(
         ends.iter().map(|end| Some(i64::from(end.version))).collect(),
     ));
-    let tx = inner.pool.begin(Durability::Acknowledged).await?;
-    let answers = tx.commit(&[Statement { sql: &END, params }]).await?;
-    answers.iter().flatten().map(|found| Ok(found.try_get(0)?)).collect()
+    let mut statements = vec![Statement { sql: &END, params }];
+    let mut tx = inner.pool.begin(Durability::Acknowledged).await?;
+    let gone = |rows: &[Row]| rows.iter().map(|found| Ok(found.try_get(0)?)).collect();
+    if noted.is_empty() {
+        let answers = tx.commit(&statements).await?;
+        return gone(answers.first().map_or(&[], Vec::as_slice));
+    }
+    statements.push(none.with(noted.iter().map(|(_, note)| *note)).lock());
+    let answers = tx.pipeline(&statements).await?;
+    let gone: std::collections::HashSet<i64> = gone(answers.first().map_or(&[], Vec::as_slice))?;
+    let ended = noted.iter().filter(|(row, _)| gone.contains(row));
+    let notes = none.with(ended.map(|(_, note)| *note));
+    let (seen, changed) = notes.write(answers.last().map_or(&[], Vec::as_slice), now)?;
+    tx.commit(&seen).await?;
+    if changed {
+        inner.wake.ready();
+    }
+    Ok(gone)
 }
 
 async fn end_fully(

@@ -20,12 +20,12 @@ use super::row::LiveRow;
 /// How the transaction goes about it. It waits for a queue that another one holds, but not for long: nobody holds one for
 /// more than a few round trips, but a node that stands still, or is cut off. And the queue is not held while the server
 /// plans anew what has one good plan, or compiles it.
-const MANNERS: &str = "SELECT set_config('lock_timeout', '250ms', true), set_config('jit', 'off', true),
+pub(super) const MANNERS: &str = "SELECT set_config('lock_timeout', '250ms', true), set_config('jit', 'off', true),
     set_config('plan_cache_mode', 'force_generic_plan', true)";
 /// How long claims leave out a queue for which one waited in vain.
 pub(super) const HELD: Duration = Duration::from_millis(250);
 /// For other locks it waits as everyone does.
-const PATIENT: &str = "SET LOCAL lock_timeout TO DEFAULT";
+pub(super) const PATIENT: &str = "SET LOCAL lock_timeout TO DEFAULT";
 /// How many leases are looked at first when they are counted: a limit that makes the server walk along their index.
 const LEASES_FEW: i64 = 1_000;
 
@@ -186,7 +186,7 @@ pub(super) async fn hold(inner: &Inner, tx: &mut Tx, ready: &[i32], now: Time) -
 /// Binds the lanes that may be taken from. False when there are none.
 fn add_lanes(params: &mut Vec<Value<'static>>, lanes: &Lanes, gates: &Gates) -> bool {
     let open = lanes.open.iter().map(|class| (*class, 0, Room::OPEN));
-    let limited = lanes.limited.iter().filter_map(|(class, queue)| {
+    let limited = lanes.untried().filter_map(|(class, queue)| {
         let room = gates.get(&queue.id)?.room.ok()?;
         Some((*class, queue.id, room))
     });

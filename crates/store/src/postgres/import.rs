@@ -23,7 +23,7 @@ use super::pool::{Durability, Pool, Statement, Tx, Value, text};
 use super::reads::{last_execution, terminal_kind};
 use super::row::{self, Cell, LiveRow, OutcomeRow, mark, scope_of, seq_of};
 use super::step::{EventRow, event_statement, execution_statement, tally_statement};
-use super::{agent, key, queue};
+use super::{agent, breaker, key, queue};
 
 /// Finds the entry that stands while another store is being copied into this one.
 const FILLING: &str = "SELECT 1 FROM pensum.meta WHERE key = 'filling'";
@@ -93,6 +93,9 @@ pub(super) async fn import(inner: &Arc<Inner>, step: &Import, now: Time) -> Resu
     tx.commit(&statements).await?;
     // Numbers that were set aside for new tasks may be taken now.
     inner.rows.forget().await;
+    if page.is_some_and(|page| !page.parcel.breakers.is_empty()) {
+        inner.wake.breakers_changed();
+    }
     inner.wake.ready();
     Ok(Ok(()))
 }
@@ -101,7 +104,7 @@ pub(super) async fn import(inner: &Arc<Inner>, step: &Import, now: Time) -> Resu
 async fn held(tx: &mut Tx) -> Result<Option<u64>, Fault> {
     let sql = "SELECT (SELECT count(*) FROM pensum.task), EXISTS (SELECT 1 FROM pensum.idempotency)
                OR EXISTS (SELECT 1 FROM pensum.intake) OR EXISTS (SELECT 1 FROM pensum.queue)
-               OR EXISTS (SELECT 1 FROM pensum.agent)";
+               OR EXISTS (SELECT 1 FROM pensum.agent) OR EXISTS (SELECT 1 FROM pensum.breaker)";
     let rows = tx.query(sql, &[]).await?;
     let Some(row) = rows.first() else { return Ok(None) };
     let (tasks, more): (i64, bool) = (row.try_get(0)?, row.try_get(1)?);
@@ -320,6 +323,7 @@ impl<'a> Page<'a> {
         statements.extend(self.remembered());
         statements.extend(self.queues());
         statements.extend(self.agents());
+        statements.extend(self.breakers());
         statements
     }
 
@@ -542,6 +546,17 @@ impl<'a> Page<'a> {
             sql: agent::INSERT,
             params: agent::values(namespace, record),
         })
+    }
+
+    fn breakers(&self) -> Vec<Statement<'_>> {
+        let carried = self.parcel.breakers.iter();
+        let mut all: Vec<_> = carried
+            .map(|(namespace, record)| breaker::insert(namespace, record))
+            .collect();
+        if !all.is_empty() {
+            all.push(queue::GROW);
+        }
+        all
     }
 
     fn remembered(&self) -> Option<Statement<'_>> {

@@ -1,6 +1,6 @@
 //! The statement of a claim, and the lanes that it covers: each class of tasks is one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, LazyLock};
 
 use pensum_core::agent::{AgentSettings, Amounts};
@@ -8,6 +8,7 @@ use pensum_core::store::{AgentClaim, ClaimRequest};
 use pensum_core::{LeaseId, Name, Time};
 
 use super::Inner;
+use super::breaker::Breakers;
 use super::claim::Mode;
 use super::error::Fault;
 use super::names::Class;
@@ -15,6 +16,10 @@ use super::pool::Value;
 use super::queue::{Limited, Stand};
 use super::reads::TASK;
 use super::row::{self, Cell, LIVE, flag, stored_lease};
+use super::trial::Trial;
+
+/// For a queue in the answer of a claim: something is ready that half-open breakers cover.
+pub(super) const TRIED: i32 = -1;
 
 /// Who claims.
 #[derive(Clone, Copy)]
@@ -47,6 +52,14 @@ impl Claimer<'_> {
         }
     }
 
+    /// By which name its runs are recorded.
+    fn executor(&self) -> &Name {
+        match self {
+            Claimer::Node(request) => &request.executor,
+            Claimer::Agent(claim, _) => &claim.name,
+        }
+    }
+
     fn agent(&self) -> Option<&Name> {
         match self {
             Claimer::Node(_) => None,
@@ -55,13 +68,19 @@ impl Claimer<'_> {
     }
 }
 
-/// The classes that a claimer covers, by what their queues say.
+/// The classes that a claimer covers, by what their queues and breakers say.
 pub(super) struct Lanes {
-    /// Of queues that allow everything, in order.
+    /// Of which everything may start, in order.
     pub(super) open: Vec<i32>,
     /// Of queues that have to be asked, with the queue.
     pub(super) limited: Vec<(i32, Limited)>,
-    /// Which version of the queues this follows from.
+    /// Those that half-open breakers cover, which have to be asked, with the numbers of these; of whatever queue.
+    pub(super) tried: BTreeMap<i32, BTreeSet<usize>>,
+    /// The breakers that these are numbers of.
+    pub(super) breakers: Arc<Breakers>,
+    /// What is seen of half-open breakers is so until this number grows.
+    pub(super) opened: u64,
+    /// Which version of the queues and breakers this follows from.
     pub(super) version: i64,
     /// When the first of those opens by the clock that are left out.
     pub(super) opens_at: Option<Time>,
@@ -76,6 +95,9 @@ impl Lanes {
         let mut lanes = Lanes {
             open: Vec::new(),
             limited: Vec::new(),
+            tried: BTreeMap::new(),
+            breakers: Arc::clone(view.breakers()),
+            opened: view.opened(),
             version: view.version(),
             opens_at: None,
             needs: BTreeMap::new(),
@@ -88,22 +110,56 @@ impl Lanes {
                 lanes.opens_at = [lanes.opens_at, Some(until)].into_iter().flatten().min();
                 continue;
             }
+            let id = class.id as i32;
+            let tried = match view.trial(&class, claimer.executor()) {
+                Trial::Free => None,
+                Trial::Tried(breakers) => Some(breakers),
+                Trial::Shut(until) => {
+                    lanes.opens_at = [lanes.opens_at, until].into_iter().flatten().min();
+                    continue;
+                }
+            };
             let needs = class.demand.resources;
             if let Some(offered) = offered.filter(|_| !needs.is_zero()) {
                 if !needs.fits(offered) {
                     continue;
                 }
-                lanes.needs.insert(class.id as i32, needs);
+                lanes.needs.insert(id, needs);
             }
             match view.stand(&class) {
-                Stand::Open => lanes.open.push(class.id as i32),
-                Stand::Limited(queue) => lanes.limited.push((class.id as i32, queue)),
-                Stand::Shut(until) => lanes.opens_at = [lanes.opens_at, until].into_iter().flatten().min(),
+                Stand::Open if tried.is_none() => lanes.open.push(id),
+                Stand::Open => {}
+                Stand::Limited(queue) => lanes.limited.push((id, queue)),
+                Stand::Shut(until) => {
+                    lanes.opens_at = [lanes.opens_at, until].into_iter().flatten().min();
+                    continue;
+                }
+            }
+            if let Some(breakers) = tried {
+                lanes.tried.insert(id, breakers);
             }
         }
         lanes.open.sort_unstable();
         lanes.limited.sort_unstable();
         lanes
+    }
+
+    /// Those of queues that have to be asked that no half-open breaker covers.
+    pub(super) fn untried(&self) -> impl Iterator<Item = &(i32, Limited)> {
+        self.limited.iter().filter(|(class, _)| !self.tried.contains_key(class))
+    }
+
+    /// All of them, with the queue where that has to be asked.
+    pub(super) fn all(&self) -> impl Iterator<Item = (i32, Option<i32>)> {
+        let limited = self.limited.iter().map(|(class, queue)| (*class, Some(queue.id)));
+        let is_limited = |class: &i32| {
+            self.limited
+                .binary_search_by_key(class, |(limited, _)| *limited)
+                .is_ok()
+        };
+        let tried = self.tried.keys().copied().filter(move |class| !is_limited(class));
+        let unlimited = self.open.iter().copied().chain(tried);
+        unlimited.map(|class| (class, None)).chain(limited)
     }
 
     /// Which rows a claim of the open lanes looks at.
@@ -140,12 +196,11 @@ impl Lanes {
             Value::Int8(Some(self.version)),
         ];
         if limits == Limits::Asked {
-            params.push(Value::Int4s(
-                self.limited.iter().map(|(class, _)| Some(*class)).collect(),
-            ));
-            params.push(Value::Int4s(
-                self.limited.iter().map(|(_, queue)| Some(queue.id)).collect(),
-            ));
+            let limited = self.untried().map(|(class, queue)| (Some(*class), Some(queue.id)));
+            let tried = self.tried.keys().map(|class| (Some(*class), Some(TRIED)));
+            let (classes, queues) = limited.chain(tried).unzip();
+            params.push(Value::Int4s(classes));
+            params.push(Value::Int4s(queues));
         }
         Ok(params)
     }

@@ -21,6 +21,7 @@ use super::lanes::{Claimer, Lanes, next_due, taking, upkeep};
 use super::pool::{Durability, Statement, Tx, Value};
 use super::reads::TASK;
 use super::row::{self, LIVE, LiveRow, flag, gate, stored_lease, task_id};
+use super::trial::{self, Trials};
 
 /// How many of the best tasks of all lanes are looked at, beside some for each slot. What is left out is found by a later
 /// claim: the best of those always fits.
@@ -138,6 +139,13 @@ struct Look {
     suspect: Option<(i64, i32)>,
     /// The classes of the best tasks, in order.
     found: Vec<i32>,
+}
+
+impl Look {
+    /// The classes of which something is there.
+    fn classes(&self) -> impl Iterator<Item = i32> {
+        self.found.iter().copied().chain(self.suspect.map(|suspect| suspect.1))
+    }
 }
 
 /// A claim of a session.
@@ -335,19 +343,22 @@ async fn fill(
         return Ok(hindered);
     }
     let ready = ready_queues(&open, &look);
-    let mut gates = Gates::new();
-    if !ready.is_empty() {
-        gates = match gated::hold(inner, &mut tx, &ready, now).await {
+    let tried = trial::ready(lanes, look.classes());
+    let (mut gates, mut trials) = (Gates::new(), Trials::new());
+    if !ready.is_empty() || !tried.is_empty() {
+        (gates, trials) = match hold(inner, &mut tx, lanes, (&ready, &tried), now).await {
             Err(fault) if fault.is_lock_timeout() => {
                 tx.rollback().await?;
-                for id in &ready {
-                    inner.queues.hold(*id, gated::HELD);
-                }
                 return Ok(Try::Again);
             }
             held => held?,
         };
-        // Of the other limited queues nothing was seen.
+        // Of the other half-open breakers and limited queues nothing was seen.
+        open.retain_mut(|lane| {
+            let most = lanes.may_try(&trials, lane.class);
+            lane.most = usize::try_from(most).unwrap_or(usize::MAX).min(lane.most);
+            lane.most > 0
+        });
         let room = |lane: &mut Lane| match lane.queue {
             None => true,
             Some(queue) => match gates.get(&queue).and_then(|gate| gate.room.as_ref().ok()) {
@@ -366,16 +377,18 @@ async fn fill(
         }
         look = again.1;
     }
-    let (counts, suspect) = choose(budget, lanes, &open, &gates, &look);
+    let (counts, suspect) = choose(budget, lanes, &open, (&gates, &trials), &look);
     let is_held_up = look.suspect.is_some() && suspect.is_none();
     if counts.is_empty() || is_held_up {
         gated::remember(inner, lanes, &gates, None, now);
+        lanes.remember_trials(inner, &trials, inner.poll());
         tx.commit(&[]).await?;
         return Ok(Try::Taken(Vec::new()));
     }
     let mut statements = Vec::new();
-    // A server that dies must not forget what an agent holds, for that outlives this process; nor what runs of a queue.
-    if budget.by_agent || inner.queues.is_counted(&ready) {
+    // A server that dies must not forget what an agent holds, for that outlives this process; nor what runs of a queue, or
+    // probes a breaker.
+    if budget.by_agent || inner.queues.is_counted(&ready) || !trials.is_empty() {
         statements.push(inner.pool.acknowledge());
     }
     let class_of = |lane: &&Lane| counts.contains_key(&lane.class);
@@ -416,6 +429,10 @@ async fn fill(
         tx.commit(&gated::fill_buckets(&gates, &changed)).await?;
     }
     gated::remember(inner, lanes, &gates, None, now);
+    for (live, _) in &taken {
+        lanes.note_trial(&mut trials, live.class as i32);
+    }
+    lanes.remember_trials(inner, &trials, inner.poll());
     if taken.is_empty() {
         return Ok(Try::Contended);
     }
@@ -427,10 +444,34 @@ async fn fill(
     Ok(Try::Taken(keep(inner, taken, now).await?.unwrap_or_default()))
 }
 
+/// Holds the half-open breakers and then the limited queues of which something is there.
+async fn hold(
+    inner: &Arc<Inner>,
+    tx: &mut Tx,
+    lanes: &Lanes,
+    (ready, tried): (&[i32], &BTreeSet<usize>),
+    now: Time,
+) -> Result<(Gates, Trials), Fault> {
+    let (mut gates, mut trials) = (Gates::new(), Trials::new());
+    if !tried.is_empty() {
+        trials = trial::hold(inner, tx, lanes, tried, now).await?;
+    }
+    if !ready.is_empty() {
+        gates = match gated::hold(inner, tx, ready, now).await {
+            Err(fault) if fault.is_lock_timeout() => {
+                for id in ready {
+                    inner.queues.hold(*id, gated::HELD);
+                }
+                return Err(fault);
+            }
+            held => held?,
+        };
+    }
+    Ok((gates, trials))
+}
+
 /// The lanes of which at least one task would fit.
 fn open_lanes(lanes: &Lanes, budget: &Budget) -> Vec<Lane> {
-    let open = lanes.open.iter().map(|class| (*class, None));
-    let limited = lanes.limited.iter().map(|(class, queue)| (*class, Some(queue.id)));
     let lane = |(class, queue)| {
         let most = match (budget.free, lanes.needs.get(&class)) {
             (Some(free), Some(needs)) => (0..budget.slots as u64)
@@ -445,7 +486,7 @@ fn open_lanes(lanes: &Lanes, budget: &Budget) -> Vec<Lane> {
             most,
         })
     };
-    open.chain(limited).filter_map(lane).collect()
+    lanes.all().filter_map(lane).collect()
 }
 
 async fn look(
@@ -492,7 +533,7 @@ async fn look(
 
 /// The queues with limits of which something is there.
 fn ready_queues(open: &[Lane], look: &Look) -> Vec<i32> {
-    let seen: BTreeSet<i32> = look.found.iter().copied().chain(look.suspect.map(|s| s.1)).collect();
+    let seen: BTreeSet<i32> = look.classes().collect();
     let limited = open.iter().filter(|lane| seen.contains(&lane.class));
     let queues: BTreeSet<i32> = limited.filter_map(|lane| lane.queue).collect();
     queues.into_iter().collect()
@@ -503,7 +544,7 @@ fn choose(
     budget: &Budget,
     lanes: &Lanes,
     open: &[Lane],
-    gates: &Gates,
+    (gates, trials): (&Gates, &Trials),
     look: &Look,
 ) -> (BTreeMap<i32, i64>, Option<i64>) {
     if let Some((row, class)) = look.suspect {
@@ -517,7 +558,7 @@ fn choose(
     for (queue, gate) in gates {
         rooms.insert(*queue, gate.room.as_ref().map_or(0, |room| room.starts));
     }
-    let (mut counts, mut free) = (BTreeMap::new(), budget.free);
+    let (mut counts, mut free, mut trials) = (BTreeMap::new(), budget.free, trials.clone());
     let mut slots = budget.slots;
     for class in &look.found {
         if slots == 0 {
@@ -525,9 +566,11 @@ fn choose(
         }
         let needs = lanes.needs.get(class).copied().unwrap_or_default();
         let room = queues.get(class).map(|queue| rooms.entry(*queue).or_default());
-        if room.as_ref().is_some_and(|room| **room == 0) || free.is_some_and(|free| !needs.fits(free)) {
+        let is_full = room.as_ref().is_some_and(|room| **room == 0) || lanes.may_try(&trials, *class) == 0;
+        if is_full || free.is_some_and(|free| !needs.fits(free)) {
             continue;
         }
+        lanes.note_trial(&mut trials, *class);
         if let Some(room) = room {
             *room -= 1;
         }

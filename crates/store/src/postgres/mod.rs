@@ -4,6 +4,7 @@
 //! (interned names, what it holds itself) only spares questions, and every write proves that it still is so.
 
 mod agent;
+mod breaker;
 mod claim;
 mod clock;
 mod command;
@@ -22,6 +23,7 @@ mod list;
 mod measured;
 mod names;
 mod node;
+mod notes;
 mod numbers;
 mod options;
 mod outbox;
@@ -38,6 +40,7 @@ mod schema;
 mod stats;
 mod step;
 mod tls;
+mod trial;
 mod update;
 mod verify;
 mod wake;
@@ -50,6 +53,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use pensum_core::agent::{AgentCommand, AgentRecord, AgentSettings};
+use pensum_core::breaker::{BreakerCommand, BreakerRecord, BreakerSettings};
 use pensum_core::dossier::{Bookmark, Import, Parcel};
 use pensum_core::input::Patch;
 use pensum_core::intake::{AdmitRequest, Admitted, IntakeRecord, IntakeStatus, Judge};
@@ -127,7 +131,7 @@ impl Inner {
     }
 
     /// A run of this class has ended, or a task of it may have become ready. True when that may let claims take one from a
-    /// queue that they leave out now.
+    /// queue, or of what a breaker covers, that they leave out now.
     fn reopen(&self, class: u32) -> bool {
         self.queues.any()
             && self
@@ -218,6 +222,7 @@ impl PostgresStore {
         let fault = |fault: Fault| fault.describe(&inner.pool.location);
         node::set_clock(&inner).await.map_err(fault)?;
         inner.catalog.refresh(&inner.pool).await.map_err(fault)?;
+        inner.queues.follow(&inner.pool, &inner.wake).await.map_err(fault)?;
         let (wake, closed) = (Arc::clone(&inner.wake), inner.closed.clone());
         tokio::spawn(wake::send(
             Arc::clone(&wake),
@@ -511,6 +516,41 @@ impl Store for PostgresStore {
     async fn agents(&self, namespace: &str) -> Result<Vec<AgentRecord>, StoreError> {
         let inner = self.open_inner()?;
         let listed = agent::list(&inner.pool, namespace).await;
+        listed.map_err(|fault| self.describe(fault))
+    }
+
+    async fn put_breaker(
+        &self,
+        call: &Call,
+        breaker: Name,
+        settings: BreakerSettings,
+        expected_version: Option<u64>,
+    ) -> Result<BreakerRecord, StoreError> {
+        let inner = self.open_inner()?;
+        let put = inner.retry(|| breaker::put(inner, call, &breaker, &settings, expected_version));
+        Ok(put.await??)
+    }
+
+    async fn command_breaker(
+        &self,
+        call: &Call,
+        breaker: Name,
+        command: BreakerCommand,
+    ) -> Result<BreakerRecord, StoreError> {
+        let inner = self.open_inner()?;
+        Ok(inner
+            .retry(|| breaker::command(inner, call, &breaker, command))
+            .await??)
+    }
+
+    async fn delete_breaker(&self, call: &Call, breaker: Name) -> Result<(), StoreError> {
+        let inner = self.open_inner()?;
+        Ok(inner.retry(|| breaker::delete(inner, call, &breaker)).await??)
+    }
+
+    async fn breakers(&self, namespace: &str) -> Result<Vec<BreakerRecord>, StoreError> {
+        let inner = self.open_inner()?;
+        let listed = breaker::list(&inner.pool, &Name::from(namespace)).await;
         listed.map_err(|fault| self.describe(fault))
     }
 

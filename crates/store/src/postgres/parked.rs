@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -25,6 +26,7 @@ use super::lanes::{Claimer, next_due, upkeep};
 use super::names::Class;
 use super::pool::{Value, as_params};
 use super::queue::Stand;
+use super::trial::Trial;
 use super::wake::agent_number;
 
 /// How many claims that were called try at once.
@@ -42,6 +44,8 @@ const COUNTED_MAX: i64 = 100;
 const QUIET: Duration = Duration::from_millis(5);
 /// When rows that are due, but that someone else holds, are looked at again.
 const HELD_BACK: Duration = Duration::from_millis(20);
+/// The shortest time before it is looked whether an open breaker is half-open.
+const LATE: Duration = Duration::from_millis(1);
 
 /// What of a class is ready, among its first tasks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +93,8 @@ struct Entry {
 #[derive(Default)]
 pub(super) struct Parked {
     entries: Mutex<(u64, BTreeMap<u64, Entry>)>,
+    /// The version of the queues and breakers that was looked at last.
+    version: AtomicI64,
     /// Has the usher look.
     look: Notify,
 }
@@ -314,7 +320,10 @@ async fn look(inner: &Arc<Inner>) -> Result<Option<Duration>, Fault> {
         }
         inner.parked.call(inner, now, &ready);
         let due = first.try_get::<_, Option<i64>>(3)?.map(Time::from_micros);
-        return Ok(due.map(|due| due.since(now).max(HELD_BACK)));
+        let due = due.map(|due| due.since(now).max(HELD_BACK));
+        // A moment late rather than early, when it would still be open.
+        let tried = inner.queues.breakers().tries_at(now).map(|at| at.since(now).max(LATE));
+        return Ok(due.into_iter().chain(tried).min());
     }
 }
 
@@ -342,6 +351,13 @@ impl Parked {
     fn call(&self, inner: &Inner, now: Time, ready: &BTreeMap<u32, Ready>) {
         let view = inner.queues.view(&inner.wake, now);
         let mut entries = self.entries.lock();
+        if self.version.swap(view.version(), Ordering::Relaxed) != view.version() {
+            // A queue or a breaker may let start now what it did not; those that try may have seen it as it was.
+            for entry in entries.1.values_mut() {
+                entry.barren.clear();
+                entry.must_look |= entry.is_trying;
+            }
+        }
         let all = entries.1.len() as u32;
         let rest = (REST_EACH * all).clamp(REST_MIN, REST_MAX);
         let mut left: BTreeMap<u32, i64> = ready.iter().map(|(class, ready)| (*class, ready.count)).collect();
@@ -358,6 +374,7 @@ impl Parked {
             let is_open = |class: &&Arc<Class>| {
                 ready.contains_key(&class.id)
                     && !matches!(view.stand(class), Stand::Shut(_))
+                    && !matches!(view.trial(class, &entry.claim.name), Trial::Shut(_))
                     && inner.preferred.keeps(class, Some(&entry.claim.name), now).is_none()
             };
             let there = entry.suits.iter().filter(is_open);

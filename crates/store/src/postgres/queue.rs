@@ -1,4 +1,5 @@
-//! Queues with settings: the verbs, and what a node remembers of them so that its claims need not ask.
+//! Queues with settings: the verbs, and what a node remembers of them, and of breakers beside them, so that its claims need
+//! not ask.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -15,11 +16,16 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::Inner;
+use super::breaker::{self, Breakers};
 use super::error::Fault;
 use super::names::Class;
 use super::pool::{Durability, Pool, Statement, Tx, Value, text};
 use super::row::{self, gate, micros};
+use super::trial::{Doors, Trial};
 use super::wake::Wake;
+
+/// How old what a node remembers may be when runs end, where notices of changes do not come through.
+pub(super) const AGE_MAX: Duration = Duration::from_secs(1);
 
 /// The columns of a queue, in the order of [`read`].
 pub(super) const COLUMNS: &str = "q.id, q.namespace, q.name, q.settings, q.paused_at, q.process_to, q.bucket, q.put_by,
@@ -54,11 +60,12 @@ pub(super) struct Known {
     pub(super) record: QueueRecord,
 }
 
-/// All queues at one version of the table.
+/// All queues and breakers at one version of both tables.
 #[derive(Default)]
 struct Snapshot {
     version: i64,
     by_place: HashMap<Name, HashMap<Name, Arc<Known>, RandomState>, RandomState>,
+    breakers: Arc<Breakers>,
 }
 
 /// Why a claim need not look at a queue.
@@ -82,10 +89,13 @@ struct Door {
     shut: Option<Shut>,
 }
 
-/// What this node knows of queues.
+/// What this node knows of queues and breakers.
 #[derive(Default)]
 pub(super) struct Queues {
     snapshot: RwLock<Arc<Snapshot>>,
+    /// How many changes of breakers had been heard of when they were read for the end of a run, and when that was.
+    followed: Mutex<Option<(u64, Instant)>>,
+    pub(super) trials: Doors,
     doors: Mutex<HashMap<i32, Door, RandomState>>,
     /// When leases were counted last, they were many.
     pub(super) many_leases: AtomicBool,
@@ -114,6 +124,7 @@ pub(super) struct View<'a> {
     snapshot: Arc<Snapshot>,
     queues: &'a Queues,
     rooms: u64,
+    trials: u64,
     now: Time,
 }
 
@@ -121,6 +132,23 @@ impl View<'_> {
     /// The version that it is a view of.
     pub(super) fn version(&self) -> i64 {
         self.snapshot.version
+    }
+
+    /// The breakers at that version.
+    pub(super) fn breakers(&self) -> &Arc<Breakers> {
+        &self.snapshot.breakers
+    }
+
+    /// What is seen of half-open breakers is so until this number grows.
+    pub(super) fn opened(&self) -> u64 {
+        // Both only grow, so their sum stays only while both do.
+        self.trials + self.rooms
+    }
+
+    /// What breakers let an executor start of a class.
+    pub(super) fn trial(&self, class: &Class, executor: &Name) -> Trial {
+        let known = (&**self.breakers(), self.version(), self.opened());
+        self.queues.trials.trial(known, (class, executor), self.now)
     }
 
     /// How its queue stands.
@@ -167,28 +195,48 @@ impl Queues {
             snapshot: Arc::clone(&self.snapshot.read()),
             queues: self,
             rooms: wake.rooms(),
+            trials: self.trials.opened(),
             now,
         }
     }
 
-    /// A run of this class has ended, or a task of it may have become ready. True when its queue has a limit for which
-    /// claims may leave it out.
+    /// A run of this class has ended, or a task of it may have become ready. True when its queue has a limit, or it has a
+    /// breaker, for which claims may leave it out.
     pub(super) fn reopen(&self, class: &Class) -> bool {
         let snapshot = self.snapshot.read();
+        let is_tried = self.trials.reopen(&snapshot.breakers, class);
         let limited = |known: &&Arc<Known>| {
             let settings = &known.record.settings;
             settings.max_concurrent.is_some() || !settings.auto_start
         };
         let Some(known) = snapshot.of(class).filter(limited) else {
-            return false;
+            return is_tried;
         };
         self.doors.lock().entry(known.id).or_default().opened += 1;
         true
     }
 
-    /// True when somebody put a queue.
+    /// True when somebody put a queue, or a breaker is not closed.
     pub(super) fn any(&self) -> bool {
-        !self.snapshot.read().by_place.is_empty()
+        let snapshot = self.snapshot.read();
+        !snapshot.by_place.is_empty() || snapshot.breakers.any_tripped()
+    }
+
+    /// The breakers, as they are remembered.
+    pub(super) fn breakers(&self) -> Arc<Breakers> {
+        Arc::clone(&self.snapshot.read().breakers)
+    }
+
+    /// Reads breakers again where others have been heard to change one, or may have without being heard.
+    pub(super) async fn follow(&self, pool: &Arc<Pool>, wake: &Wake) -> Result<(), Fault> {
+        let (heard, now) = (wake.breakers(), Instant::now());
+        let is_known = |(then, read_at): (u64, Instant)| then == heard && (!wake.is_deaf() || now - read_at < AGE_MAX);
+        if self.followed.lock().is_some_and(is_known) {
+            return Ok(());
+        }
+        self.refresh(pool).await?;
+        *self.followed.lock() = Some((heard, now));
+        Ok(())
     }
 
     /// True when one of these has a bound that leases count against.
@@ -217,14 +265,25 @@ impl Queues {
         self.doors.lock().entry(id).or_default().shut = Some(Shut::Held(Instant::now() + time));
     }
 
-    /// Reads all queues.
+    /// Reads all queues and breakers; the breakers may be newer than the version says, which the next claim sees.
     pub(super) async fn refresh(&self, pool: &Arc<Pool>) -> Result<(), Fault> {
         let sql = format!("SELECT v.value, {COLUMNS} FROM pensum.queue_version v LEFT JOIN pensum.queue q ON true");
-        let mut fresh = Snapshot::default();
-        for row in pool.read(&sql, &[]).await? {
+        let say = |sql| Statement {
+            sql,
+            params: Vec::new(),
+        };
+        let tx = pool.begin(Durability::Relaxed).await?;
+        let mut answers = tx.commit(&[say(&sql), say(&breaker::ALL)]).await?;
+        let breakers = answers.pop().unwrap_or_default();
+        let breakers = breakers.iter().map(breaker::read).collect::<Result<_, _>>()?;
+        let mut fresh = Snapshot {
+            breakers: Arc::new(Breakers::new(breakers)),
+            ..Snapshot::default()
+        };
+        for row in answers.iter().flatten() {
             fresh.version = row.try_get(0)?;
             if row.try_get::<_, Option<i32>>(1)?.is_some() {
-                let (id, namespace, record) = read(&row, 1)?;
+                let (id, namespace, record) = read(row, 1)?;
                 let place = fresh.by_place.entry(namespace).or_default();
                 place.insert(record.name.clone(), Arc::new(Known { id, record }));
             }

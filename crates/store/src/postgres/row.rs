@@ -237,8 +237,13 @@ pub(super) fn is_due(gate: i16) -> String {
 /// The classes of the rows at a gate that has a time, the first `limit` of them, as a subquery; by the one index that has
 /// this order.
 pub(super) fn classes_at(gate: i16, limit: &str) -> String {
+    rows_at("class", gate, limit)
+}
+
+/// The same with other columns.
+pub(super) fn rows_at(columns: &str, gate: i16, limit: &str) -> String {
     format!(
-        "(SELECT class FROM pensum.live WHERE {} AND (gate, due_at) <= ({gate}::smallint, 9223372036854775807)
+        "(SELECT {columns} FROM pensum.live WHERE {} AND (gate, due_at) <= ({gate}::smallint, 9223372036854775807)
           ORDER BY gate, due_at LIMIT {limit})",
         from_gate(gate)
     )

@@ -9,10 +9,11 @@ use super::error::Fault;
 use super::pool::{Durability, Pool};
 
 /// Each step brings the schema from its index to the next version.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     include_str!("schema.sql"),
     include_str!("queue.sql"),
     include_str!("agent.sql"),
+    include_str!("breaker.sql"),
 ];
 /// The schema version that this program writes.
 pub(super) const VERSION: u64 = MIGRATIONS.len() as u64;

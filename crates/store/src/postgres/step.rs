@@ -16,6 +16,7 @@ use tokio_postgres::types::Type;
 use super::Inner;
 use super::error::Fault;
 use super::key;
+use super::notes::Notes;
 use super::pool::{Durability, Statement, Tx, Value, text};
 use super::reads::StoredTask;
 use super::row::{self, Cell, LIVE_LIST, LiveRow, OUTCOME_LIST, OutcomeRow, Run, mark, scope_of, seq_of};
@@ -105,6 +106,8 @@ pub(super) struct Work {
     emptied: Vec<i64>,
     /// Nodes that were asked something.
     commanded: BTreeSet<i64>,
+    /// What ends of attempts tell breakers.
+    notes: Notes,
     /// Whatever else goes into the transaction.
     pub(super) extra: Vec<Statement<'static>>,
 }
@@ -119,6 +122,7 @@ pub(super) fn dependency_failed(id: TaskId, state: State) -> ErrorInfo {
 impl Work {
     /// Begins a transaction at `now`.
     pub(super) async fn begin(inner: &Arc<Inner>, durability: Durability, now: Time) -> Result<Work, Fault> {
+        inner.queues.follow(&inner.pool, &inner.wake).await?;
         let tx = inner.pool.begin_long(durability).await?;
         Ok(Work::on(tx, inner, now))
     }
@@ -143,6 +147,7 @@ impl Work {
             checkpoints: BTreeMap::new(),
             emptied: Vec::new(),
             commanded: BTreeSet::new(),
+            notes: Notes::of(inner),
             extra: Vec::new(),
         }
     }
@@ -481,8 +486,13 @@ impl Work {
         if effects.interrupt.is_some() {
             self.commanded.extend(live.life.lease.map(|l| l.node.0 as i64));
         }
-        if effects.attempt_ended.is_some() {
+        if let Some(status) = effects.attempt_ended {
             self.tally(live.class, Cell::Executions, 1);
+            if let Some(run) = run
+                && let Some(note) = self.notes.note(&self.inner, live.class, run, status).await?
+            {
+                self.notes.add(note);
+            }
         }
         self.scopes.extend(live.scope.clone());
         if let Some(state) = effects.ended {
@@ -806,7 +816,7 @@ impl Work {
     /// Writes everything and commits. True when something may have become claimable.
     pub(super) async fn commit(self) -> Result<bool, Fault> {
         let Work {
-            tx,
+            mut tx,
             inner,
             now,
             slots,
@@ -818,6 +828,7 @@ impl Work {
             checkpoints,
             emptied,
             commanded,
+            notes,
             extra,
             ..
         } = self;
@@ -923,7 +934,15 @@ impl Work {
             ));
         }
         statements.extend(key::settle(&scopes, now));
-        tx.commit(&statements).await?;
+        if notes.is_empty() {
+            tx.commit(&statements).await?;
+        } else {
+            statements.push(notes.lock());
+            let locked = tx.pipeline(&statements).await?.pop().unwrap_or_default();
+            let (seen, changed) = notes.write(&locked, now)?;
+            tx.commit(&seen).await?;
+            wakes |= changed;
+        }
         // Whose turn it is now of a key may be of any queue.
         let mut room = !scopes.is_empty() && inner.queues.any();
         if room {

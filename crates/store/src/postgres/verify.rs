@@ -15,7 +15,7 @@ use super::counts::{Cells, counters};
 use super::error::Fault;
 use super::pool::{Pool, Statement, Tx, Value};
 use super::row::{Cell, LIVE, LIVE_LIST, LiveRow, flag, gate, mark};
-use super::{agent, queue};
+use super::{agent, breaker, queue};
 
 /// How many tasks a window spans.
 const WINDOW: i64 = 20_000;
@@ -198,6 +198,7 @@ pub(super) async fn verify(pool: &Arc<Pool>) -> Result<Verified, Fault> {
     audit.check_sequence().await?;
     audit.check_queues().await?;
     audit.check_agents().await?;
+    audit.check_breakers().await?;
     audit.check_counters().await?;
     audit.tx.commit(&[]).await?;
     Ok(audit.verified)
@@ -410,6 +411,31 @@ impl Audit {
             self.say(format!(
                 "task {number} is leased by a session that no agent of its namespace has"
             ));
+        }
+        Ok(())
+    }
+
+    /// Every breaker can be read, and remembers only what belongs to how it is.
+    async fn check_breakers(&mut self) -> Result<(), Fault> {
+        for row in self.tx.query(&breaker::ALL, &[]).await? {
+            let (namespace, name): (&str, &str) = (row.try_get("namespace")?, row.try_get("name")?);
+            if namespace.is_empty() || name.is_empty() || name.chars().any(char::is_control) {
+                self.say(format!("a breaker of the namespace {namespace:?} is named {name:?}"));
+            }
+            let memory = match breaker::read(&row) {
+                Ok((_, record)) => record.memory,
+                Err(Fault::Damaged(what)) => {
+                    self.say(what);
+                    continue;
+                }
+                Err(fault) => return Err(fault),
+            };
+            if memory.opened_at.is_some() && !memory.slices.is_empty() {
+                self.say(format!("breaker {name} is not closed, and counts what ends"));
+            }
+            if memory.opened_at.is_none() && memory.succeeded > 0 {
+                self.say(format!("breaker {name} is closed, and counts probes"));
+            }
         }
         Ok(())
     }

@@ -33,6 +33,8 @@ const ECHO_MAX: Duration = Duration::from_secs(5);
 const SEND_PAUSE: Duration = Duration::from_millis(500);
 /// What a notice begins with when a queue with limits may have room again.
 const ROOM: &str = "room ";
+/// What a notice begins with when somebody has put, changed or removed a breaker.
+const BREAKERS: &str = "breakers ";
 /// What a notice begins with that names agents which have changed.
 const AGENTS: &str = "agents ";
 /// Most agents in one notice: the server takes none of 8,000 bytes or more.
@@ -88,8 +90,13 @@ pub(super) struct Wake {
     tell_room: AtomicBool,
     /// What this node's notices of that say, for it hears them, too.
     own_room: String,
+    own_breakers: String,
     /// What those begin with that name agents.
     own_agents: String,
+    /// Grows when somebody has put, changed or removed a breaker, or may have.
+    breakers: AtomicU64,
+    /// This node has, and others do not know of that yet.
+    tell_breakers: AtomicBool,
     /// Notices do not come through.
     deaf: AtomicBool,
     /// Grows when an agent has changed.
@@ -117,11 +124,14 @@ impl Wake {
     pub(super) fn new(tag: u64) -> Wake {
         Wake {
             own_room: format!("{ROOM}{tag:x}"),
+            own_breakers: format!("{BREAKERS}{tag:x}"),
             own_agents: format!("{AGENTS}{tag:x} "),
             ready: watch::Sender::new(0),
             outbox: Notify::new(),
             rooms: AtomicU64::new(0),
             tell_room: AtomicBool::new(false),
+            breakers: AtomicU64::new(0),
+            tell_breakers: AtomicBool::new(false),
             deaf: AtomicBool::new(true),
             agents: AtomicU64::new(0),
             changed_agents: Mutex::default(),
@@ -149,6 +159,18 @@ impl Wake {
     /// What was seen to be full while this number stood is so until it grows.
     pub(super) fn rooms(&self) -> u64 {
         self.rooms.load(Ordering::Acquire)
+    }
+
+    /// Somebody has put, changed or removed a breaker on this node.
+    pub(super) fn breakers_changed(&self) {
+        self.breakers.fetch_add(1, Ordering::AcqRel);
+        self.tell_breakers.store(true, Ordering::Relaxed);
+        self.ready();
+    }
+
+    /// Whom breakers cover is as it was read while this number stood, until it grows.
+    pub(super) fn breakers(&self) -> u64 {
+        self.breakers.load(Ordering::Acquire)
     }
 
     /// An agent has changed: what it may claim, or what others may claim instead of it.
@@ -224,6 +246,11 @@ pub(super) async fn send(wake: Arc<Wake>, pool: Arc<Pool>, schema: String, close
         let says = if room { wake.own_room.as_str() } else { "" };
         let params: [Param<'_>; 2] = [(&channel, Type::TEXT), (&says, Type::TEXT)];
         let mut sent = pool.read(NOTIFY, &params).await;
+        let breakers = wake.tell_breakers.swap(false, Ordering::Relaxed);
+        if sent.is_ok() && breakers {
+            let says = wake.own_breakers.as_str();
+            sent = pool.read(NOTIFY, &[(&channel, Type::TEXT), (&says, Type::TEXT)]).await;
+        }
         let agents = wake.agents_to_tell();
         if sent.is_ok() && !agents.is_empty() {
             let numbers: Vec<String> = agents.iter().map(|number| format!("{number:x}")).collect();
@@ -233,6 +260,7 @@ pub(super) async fn send(wake: Arc<Wake>, pool: Arc<Pool>, schema: String, close
         if sent.is_err() {
             // Others find the work by looking; who waits for an echo does not.
             wake.tell_room.fetch_or(room, Ordering::Relaxed);
+            wake.tell_breakers.fetch_or(breakers, Ordering::Relaxed);
             wake.tell_agents.lock().extend(agents);
         }
         if sent.is_err() || !wake.tell_agents.lock().is_empty() {
@@ -269,6 +297,7 @@ pub(super) async fn hear(wake: Arc<Wake>, options: PostgresOptions, closed: Canc
         }
         // What was missed meanwhile is found by looking.
         wake.any_room();
+        wake.breakers.fetch_add(1, Ordering::AcqRel);
         wake.hear_agents("any");
         wake.heard();
         tokio::select! {
@@ -304,10 +333,15 @@ async fn hear_once(wake: &Wake, options: &PostgresOptions, said: &mut bool) -> R
                     if is_listening && !echoed {
                         echoed = true;
                         *said = false;
+                        // What changed before it listened.
+                        wake.breakers.fetch_add(1, Ordering::AcqRel);
                         wake.deaf.store(false, Ordering::Relaxed);
                     }
                     if notice.payload().starts_with(ROOM) && notice.payload() != wake.own_room {
                         wake.any_room();
+                    }
+                    if notice.payload().starts_with(BREAKERS) && notice.payload() != wake.own_breakers {
+                        wake.breakers.fetch_add(1, Ordering::AcqRel);
                     }
                     if !notice.payload().starts_with(&wake.own_agents)
                         && let Some((_, numbers)) =

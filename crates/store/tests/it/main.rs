@@ -5,6 +5,7 @@
 mod conformance;
 mod copies;
 mod postgres_agents;
+mod postgres_breakers;
 mod postgres_intake;
 mod postgres_outbox;
 mod postgres_queues;
