@@ -419,6 +419,7 @@ pub(super) fn read(inner: &Inner, found: &Row, from: usize) -> Result<(LiveRow, 
         .ok_or_else(|| row::damaged(live.row, "class"))?;
     let lease = live.life.lease.ok_or_else(|| row::damaged(live.row, "lease"))?;
     let claimed = Claimed {
+        bare: None,
         lease: LeaseRef {
             task: task.id,
             lease: lease.id,

@@ -206,10 +206,10 @@ async fn end_plainly(
     let gone: std::collections::HashSet<i64> = gone(answers.first().map_or(&[], Vec::as_slice))?;
     let ended = noted.iter().filter(|(row, _)| gone.contains(row));
     let notes = none.with(ended.map(|(_, note)| *note));
-    let (seen, changed) = notes.write(answers.last().map_or(&[], Vec::as_slice), now)?;
+    let (seen, tells) = notes.write(answers.last().map_or(&[], Vec::as_slice), now)?;
     tx.commit(&seen).await?;
-    if changed {
-        inner.wake.ready();
+    if tells {
+        inner.wake.room();
     }
     Ok(gone)
 }

@@ -8,8 +8,8 @@ use pensum_core::store::{AgentClaim, ClaimRequest};
 use pensum_core::{LeaseId, Name, Time};
 
 use super::Inner;
-use super::breaker::Breakers;
 use super::claim::Mode;
+use super::covering::Breakers;
 use super::error::Fault;
 use super::names::Class;
 use super::pool::Value;

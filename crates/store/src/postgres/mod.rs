@@ -9,6 +9,7 @@ mod claim;
 mod clock;
 mod command;
 mod counts;
+mod covering;
 mod dossier;
 mod enqueue;
 mod error;

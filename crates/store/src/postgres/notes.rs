@@ -14,7 +14,8 @@ use pensum_core::{Name, Time};
 use tokio_postgres::Row;
 
 use super::Inner;
-use super::breaker::{self, Breakers};
+use super::breaker;
+use super::covering::Breakers;
 use super::error::Fault;
 use super::pool::{Statement, Value, text};
 use super::queue::GROW;
@@ -110,11 +111,11 @@ impl Notes {
         }))
     }
 
-    /// What is to be written of the breakers that [`Notes::lock`] has answered, each once; and whether one has opened or
-    /// closed by that.
+    /// What is to be written of the breakers that [`Notes::lock`] has answered, each once; and whether that is for claims to
+    /// know: one has opened or closed, or may have room for another probe.
     pub(super) fn write(&self, locked: &[Row], now: Time) -> Result<(Vec<Statement<'static>>, bool), Fault> {
         let mut seen: Vec<(Name, BreakerRecord)> = Vec::new();
-        let mut changed = false;
+        let (mut changed, mut tells) = (false, false);
         for row in locked {
             let (namespace, mut record) = breaker::read(row)?;
             let before = record.memory.clone();
@@ -124,6 +125,7 @@ impl Notes {
             for note in notes {
                 changed |= record.note(note.succeeded, note.taken_at, now);
             }
+            tells |= before.opened_at.is_some() || record.memory.opened_at.is_some();
             if record.memory != before {
                 seen.push((namespace, record));
             }
@@ -150,6 +152,6 @@ impl Notes {
         if changed {
             statements.push(GROW);
         }
-        Ok((statements, changed))
+        Ok((statements, tells))
     }
 }

@@ -16,7 +16,8 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::Inner;
-use super::breaker::{self, Breakers};
+use super::breaker;
+use super::covering::Breakers;
 use super::error::Fault;
 use super::names::Class;
 use super::pool::{Durability, Pool, Statement, Tx, Value, text};

@@ -939,9 +939,11 @@ impl Work {
         } else {
             statements.push(notes.lock());
             let locked = tx.pipeline(&statements).await?.pop().unwrap_or_default();
-            let (seen, changed) = notes.write(&locked, now)?;
+            let (seen, tells) = notes.write(&locked, now)?;
             tx.commit(&seen).await?;
-            wakes |= changed;
+            if tells {
+                inner.wake.room();
+            }
         }
         // Whose turn it is now of a key may be of any queue.
         let mut room = !scopes.is_empty() && inner.queues.any();

@@ -11,7 +11,8 @@ use pensum_core::{Name, Time};
 use tokio::time::Instant;
 
 use super::Inner;
-use super::breaker::{self, Breakers};
+use super::breaker;
+use super::covering::Breakers;
 use super::error::Fault;
 use super::gated::{HELD, MANNERS, PATIENT};
 use super::lanes::Lanes;

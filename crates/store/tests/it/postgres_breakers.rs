@@ -96,7 +96,13 @@ impl Nodes {
             let breakers = store.breakers("default").await.unwrap();
             shown.extend(breakers.into_iter().find(|breaker| *breaker.name == *name));
         }
-        assert!(shown.iter().all(|breaker| *breaker == shown[0]), "{shown:?}");
+        // Parked claims may start probes meanwhile.
+        let but_probes = |breaker: &BreakerRecord| BreakerRecord {
+            probing: 0,
+            ..breaker.clone()
+        };
+        let first = but_probes(&shown[0]);
+        assert!(shown.iter().all(|breaker| but_probes(breaker) == first), "{shown:?}");
         shown.swap_remove(0)
     }
 
@@ -104,15 +110,28 @@ impl Nodes {
         self.known("b").await.state(self.now)
     }
 
-    async fn deadlocks(&self) -> i64 {
-        // What a connection has seen is told at its end, or about once a second.
-        let sql = "SELECT pg_stat_clear_snapshot(), deadlocks FROM pg_stat_database WHERE datname = current_database()";
-        self.watcher.query_one(sql, &[]).await.unwrap().get(1)
-    }
-
     async fn verify(&self) {
         let verified = self.stores[0].verify().await.unwrap();
         assert_eq!(verified.violations, Vec::<String>::new());
+    }
+
+    /// Closes the nodes; that none of them waited for another one in a circle. Connections tell that at their ends.
+    async fn close_without_deadlocks(self) {
+        for store in &self.stores {
+            store.close().await.unwrap();
+        }
+        let others =
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
+                      AND backend_type = 'client backend'";
+        let are_gone = async {
+            while self.watcher.query_one(others, &[]).await.unwrap().get::<_, i64>(0) > 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        in_time(are_gone).await;
+        let sql = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()";
+        let deadlocks: i64 = self.watcher.query_one(sql, &[]).await.unwrap().get(0);
+        assert_eq!(deadlocks, 0);
     }
 }
 
@@ -241,8 +260,8 @@ async fn failures_on_different_nodes_open_a_breaker_and_its_probes_close_it_for_
         assert!(nodes.claim(node, 5).await.len() >= 5);
     }
     assert_eq!(nodes.known("b").await.version, 3);
-    assert_eq!(nodes.deadlocks().await, 0);
     nodes.verify().await;
+    nodes.close_without_deadlocks().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -410,6 +429,6 @@ async fn ends_in_big_batches_on_several_nodes_lose_no_count_and_wait_for_nobody_
         let counted = nodes.known(name).await.counted(nodes.now);
         assert_eq!(counted, (covered.len() as u64, failures as u64), "breaker {name}");
     }
-    assert_eq!(nodes.deadlocks().await, 0);
     nodes.verify().await;
+    nodes.close_without_deadlocks().await;
 }
