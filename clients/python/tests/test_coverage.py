@@ -99,6 +99,8 @@ def test_every_route_is_reached_by_a_method(clients: Clients, server: Server, na
     client.breakers.delete(breaker)
     list(client.nodes.list())
     client.system.status()
+    assert client.system.metrics()["slots"] > 0
+    assert client.system.performance()["resource_metrics"]["limits"]
     client.system.health()
     client.system.ready()
     wanted = described(client)

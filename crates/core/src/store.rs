@@ -143,6 +143,26 @@ pub struct Claimed {
     pub checkpoint: Option<Json>,
     /// When it was enqueued.
     pub created_at: Time,
+    /// Its version after the claim, of a task that has nothing beside what is here: no dependencies, progress or error of
+    /// before. `None` where the store would have to look.
+    pub bare: Option<u64>,
+}
+
+impl Claimed {
+    /// The task, where this is all of it.
+    pub fn record(&self) -> Option<TaskRecord> {
+        Some(TaskRecord {
+            id: self.lease.task,
+            created_at: self.created_at,
+            spec: (*self.spec).clone(),
+            lifecycle: self.lifecycle.clone(),
+            progress: None,
+            result: None,
+            error: None,
+            depends_on: Vec::new(),
+            version: self.bare?,
+        })
+    }
 }
 
 /// A holder says that it lives, and what happened since.

@@ -62,6 +62,7 @@ impl Store for InstantStore {
                     expires_at: now.plus(request.lease),
                 });
                 Claimed {
+                    bare: None,
                     lease: LeaseRef {
                         task: TaskId::mint(now, row as i64, row),
                         lease: id,

@@ -15,7 +15,7 @@ use crate::Engine;
 pub const DURATION_BUCKETS: [f64; 8] = [0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0];
 
 /// A node's figures since it was built.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub struct NodeMetrics {
     /// Handlers running now.
     pub concurrent_tasks: usize,
@@ -56,6 +56,10 @@ pub struct HandlerMetrics {
     pub duration_sum_seconds: f64,
     /// Runs whose failure was followed by another attempt.
     pub retried: u64,
+    /// The sum of the processor time of all runs that measured it, in seconds.
+    pub cpu_sum_seconds: f64,
+    /// The most memory that one run used, of those that measured it, in MB.
+    pub memory_mb_max: f64,
 }
 
 #[derive(Default)]
@@ -63,6 +67,8 @@ struct HandlerCounters {
     ended: [[AtomicU64; 3]; 5],
     durations: [AtomicU64; 9],
     duration_micros: AtomicU64,
+    cpu_micros: AtomicU64,
+    memory_bytes_max: AtomicU64,
     retried: AtomicU64,
 }
 
@@ -108,6 +114,13 @@ impl Metrics {
             .unwrap_or(DURATION_BUCKETS.len());
         add(&counters.durations[bucket], 1);
         add(&counters.duration_micros, (seconds * 1e6) as u64);
+        if let Some(cpu_seconds) = finish.usage.cpu_seconds {
+            add(&counters.cpu_micros, (cpu_seconds * 1e6) as u64);
+        }
+        if let Some(memory_mb) = finish.usage.memory_mb {
+            let bytes = (memory_mb * 1e6) as u64;
+            counters.memory_bytes_max.fetch_max(bytes, Ordering::Relaxed);
+        }
         let end = match state {
             Some(State::Completed) => Some(0),
             Some(State::Failed) => Some(1),
@@ -146,6 +159,8 @@ impl Metrics {
                 durations: std::array::from_fn(|b| read(&c.durations[b])),
                 duration_sum_seconds: read(&c.duration_micros) as f64 / 1e6,
                 retried: read(&c.retried),
+                cpu_sum_seconds: read(&c.cpu_micros) as f64 / 1e6,
+                memory_mb_max: read(&c.memory_bytes_max) as f64 / 1e6,
             })
             .collect();
         all.sort_by(|a, b| a.handler.cmp(&b.handler));

@@ -83,6 +83,21 @@ pub struct PersistenceStats {
     pub quarantined: u64,
 }
 
+/// The agents, and how well each works.
+pub(crate) async fn agents(engine: &Engine, namespace: &str) -> Result<BTreeMap<String, AgentHealth>, EngineError> {
+    let agents = engine.agents(namespace, None, None).await?;
+    let of = |agent: AgentView| {
+        let health = AgentHealth {
+            health_score: engine.inner_agents().health.score(namespace, &agent.id),
+            name: agent.name,
+            status: agent.status,
+            active_tasks: agent.active_tasks,
+        };
+        (agent.id, health)
+    };
+    Ok(agents.into_iter().map(of).collect())
+}
+
 pub(crate) async fn status(engine: &Engine, namespace: &str) -> Result<SystemStatus, EngineError> {
     let counts = engine.store().counts(namespace, engine.now()).await?;
     let total = counts.total();
@@ -98,13 +113,7 @@ pub(crate) async fn status(engine: &Engine, namespace: &str) -> Result<SystemSta
         (false, true) => "stopping",
         (false, false) => "idle",
     };
-    let agents = engine.agents(namespace, None, None).await?;
-    let of = |agent: AgentView| AgentHealth {
-        health_score: engine.inner_agents().health.score(namespace, &agent.id),
-        name: agent.name,
-        status: agent.status,
-        active_tasks: agent.active_tasks,
-    };
+    let agents = agents(engine, namespace).await?;
     Ok(SystemStatus {
         status: state.to_owned(),
         version: VERSION.to_owned(),
@@ -118,7 +127,7 @@ pub(crate) async fn status(engine: &Engine, namespace: &str) -> Result<SystemSta
         total_executions: counts.executions,
         active_queues: counts.queues.values().filter(|q| q.unfinished() > 0).count() as u64,
         registered_agents: agents.len() as u64,
-        agent_status: agents.into_iter().map(|agent| (agent.id.clone(), of(agent))).collect(),
+        agent_status: agents,
         performance_metrics: PerformanceMetrics {
             overall_health: 100.0 * success_rate,
             success_rate,

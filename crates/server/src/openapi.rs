@@ -116,6 +116,8 @@ fn list() -> OpenApiRouter<App> {
         .routes(routes!(agents::leave))
         .routes(routes!(agents::complete))
         .routes(routes!(system::status))
+        .routes(routes!(system::metrics))
+        .routes(routes!(system::performance))
         .routes(routes!(system::nodes))
         .routes(routes!(queues::list))
         .routes(routes!(system::queues))

@@ -9,7 +9,7 @@ use axum::response::Response;
 use pensum_core::TaskId;
 use pensum_core::query::StatusCounts;
 use pensum_core::store::NodeRecord;
-use pensum_engine::SystemStatus;
+use pensum_engine::{NodeMetrics, Performance, SystemStatus};
 use serde::Serialize;
 
 use crate::app::{App, Listing, json};
@@ -25,6 +25,20 @@ const READY_TIMEOUT: Duration = Duration::from_secs(2);
     responses((status = 200, description = "The status", body = SystemStatus)))]
 pub(crate) async fn status(State(app): State<App>, _: Caller) -> Result<Response, Problem> {
     Ok(json(StatusCode::OK, &app.engine.status().await?))
+}
+
+/// Tells what this node has done since it was built.
+#[utoipa::path(get, path = "/api/v1/system/metrics", operation_id = "get_metrics", tag = "system",
+    responses((status = 200, description = "The counters of this node", body = NodeMetrics)))]
+pub(crate) async fn metrics(State(app): State<App>, _: Caller) -> Response {
+    json(StatusCode::OK, &app.engine.metrics())
+}
+
+/// Tells how well agents work, what this node's machine has for tasks, and what the runs of each handler took.
+#[utoipa::path(get, path = "/api/v1/system/performance", operation_id = "get_performance", tag = "system",
+    responses((status = 200, description = "The report", body = Performance)))]
+pub(crate) async fn performance(State(app): State<App>, _: Caller) -> Result<Response, Problem> {
+    Ok(json(StatusCode::OK, &app.engine.performance(NAMESPACE).await?))
 }
 
 /// Lists the nodes that work on the store, oldest first: those that were heard within the last hour and did not end.

@@ -67,6 +67,8 @@ OPERATIONS: dict[str, tuple[str, str]] = {
     "trip_breaker": ("POST", f"{V1}/breakers/{{name}}/trip"),
     "list_nodes": ("GET", f"{V1}/nodes"),
     "get_status": ("GET", f"{V1}/system/status"),
+    "get_metrics": ("GET", f"{V1}/system/metrics"),
+    "get_performance": ("GET", f"{V1}/system/performance"),
     "get_health": ("GET", "/healthz"),
     "get_readiness": ("GET", "/readyz"),
     "get_openapi": ("GET", "/openapi.json"),

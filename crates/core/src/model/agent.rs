@@ -121,7 +121,9 @@ impl Model {
 
     pub(super) fn claimed(&self, row: i64) -> Claimed {
         let entry = &self.tasks[&row];
+        let is_bare = entry.depends_on.is_empty() && entry.progress.is_none() && entry.error.is_none();
         Claimed {
+            bare: is_bare.then_some(entry.version),
             lease: self.lease_of(row),
             namespace: entry.namespace.clone(),
             spec: Arc::new(entry.spec.clone()),

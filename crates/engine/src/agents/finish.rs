@@ -1,9 +1,12 @@
 //! Ends of runs that agents held, on their way to the store.
 
+use std::sync::Arc;
+
 use pensum_core::outcome::Usage;
 use pensum_core::store::{Applied, Call, Finish, LogLine, LogStream, Rejected};
-use pensum_core::{ExecutionId, Name, Outcome, StoreError, TaskRecord, Time};
+use pensum_core::{ExecutionId, Name, Outcome, StoreError, Time};
 
+use super::runs::Run;
 use super::token::Token;
 use super::wire::{LogInput, ProgressInput, UsageInput};
 use crate::completer::{self, Ended};
@@ -18,8 +21,8 @@ pub(super) struct Ending {
     pub(super) agent: Option<Name>,
     /// When the run began, as far as its token tells.
     pub(super) claimed_at: Option<Time>,
-    /// The task before.
-    pub(super) record: TaskRecord,
+    /// The run before.
+    pub(super) run: Arc<Run>,
     pub(super) finish: Finish,
 }
 
@@ -35,7 +38,7 @@ impl Ending {
         engine: &Engine,
         execution: ExecutionId,
         token: Token,
-        record: TaskRecord,
+        run: Arc<Run>,
         outcome: Outcome,
         last: Last,
     ) -> Ending {
@@ -47,9 +50,9 @@ impl Ending {
         // Timeouts count from the claim; without one only the start of the attempt is known.
         let claimed_at = token
             .deadline
-            .zip(record.spec.timeout())
+            .zip(run.timeout)
             .map(|(deadline, timeout)| deadline.minus(timeout));
-        let started_at = claimed_at.or(record.lifecycle.started_at).unwrap_or(now);
+        let started_at = claimed_at.or(run.started_at).unwrap_or(now);
         finish.usage = usage(last.usage.unwrap_or_default(), now.since(started_at).as_secs_f64());
         finish.logs = lines(last.logs, execution.attempt, now);
         finish.progress = last.progress.map(Into::into);
@@ -57,7 +60,7 @@ impl Ending {
             execution,
             agent: None,
             claimed_at,
-            record,
+            run,
             finish,
         }
     }
@@ -117,12 +120,15 @@ pub(super) async fn bring(
         answer.map(|applied| settle(engine, call, ending, &applied, watched, now))
     };
     let settled = endings.iter().zip(answers).map(settle).collect();
+    for ending in endings {
+        engine.inner_agents().runs.forget(ending.finish.lease.lease);
+    }
     engine.wake_claims();
     Ok(settled)
 }
 
 fn settle(engine: &Engine, call: &Call, ending: &Ending, applied: &Applied, watched: bool, now: Time) {
-    let Ending { record, finish, .. } = ending;
+    let Ending { run, finish, .. } = ending;
     if let Some(agent) = &ending.agent {
         engine
             .inner_agents()
@@ -130,17 +136,17 @@ fn settle(engine: &Engine, call: &Call, ending: &Ending, applied: &Applied, watc
             .note(&call.namespace, agent, &finish.outcome);
     }
     if watched {
-        let task = record.id;
+        let task = run.task;
         if let Some(progress) = finish.progress.clone() {
             announce_progress(engine, call, task, progress, now);
         }
         announce_lines(engine, call, task, &finish.logs);
     }
     let ended = Ended {
-        task: record.id,
+        task: run.task,
         namespace: &call.namespace,
-        handler: &record.spec.handler,
-        priority: record.spec.priority,
+        handler: &run.handler,
+        priority: run.priority,
     };
     completer::applied(engine, ended, finish, applied, watched, now);
 }

@@ -1,6 +1,7 @@
 //! Heartbeats: leases renewed, and what was said and asked meanwhile.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use futures_util::future::try_join_all;
 use pensum_core::agent::AgentRecord;
@@ -8,6 +9,7 @@ use pensum_core::store::{Beat, Call, Checkpoint, Renewal};
 use pensum_core::{ExecutionId, Name, NodeId, Outcome, Time};
 
 use super::finish::{self, Ending, Last};
+use super::runs::Run;
 use super::token::{self, Token};
 use super::wire::{BeatInput, EXECUTIONS_MAX, Faults, Heard, HeartbeatInput};
 use crate::{Engine, EngineError, executor};
@@ -127,7 +129,8 @@ async fn end_late(engine: &Engine, call: &Call, agent: &Name, late: Vec<Said>) -
                 error: executor::timed_out(&record.spec),
                 after: None,
             };
-            let ending = Ending::new(engine, execution, token, record, outcome, last);
+            let run = Arc::new(Run::of(&call.namespace, &record));
+            let ending = Ending::new(engine, execution, token, run, outcome, last);
             Ending {
                 agent: Some(agent.clone()),
                 ..ending

@@ -8,6 +8,7 @@ mod outcome;
 mod parked;
 mod poll;
 mod results;
+mod runs;
 mod token;
 mod view;
 mod wire;
@@ -32,6 +33,7 @@ use crate::{Engine, EngineError, RESERVED_PREFIX};
 pub(crate) struct Agents {
     pub(crate) health: health::Health,
     parked: parked::Parked,
+    runs: runs::Runs,
     /// Something may have become claimable.
     wake: Notify,
     /// Somebody asked something of an agent.

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::parked::Place;
 use super::results;
+use super::runs::Run;
 use super::token::{self, Token};
 use super::wire::{EXECUTIONS_MAX, Faults, Given, POLL_TASKS_MAX, POLL_WAIT_MS_MAX, PollInput, Polled};
 use crate::hub::EngineEvent;
@@ -215,14 +216,20 @@ impl Poll<'_> {
     }
 
     /// What was claimed, as the agent gets it.
-    async fn give(&self, engine: &Engine, claimed: Vec<Claimed>, sent: Time) -> Result<Vec<Given>, EngineError> {
-        self.renew_old(engine, &claimed).await?;
+    async fn give(&self, engine: &Engine, mut claimed: Vec<Claimed>, sent: Time) -> Result<Vec<Given>, EngineError> {
+        self.renew_old(engine, &mut claimed).await?;
         let watched = engine.hub().is_watched();
-        let tasks: Vec<TaskId> = claimed.iter().map(|claimed| claimed.lease.task).collect();
-        let found = engine.store().some_tasks(&self.call.namespace, &tasks).await?;
+        let unknown = |claimed: &&Claimed| claimed.bare.is_none();
+        let tasks: Vec<TaskId> = claimed.iter().filter(unknown).map(|c| c.lease.task).collect();
+        let found = match tasks.is_empty() {
+            true => Vec::new(),
+            false => engine.store().some_tasks(&self.call.namespace, &tasks).await?,
+        };
+        let mut found = found.into_iter();
         let now = engine.now();
         let mut given = Vec::with_capacity(claimed.len());
-        for (claimed, record) in claimed.into_iter().zip(found) {
+        for claimed in claimed {
+            let record = claimed.record().or_else(|| found.next().flatten());
             // Between the claim and this look it may have been taken away.
             let held = record.and_then(|record| {
                 let lease = record.lifecycle.lease.filter(|lease| lease.id == claimed.lease.lease)?;
@@ -250,6 +257,7 @@ impl Poll<'_> {
                 task: record.id,
                 attempt: record.lifecycle.attempt,
             };
+            engine.inner_agents().runs.note(Run::of(&self.call.namespace, &record));
             given.push(Given {
                 task: TaskView::of(record, now),
                 execution_id: execution.to_string(),
@@ -262,7 +270,7 @@ impl Poll<'_> {
     }
 
     /// Renews what is given again so late that the lease could end before the first heartbeat.
-    async fn renew_old(&self, engine: &Engine, claimed: &[Claimed]) -> Result<(), EngineError> {
+    async fn renew_old(&self, engine: &Engine, claimed: &mut [Claimed]) -> Result<(), EngineError> {
         let now = engine.now();
         let soon = now.plus(self.lease / RENEW_DIVISOR);
         let is_old = |claimed: &&Claimed| claimed.lifecycle.lease.is_some_and(|lease| lease.expires_at < soon);
@@ -277,6 +285,10 @@ impl Poll<'_> {
             .collect();
         if !beats.is_empty() {
             engine.store().renew(beats, self.lease, now).await?;
+            for claimed in claimed.iter_mut().filter(|claimed| is_old(&&**claimed)) {
+                // Its lease ends later now.
+                claimed.bare = None;
+            }
         }
         Ok(())
     }

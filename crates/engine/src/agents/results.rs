@@ -1,5 +1,7 @@
 //! Results: which of them are taken, which were taken before, and what is wrong with the others.
 
+use std::sync::Arc;
+
 use foldhash::HashMap;
 use pensum_core::store::{Call, Rejected};
 use pensum_core::transition::EventKind;
@@ -7,6 +9,7 @@ use pensum_core::{ExecutionId, Name, NodeId, Outcome, TaskId, TaskRecord};
 
 use super::finish::{self, Ending, Last};
 use super::outcome;
+use super::runs::Run;
 use super::token::Token;
 use super::wire::{Accepted, AcceptedStatus, Faults, RESULTS_MAX, ResultInput};
 use crate::{Engine, EngineError};
@@ -65,10 +68,10 @@ pub(super) async fn take(
 ) -> Result<Vec<Accepted>, EngineError> {
     let names: Vec<String> = results.iter().map(|result| result.execution_id.clone()).collect();
     let owners = Owners::of(engine, call, &results, polls).await?;
-    let mut records = records_of(engine, call, &results).await?;
+    let records = records_of(engine, call, &results).await?;
     let judged = results
         .into_iter()
-        .map(|result| judge(engine, result, &owners, &mut records, polls));
+        .map(|result| judge(engine, call, result, &owners, &records, polls));
     let judged: Vec<Result<Ending, Refused>> = judged.collect();
     let mut endings = Vec::with_capacity(judged.len());
     let refused: Vec<Option<Refused>> = judged
@@ -129,18 +132,19 @@ impl Owners {
     }
 }
 
-/// The tasks that results are of, as far as there are such.
+/// The tasks that results are of, as far as there are such and this process does not remember their runs.
 async fn records_of(
     engine: &Engine,
     call: &Call,
     results: &[ResultInput],
 ) -> Result<HashMap<TaskId, TaskRecord>, EngineError> {
-    let execution = |result: &ResultInput| result.execution_id.parse::<ExecutionId>().ok();
-    let tasks: Vec<TaskId> = results
-        .iter()
-        .filter_map(execution)
-        .map(|execution| execution.task)
-        .collect();
+    let unknown = |result: &ResultInput| {
+        let task = result.execution_id.parse::<ExecutionId>().ok()?.task;
+        let lease = result.lease_token.parse::<Token>().ok()?.lease;
+        let known = engine.inner_agents().runs.get(lease, &call.namespace, task);
+        known.is_none().then_some(task)
+    };
+    let tasks: Vec<TaskId> = results.iter().filter_map(unknown).collect();
     if tasks.is_empty() {
         return Ok(HashMap::default());
     }
@@ -151,9 +155,10 @@ async fn records_of(
 /// What a result asks to be stored, or why it cannot be.
 fn judge(
     engine: &Engine,
+    call: &Call,
     result: ResultInput,
     owners: &Owners,
-    records: &mut HashMap<TaskId, TaskRecord>,
+    records: &HashMap<TaskId, TaskRecord>,
     polls: Option<(&Name, NodeId)>,
 ) -> Result<Ending, Refused> {
     let invalid = |message: String| Err(Refused(AcceptedStatus::Invalid, message));
@@ -176,17 +181,21 @@ fn judge(
         Ok(outcome) => outcome,
         Err(wrong) => return invalid(wrong),
     };
-    let Some(record) = records.get(&execution.task).cloned() else {
+    let known = engine
+        .inner_agents()
+        .runs
+        .get(token.lease, &call.namespace, execution.task);
+    let read = || records.get(&execution.task).map(|record| Arc::new(Run::of(&call.namespace, record)));
+    let Some(run) = known.or_else(read) else {
         let gone = format!("there is no task {}; it was deleted", execution.task);
         return Err(Refused(AcceptedStatus::LeaseLost, gone));
     };
-    let lifecycle = &record.lifecycle;
-    if let Some(lease) = lifecycle.lease.filter(|lease| lease.id == token.lease) {
-        if lease.node != token.session {
+    if let Some((_, session)) = run.lease.filter(|(lease, _)| *lease == token.lease) {
+        if session != token.session {
             return invalid("lease_token: was altered; send back the one that came with the task".to_owned());
         }
-        if lifecycle.attempt != execution.attempt {
-            let attempt = lifecycle.attempt;
+        if run.attempt != execution.attempt {
+            let attempt = run.attempt;
             return invalid(format!("the lease token is of attempt {attempt}, not of {execution}"));
         }
     }
@@ -195,7 +204,7 @@ fn judge(
         logs: result.logs,
         progress: result.progress,
     };
-    let mut ending = Ending::new(engine, execution, token, record, outcome, last);
+    let mut ending = Ending::new(engine, execution, token, run, outcome, last);
     ending.agent = agent.cloned();
     Ok(ending)
 }

@@ -709,6 +709,7 @@ fn grant_of(leased: &Leased) -> Option<Grant> {
         lease: leased.lease_id()?,
         lifecycle: leased.live.life.clone(),
         has_checkpoint: leased.live.marks & mark::CHECKPOINT != 0,
+        bare: None,
         fresh: None,
     })
 }

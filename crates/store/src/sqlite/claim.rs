@@ -294,6 +294,7 @@ impl Writer {
             lease: lease.id,
             lifecycle: live.life.clone(),
             has_checkpoint: live.marks & mark::CHECKPOINT != 0,
+            bare: pick.plain.map(|_| u64::from(live.version)),
             fresh: self.memory.fresh.take(row),
         };
         let class = live.class;

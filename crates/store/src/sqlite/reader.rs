@@ -144,6 +144,7 @@ pub(super) fn fill_fresh(shared: &Shared, grant: &mut Grant) -> Option<Claimed> 
     let FreshTask { id, spec, created_at } = grant.fresh.take()?;
     let (lease, namespace) = claimed(grant, shared, id)?;
     Some(Claimed {
+        bare: grant.bare,
         lease,
         namespace,
         spec,
@@ -168,6 +169,7 @@ pub(super) fn fill(db: &Connection, shared: &Shared, grants: &mut [Grant]) -> Re
             None
         };
         filled.push(Claimed {
+            bare: grant.bare,
             lease,
             namespace,
             spec: Arc::new(stored.spec),

@@ -51,6 +51,8 @@ pub(super) struct Grant {
     pub(super) lease: LeaseId,
     pub(super) lifecycle: Lifecycle,
     pub(super) has_checkpoint: bool,
+    /// See [`Claimed::bare`](pensum_core::store::Claimed::bare).
+    pub(super) bare: Option<u64>,
     pub(super) fresh: Option<FreshTask>,
 }
 

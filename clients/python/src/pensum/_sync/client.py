@@ -49,6 +49,14 @@ class System:
         """How the node is: version, counts, success rate, and the nodes beside it."""
         return SystemStatus.parse(self._transport.call("get_status"))
 
+    def metrics(self) -> dict[str, Any]:
+        """What the node has done since it was built."""
+        return dict(self._transport.call("get_metrics"))
+
+    def performance(self) -> dict[str, Any]:
+        """How well agents work, what the node's machine has for tasks, and what the runs of each handler took."""
+        return dict(self._transport.call("get_performance"))
+
     def health(self) -> Health:
         """That the process lives."""
         return Health.parse(self._transport.call("get_health"))
