@@ -886,48 +886,27 @@ pub trait Store: Send + Sync + 'static {
 
     /// Registers an agent, or changes what is registered, and notes that it is heard. The present settings once more
     /// change nothing else.
-    async fn put_agent(&self, call: &Call, agent: Name, settings: AgentSettings) -> Result<AgentRecord, StoreError> {
-        let _ = (call, agent, settings);
-        Err(StoreError::Unavailable(String::new()))
-    }
+    async fn put_agent(&self, call: &Call, agent: Name, settings: AgentSettings) -> Result<AgentRecord, StoreError>;
 
     /// Carries out a command on an agent. One that is as asked already stays as it is.
-    async fn command_agent(&self, call: &Call, agent: Name, command: AgentCommand) -> Result<AgentRecord, StoreError> {
-        let _ = (call, agent, command);
-        Err(StoreError::Unavailable(String::new()))
-    }
+    async fn command_agent(&self, call: &Call, agent: Name, command: AgentCommand) -> Result<AgentRecord, StoreError>;
 
     /// Forgets an agent; the leases of its session end as if they had run out.
-    async fn delete_agent(&self, call: &Call, agent: Name) -> Result<(), StoreError> {
-        let _ = (call, agent);
-        Err(StoreError::Unavailable(String::new()))
-    }
+    async fn delete_agent(&self, call: &Call, agent: Name) -> Result<(), StoreError>;
 
     /// Opens a session of an agent, or goes on with the present one. The leases of a session that it replaces end: its
     /// process is taken to have died.
-    async fn open_session(&self, call: &Call, agent: Name, session: NodeId) -> Result<AgentRecord, StoreError> {
-        let _ = (call, agent, session);
-        Err(StoreError::Unavailable(String::new()))
-    }
+    async fn open_session(&self, call: &Call, agent: Name, session: NodeId) -> Result<AgentRecord, StoreError>;
 
     /// Closes a session: its leases are given back without spending an attempt.
-    async fn close_session(&self, call: &Call, agent: Name, session: NodeId) -> Result<(), StoreError> {
-        let _ = (call, agent, session);
-        Err(StoreError::Unavailable(String::new()))
-    }
+    async fn close_session(&self, call: &Call, agent: Name, session: NodeId) -> Result<(), StoreError>;
 
     /// Notes that an agent is heard; a claim notes it too. Refused for a session that is not the present one. Not
     /// acknowledged as durable.
-    async fn beat_agent(&self, call: &Call, agent: Name, session: Option<NodeId>) -> Result<AgentRecord, StoreError> {
-        let _ = (call, agent, session);
-        Err(StoreError::Unavailable(String::new()))
-    }
+    async fn beat_agent(&self, call: &Call, agent: Name, session: Option<NodeId>) -> Result<AgentRecord, StoreError>;
 
     /// The agents of a namespace, by name, at most [`AGENTS_MAX`].
-    async fn agents(&self, namespace: &str) -> Result<Vec<AgentRecord>, StoreError> {
-        let _ = (namespace,);
-        Err(StoreError::Unavailable(String::new()))
-    }
+    async fn agents(&self, namespace: &str) -> Result<Vec<AgentRecord>, StoreError>;
 
     /// Makes a circuit breaker, or gives it other settings; with `expected_version` only when it is at that version, 0 for
     /// one that is not there.
@@ -937,10 +916,7 @@ pub trait Store: Send + Sync + 'static {
         breaker: Name,
         settings: BreakerSettings,
         expected_version: Option<u64>,
-    ) -> Result<BreakerRecord, StoreError> {
-        let _ = (call, breaker, settings, expected_version);
-        Err(StoreError::Unavailable(String::new()))
-    }
+    ) -> Result<BreakerRecord, StoreError>;
 
     /// Carries out a command on a breaker. One that is as asked already stays as it is.
     async fn command_breaker(
@@ -948,22 +924,13 @@ pub trait Store: Send + Sync + 'static {
         call: &Call,
         breaker: Name,
         command: BreakerCommand,
-    ) -> Result<BreakerRecord, StoreError> {
-        let _ = (call, breaker, command);
-        Err(StoreError::Unavailable(String::new()))
-    }
+    ) -> Result<BreakerRecord, StoreError>;
 
     /// Removes a breaker; what it held up starts.
-    async fn delete_breaker(&self, call: &Call, breaker: Name) -> Result<(), StoreError> {
-        let _ = (call, breaker);
-        Err(StoreError::Unavailable(String::new()))
-    }
+    async fn delete_breaker(&self, call: &Call, breaker: Name) -> Result<(), StoreError>;
 
     /// The breakers of a namespace, by name, at most [`BREAKERS_MAX`].
-    async fn breakers(&self, namespace: &str) -> Result<Vec<BreakerRecord>, StoreError> {
-        let _ = namespace;
-        Err(StoreError::Unavailable(String::new()))
-    }
+    async fn breakers(&self, namespace: &str) -> Result<Vec<BreakerRecord>, StoreError>;
 
     /// Counts by queue and status.
     async fn counts(&self, namespace: &str, now: Time) -> Result<Counts, StoreError>;
