@@ -52,6 +52,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::{StreamExt, TryStreamExt};
 use parking_lot::Mutex;
 use pensum_core::agent::{AgentCommand, AgentRecord, AgentSettings};
 use pensum_core::breaker::{BreakerCommand, BreakerRecord, BreakerSettings};
@@ -79,6 +80,9 @@ use error::Fault;
 pub use options::PostgresOptions;
 pub use outbox::Outbox;
 use pool::Pool;
+
+/// How many of several tasks are read at once, each on a connection.
+const READS_AT_ONCE: usize = 8;
 
 /// How often a transaction that met others at the same moment is tried.
 const TRIES_MAX: u32 = 10;
@@ -391,6 +395,14 @@ impl Store for PostgresStore {
         let inner = self.open_inner()?;
         let found = reads::find(&inner.pool, &inner.catalog, namespace, task).await;
         Ok(found.map_err(|fault| self.describe(fault))?.map(reads::Found::record))
+    }
+
+    async fn some_tasks(&self, namespace: &str, tasks: &[TaskId]) -> Result<Vec<Option<TaskRecord>>, StoreError> {
+        let reads: Vec<_> = tasks.iter().map(|task| self.task(namespace, *task)).collect();
+        futures_util::stream::iter(reads)
+            .buffered(READS_AT_ONCE)
+            .try_collect()
+            .await
     }
 
     async fn tasks(

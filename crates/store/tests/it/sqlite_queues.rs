@@ -123,8 +123,10 @@ async fn a_store_of_the_first_version_gets_its_table_of_queues() {
     store.enqueue(&call(t(0)), vec![of("q")]).await.unwrap();
     store.close().await.unwrap();
     let db = rusqlite::Connection::open(path(&home)).unwrap();
-    db.execute_batch("DROP TABLE queue; DROP TABLE agent; DROP TABLE agent_lease; DROP TABLE breaker; PRAGMA user_version = 1;")
-        .unwrap();
+    db.execute_batch(
+        "DROP TABLE queue; DROP TABLE agent; DROP TABLE agent_lease; DROP TABLE breaker; PRAGMA user_version = 1;",
+    )
+    .unwrap();
     drop(db);
     let store = open(&path(&home));
     store
