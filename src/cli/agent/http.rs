@@ -60,6 +60,7 @@ impl Endpoint {
             lease_token: given.lease_token.clone(),
             outcome,
             rest: json!({}),
+            checkpoint: None,
         })
     }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use pensum_core::time::Span;
+use pensum_engine::process::kill_orphans;
 use serde_json::{Value, json};
 
 use super::super::client::Client;
@@ -79,13 +80,13 @@ pub(super) async fn run(client: &Client, args: Args) -> anyhow::Result<Exit> {
     let mut stop = Stop::Signals(Signals::new()?);
     let registration = args.registration()?;
     client.post("/api/v1/agents", &registration).await?;
+    // One that was killed outright left its programs running.
+    tokio::task::spawn_blocking(kill_orphans).await?;
     output::warn(&format!("agent {} waits for work", args.id));
     let runner = Runner::Program {
         argv: args.command,
         env: BTreeMap::new(),
     };
     let mut session = Session::new(client, &args.id, registration, args.max as usize, runner, args.grace.0);
-    let exit = session.work(&mut stop).await?;
-    session.finish(&mut stop).await?;
-    Ok(exit)
+    session.run(&mut stop).await
 }

@@ -144,6 +144,7 @@ fn start_call(endpoint: Endpoint, given: Given) -> Started {
                 lease_token: given.lease_token.clone(),
                 outcome: written(outcome),
                 rest: json!({}),
+                checkpoint: None,
             })
         });
         End {
@@ -232,6 +233,7 @@ fn ended(given: &Given, exit: &Exit, asked: Asked, said: &mut Said) -> Ended {
         lease_token: given.lease_token.clone(),
         outcome: written(outcome),
         rest,
+        checkpoint: said.take_checkpoint(),
     }
 }
 
@@ -242,6 +244,7 @@ fn not_started(given: &Given, error: SpawnError) -> End {
         lease_token: given.lease_token.clone(),
         outcome: written(Outcome::Retry { error, after: None }),
         rest: json!({}),
+        checkpoint: None,
     };
     End {
         execution_id: given.execution_id.clone(),

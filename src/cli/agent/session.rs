@@ -7,7 +7,7 @@ use pensum_core::seam::Random;
 use pensum_engine::SystemRandom;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::super::client::Client;
@@ -20,8 +20,18 @@ use super::work::{Beaten, Ended, Given, Polled};
 
 /// How long a poll waits for work, in milliseconds.
 const WAIT_MS: u64 = 20_000;
-/// Time between two heartbeats while something runs: a cancel is heard within it.
+/// The longest time between two heartbeats while something runs: a cancel is heard within it.
 const BEAT_EVERY: Duration = Duration::from_secs(1);
+/// The shortest time between two heartbeats.
+const BEAT_MIN: Duration = Duration::from_millis(100);
+/// A share of the lease: the longest time between two heartbeats, so that one of them may come late.
+const BEATS_PER_LEASE: f64 = 3.0;
+/// Most results of one request.
+const RESULTS_MAX: usize = 1_000;
+/// What a request has of results or words from runs before the rest waits for the next one, in bytes; half of what a node takes.
+const BODY_BYTES: usize = 8 << 20;
+/// How long programs that lost their tasks have to end.
+const FAREWELL: Duration = Duration::from_secs(3);
 /// The first and the longest pause after the node could not be reached, or the program crashed.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
@@ -76,8 +86,10 @@ pub(super) struct Session<'a> {
     ended: mpsc::UnboundedReceiver<End>,
     outage: Pause,
     crashes: Pause,
-    /// Nothing is taken before then: the program crashed, or the node was not there.
-    rests_until: Option<Instant>,
+    /// Nothing is asked before then: the node was not there.
+    away_until: Option<Instant>,
+    /// Nothing is taken before then: the program crashed.
+    crashed_until: Option<Instant>,
     is_draining: bool,
 }
 
@@ -113,29 +125,45 @@ impl<'a> Session<'a> {
             ended,
             outage: Pause::default(),
             crashes: Pause::default(),
-            rests_until: None,
+            away_until: None,
+            crashed_until: None,
             is_draining: false,
         }
     }
 
+    /// Works until it is told to stop, and ends in good order.
+    ///
+    /// # Errors
+    /// When it cannot go on, such as after another process took over. Nothing that it started runs any more then.
+    pub(super) async fn run(&mut self, stop: &mut Stop) -> anyhow::Result<Exit> {
+        let ended = match self.work(stop).await {
+            Ok(()) => self.finish(stop).await,
+            Err(error) => Err(error),
+        };
+        if ended.is_err() {
+            self.abandon().await;
+        }
+        ended
+    }
+
     /// Works until a signal comes, or another process takes over.
-    pub(super) async fn work(&mut self, stop: &mut Stop) -> anyhow::Result<Exit> {
-        let mut beat = interval(BEAT_EVERY);
-        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    async fn work(&mut self, stop: &mut Stop) -> anyhow::Result<()> {
+        let mut beat = self.beats();
         loop {
             let came = {
                 let free = self.max.saturating_sub(self.running.len());
-                let poll = poll(self.client, &self.base, self.question(free), self.rests_until, free > 0);
+                let rests_until = self.away_until.max(self.crashed_until);
+                let poll = poll(self.client, &self.base, self.question(free), rests_until, free > 0);
                 tokio::select! {
                     biased;
                     exit = stop.next() => Came::Signal(exit),
                     Some(end) = self.ended.recv() => Came::Ended(end),
-                    _ = beat.tick(), if !self.running.is_empty() => Came::Beat,
+                    _ = beat.tick(), if !self.running.is_empty() || !self.results.is_empty() => Came::Beat,
                     answer = poll => Came::Polled(answer),
                 }
             };
             match came {
-                Came::Signal(exit) => return Ok(exit),
+                Came::Signal(_) => return Ok(()),
                 Came::Ended(end) => {
                     self.take_end(end);
                     self.report().await;
@@ -154,6 +182,15 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// The times of heartbeats.
+    fn beats(&self) -> Interval {
+        let lease = self.registration["lease"].as_f64().map(|lease| lease / BEATS_PER_LEASE);
+        let every = lease.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        let mut beats = interval(every.unwrap_or(BEAT_EVERY).clamp(BEAT_MIN, BEAT_EVERY));
+        beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        beats
+    }
+
     fn question(&self, free: usize) -> Value {
         // What has ended and was not heard of yet is not to be given again, either.
         let unheard = self.results.iter().map(|ended| &ended.execution_id);
@@ -169,26 +206,27 @@ impl<'a> Session<'a> {
                     output::warn("the node is back");
                 }
                 self.outage = Pause::default();
-                self.rests_until = None;
+                self.away_until = None;
                 return Ok(Some(answer));
             }
             Err(error) => error,
         };
-        match error.downcast_ref::<Failure>().map(|failure| failure.exit) {
-            Some(Exit::Unreachable | Exit::Failed) => {
-                if self.outage.times == 0 {
-                    output::warn(&format!("{error}; it is tried again until it answers"));
-                }
-                self.rests_until = Some(Instant::now() + self.outage.next());
-                Ok(None)
-            }
-            // Another store stands behind the address now, or somebody removed the agent while it was silent.
-            Some(Exit::NotFound) => {
-                self.client.post("/api/v1/agents", &self.registration).await?;
-                Ok(None)
-            }
-            _ => Err(error),
+        // Another store stands behind the address now, or somebody removed the agent while it was silent.
+        let error = match exit_of(&error) {
+            Some(Exit::NotFound) => match self.client.post("/api/v1/agents", &self.registration).await {
+                Ok(_) => return Ok(None),
+                Err(error) => error,
+            },
+            _ => error,
+        };
+        if !matches!(exit_of(&error), Some(Exit::Unreachable | Exit::Failed)) {
+            return Err(error);
         }
+        if self.outage.times == 0 {
+            output::warn(&format!("{error}; it is tried again until it answers"));
+        }
+        self.away_until = Some(Instant::now() + self.outage.next());
+        Ok(None)
     }
 
     fn start(&mut self, given: Given) {
@@ -218,49 +256,84 @@ impl<'a> Session<'a> {
                 "the program crashed or could not be started; the next task in {:.1} s",
                 pause.as_secs_f64()
             ));
-            self.rests_until = Some(Instant::now() + pause);
+            self.crashed_until = Some(Instant::now() + pause);
         } else {
             self.crashes = Pause::default();
+            self.crashed_until = None;
         }
         self.results.extend(end.ended);
     }
 
     /// Says how runs ended. What could not be said is said with the next one, or the next heartbeat.
     async fn report(&mut self) {
-        if self.results.is_empty() {
-            return;
-        }
-        let body = json!({ "results": self.results });
-        match self.client.post("/api/v1/executions/complete", &body).await {
-            Ok(answer) => {
-                self.results.clear();
-                let answer: Value = serde_json::from_str(&answer).unwrap_or_default();
-                for item in answer["results"].as_array().into_iter().flatten() {
-                    if !matches!(item["status"].as_str(), Some("accepted" | "repeat")) {
-                        let what = item["message"].as_str().or(item["status"].as_str()).unwrap_or_default();
-                        output::warn(&format!("{}: {what}", output::plain(&item["execution_id"])));
-                    }
+        while !self.results.is_empty() {
+            let mut bytes = 0;
+            let fits = |ended: &&Ended| {
+                let is_first = bytes == 0;
+                bytes += ended.size();
+                is_first || bytes <= BODY_BYTES
+            };
+            let count = self.results.iter().take(RESULTS_MAX).take_while(fits).count();
+            let sent = match self.send_results(count).await {
+                Ok(answer) => serde_json::from_str::<Value>(&answer).unwrap_or_default(),
+                Err(error) => return tracing::debug!(%error, "results wait"),
+            };
+            let ended: Vec<Ended> = self.results.drain(..count).collect();
+            for (item, ended) in sent["results"].as_array().into_iter().flatten().zip(ended) {
+                let status = item["status"].as_str().unwrap_or_default();
+                if matches!(status, "accepted" | "repeat") {
+                    continue;
+                }
+                let what = item["message"].as_str().unwrap_or(status);
+                output::warn(&format!("{}: {what}", ended.execution_id));
+                // A run of which nothing is heard would be given again.
+                if status == "invalid" {
+                    self.results.extend(ended.refused(what));
                 }
             }
-            Err(error) => tracing::debug!(%error, "results wait"),
         }
+    }
+
+    /// Sends the first results, after the states that their runs saved last.
+    async fn send_results(&mut self, count: usize) -> anyhow::Result<String> {
+        let saved = |ended: &Ended| {
+            let checkpoint = ended.checkpoint.as_ref()?;
+            Some(
+                json!({ "execution_id": ended.execution_id, "lease_token": ended.lease_token, "checkpoint": checkpoint }),
+            )
+        };
+        let executions: Vec<Value> = self.results[..count].iter().filter_map(saved).collect();
+        if !executions.is_empty() {
+            let body = json!({ "session": self.session, "executions": executions });
+            self.client.post(&format!("{}/heartbeat", self.base), &body).await?;
+            self.results[..count]
+                .iter_mut()
+                .for_each(|ended| ended.checkpoint = None);
+        }
+        let body = json!({ "results": self.results[..count] });
+        self.client.post("/api/v1/executions/complete", &body).await
     }
 
     async fn beat(&mut self) -> anyhow::Result<()> {
         self.report().await;
         let mut executions = Vec::with_capacity(self.running.len());
+        let mut bytes = 0;
         for (id, running) in &self.running {
             let mut beat = json!({ "execution_id": id, "lease_token": running.given.lease_token });
-            let mut said = running.said.lock();
-            said.take(&mut beat);
-            if let Some(checkpoint) = said.take_checkpoint() {
-                beat["checkpoint"] = checkpoint;
+            if bytes < BODY_BYTES {
+                let mut said = running.said.lock();
+                said.take(&mut beat);
+                if let Some(checkpoint) = said.take_checkpoint() {
+                    beat["checkpoint"] = checkpoint;
+                }
+                bytes += beat.to_string().len();
             }
             executions.push(beat);
         }
         let body = json!({ "session": self.session, "executions": executions });
         let answer = self.client.post(&format!("{}/heartbeat", self.base), &body).await;
         let Some(answer) = self.heard(answer).await? else {
+            self.take_back(executions);
             return Ok(());
         };
         let beaten: Beaten = serde_json::from_str(&answer)?;
@@ -277,6 +350,16 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
+    /// Keeps for the next heartbeat what this one could not say.
+    fn take_back(&self, executions: Vec<Value>) {
+        for beat in executions {
+            let running = beat["execution_id"].as_str().and_then(|id| self.running.get(id));
+            if let Some(running) = running {
+                running.said.lock().take_back(beat);
+            }
+        }
+    }
+
     fn note_drain(&mut self, drain: bool) {
         if drain != self.is_draining {
             self.is_draining = drain;
@@ -288,13 +371,22 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Ends what runs at once: another process has it.
-    pub(super) fn abandon(&self) {
+    /// Ends what runs at once: another process has it, or nobody hears of it any more.
+    async fn abandon(&mut self) {
         self.running.values().for_each(Running::abandon);
+        let ended = async {
+            while !self.running.is_empty() {
+                let Some(end) = self.ended.recv().await else { return };
+                self.running.remove(&end.execution_id);
+            }
+        };
+        // What is left is killed as this process ends.
+        let _ = tokio::time::timeout(FAREWELL, ended).await;
     }
 
-    /// Lets what runs come to its end within the grace, gives back what does not, and leaves. A second signal ends at once.
-    pub(super) async fn finish(&mut self, stop: &mut Stop) -> anyhow::Result<()> {
+    /// Lets what runs come to its end within the grace, gives back what does not, and leaves. A second signal ends at once, and
+    /// decides the exit code.
+    async fn finish(&mut self, stop: &mut Stop) -> anyhow::Result<Exit> {
         let grace = self.grace;
         if !self.running.is_empty() {
             output::warn(&format!(
@@ -305,7 +397,8 @@ impl<'a> Session<'a> {
         }
         let mut over = Box::pin(sleep(grace));
         let mut is_over = false;
-        let mut beat = interval(BEAT_EVERY);
+        let mut ended = Exit::Ok;
+        let mut beat = self.beats();
         while !self.running.is_empty() {
             let came = tokio::select! {
                 biased;
@@ -324,7 +417,10 @@ impl<'a> Session<'a> {
                     self.running.values().for_each(|running| running.release(self.grace));
                 }
                 Came::Beat => self.beat().await?,
-                Came::Signal(_) => break,
+                Came::Signal(exit) => {
+                    ended = exit;
+                    break;
+                }
             }
         }
         self.report().await;
@@ -332,8 +428,13 @@ impl<'a> Session<'a> {
         if let Err(error) = self.client.post(&format!("{}/leave", self.base), &leave).await {
             tracing::debug!(%error, "the node will notice by itself that the agent has gone");
         }
-        Ok(())
+        Ok(ended)
     }
+}
+
+/// The exit code that an error stands for.
+fn exit_of(error: &anyhow::Error) -> Option<Exit> {
+    error.downcast_ref::<Failure>().map(|failure| failure.exit)
 }
 
 /// Asks for work, after the pause that there may be; for ever where no slot is free.

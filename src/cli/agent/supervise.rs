@@ -122,17 +122,13 @@ async fn session(
     let max = agent.input.max_concurrent_tasks.unwrap_or(1) as usize;
     let mut session = Session::new(client, &agent.input.id, registration, max, runner, agent.grace);
     let mut token = Stop::Token(stop.clone());
-    match session.work(&mut token).await {
-        Ok(_) => {
-            session.finish(&mut token).await?;
-            Ok(String::new())
-        }
+    match session.run(&mut token).await {
+        Ok(_) => Ok(String::new()),
         Err(error)
             if error
                 .downcast_ref::<Failure>()
                 .is_some_and(|failure| failure.exit == Exit::Conflict) =>
         {
-            session.abandon();
             Ok("another process took over".to_owned())
         }
         Err(error) => Err(error),

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use pensum_core::outcome::Usage;
-use pensum_core::{Outcome, Time};
+use pensum_core::{ErrorInfo, Json, Outcome, Time};
+use pensum_engine::kinds;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -101,7 +102,12 @@ impl Said {
         if let Some(log) = log {
             self.log(&log, now);
         }
-        self.checkpoint = checkpoint.or(self.checkpoint.take());
+        if let Some(checkpoint) = checkpoint {
+            match Json::from(checkpoint.clone()).problem() {
+                None => self.checkpoint = Some(checkpoint),
+                Some(problem) => self.log(&format!("a checkpoint cannot be kept: {problem}"), now),
+            }
+        }
     }
 
     fn log(&mut self, line: &str, now: Time) {
@@ -130,6 +136,21 @@ impl Said {
         }
     }
 
+    /// Keeps what could not be sent, before what was said since.
+    pub(super) fn take_back(&mut self, mut unsent: Value) {
+        if let Value::Array(mut lines) = unsent["logs"].take() {
+            lines.append(&mut self.lines);
+            self.dropped += lines.len().saturating_sub(LINES_MAX);
+            lines.truncate(LINES_MAX);
+            self.lines = lines;
+        }
+        for (newer, older) in [(&mut self.progress, "progress"), (&mut self.checkpoint, "checkpoint")] {
+            if newer.is_none() {
+                *newer = unsent.get_mut(older).map(Value::take);
+            }
+        }
+    }
+
     /// The newest state to save, which is then forgotten.
     pub(super) fn take_checkpoint(&mut self) -> Option<Value> {
         self.checkpoint.take()
@@ -144,6 +165,35 @@ pub(super) struct Ended {
     pub(super) outcome: Value,
     #[serde(flatten)]
     pub(super) rest: Value,
+    /// The state that it saved last and that was not sent yet.
+    #[serde(skip)]
+    pub(super) checkpoint: Option<Value>,
+}
+
+impl Ended {
+    /// How long it is as it is sent, in bytes.
+    pub(super) fn size(&self) -> usize {
+        let checkpoint = self
+            .checkpoint
+            .as_ref()
+            .map_or(0, |checkpoint| checkpoint.to_string().len());
+        serde_json::to_string(self).map_or(0, |text| text.len()) + checkpoint
+    }
+
+    /// What to send instead of an end that no store can keep; `None` when that was sent already.
+    pub(super) fn refused(self, why: &str) -> Option<Ended> {
+        let kind = match self.outcome.get("done") {
+            Some(_) => kinds::BAD_RESULT,
+            None => kinds::BAD_OUTCOME,
+        };
+        let outcome = written(Outcome::Fail(ErrorInfo::new(kind, why)));
+        let is_new = self.outcome["fail"]["type"] != outcome["fail"]["type"];
+        is_new.then_some(Ended {
+            outcome,
+            rest: json!({}),
+            ..self
+        })
+    }
 }
 
 /// An outcome as the wire has it.
@@ -173,8 +223,6 @@ pub(super) fn used(usage: &Usage) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use pensum_core::Json;
-
     use super::*;
 
     #[track_caller]
@@ -227,6 +275,52 @@ mod tests {
             lines[LINES_MAX]["message"],
             "7 more lines came too fast and were dropped"
         );
+    }
+
+    #[test]
+    fn a_state_that_no_store_can_keep_is_not_sent() {
+        let problem = "a checkpoint cannot be kept: contains \\u0000, the NUL character, which cannot be stored";
+        check(r#"{"checkpoint":"\u0000"}"#, json!({ "logs": [problem] }));
+    }
+
+    #[test]
+    fn what_could_not_be_sent_comes_before_what_was_said_since() {
+        let mut said = Said::default();
+        said.take_line(r#"{"log":"first","checkpoint":1,"progress":10}"#, Time::EPOCH);
+        let mut unsent = json!({ "execution_id": "x.1" });
+        said.take(&mut unsent);
+        unsent["checkpoint"] = said.take_checkpoint().unwrap();
+        said.take_line(r#"{"log":"second","progress":20}"#, Time::EPOCH);
+        said.take_back(unsent);
+        let mut sent = json!({});
+        assert_eq!(said.take_checkpoint(), Some(json!(1)));
+        said.take(&mut sent);
+        let words: Vec<&Value> = sent["logs"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|line| &line["message"])
+            .collect();
+        assert_eq!(
+            (words, &sent["progress"]["percent"]),
+            (vec!["first", "second"], &json!(20.0))
+        );
+    }
+
+    #[test]
+    fn an_end_that_is_refused_is_a_failure_once() {
+        let ended = Ended {
+            execution_id: "x.1".to_owned(),
+            lease_token: "t".to_owned(),
+            outcome: json!({ "done": 1 }),
+            rest: json!({ "usage": {} }),
+            checkpoint: None,
+        };
+        let refused = ended.refused("too long").unwrap();
+        assert_eq!(refused.outcome["fail"]["type"], kinds::BAD_RESULT);
+        let again = refused.refused("still").unwrap();
+        assert_eq!(again.outcome["fail"]["type"], kinds::BAD_OUTCOME);
+        assert!(again.refused("still").is_none());
     }
 
     #[test]
