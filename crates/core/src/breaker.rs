@@ -190,7 +190,11 @@ impl BreakerRecord {
     /// How many ends there were within the window, and how many of them failed.
     pub fn counted(&self, now: Time) -> (u64, u64) {
         let slice = self.slice(now);
-        let within = self.memory.slices.iter().filter(|(number, ..)| *number > slice - SLICES);
+        let within = self
+            .memory
+            .slices
+            .iter()
+            .filter(|(number, ..)| *number > slice - SLICES);
         within.fold((0, 0), |(calls, failed), (_, well, bad)| {
             (calls + u64::from(*well) + u64::from(*bad), failed + u64::from(*bad))
         })

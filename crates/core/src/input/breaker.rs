@@ -74,7 +74,11 @@ impl BreakerInput {
             }
         }
         let default = BreakerSettings::default();
-        for (path, count) in [("failures", self.failures), ("calls_min", self.calls_min), ("probes", self.probes)] {
+        for (path, count) in [
+            ("failures", self.failures),
+            ("calls_min", self.calls_min),
+            ("probes", self.probes),
+        ] {
             if count.is_some_and(|count| !(1..=COUNT_MAX).contains(&count)) {
                 check.fail(path, format!("must be 1 to {COUNT_MAX}"));
             }
@@ -146,10 +150,26 @@ mod tests {
         check("b", r#"{"agents":[""]}"#, "agents[0]");
         check("b", r#"{"handlers":["h"],"failures":0}"#, "failures: must be 1");
         check("b", r#"{"handlers":["h"],"probes":0}"#, "probes: must be 1");
-        check("b", r#"{"handlers":["h"],"failure_rate":1.5}"#, "failure_rate: must be above 0");
-        check("b", r#"{"handlers":["h"],"failure_rate":"half"}"#, "failure_rate: invalid type");
-        check("b", r#"{"handlers":["h"],"window":0}"#, "window: must be longer than zero");
-        check("b", r#"{"handlers":["h"],"open_for":"soon"}"#, "open_for: `soon` is not a duration");
+        check(
+            "b",
+            r#"{"handlers":["h"],"failure_rate":1.5}"#,
+            "failure_rate: must be above 0",
+        );
+        check(
+            "b",
+            r#"{"handlers":["h"],"failure_rate":"half"}"#,
+            "failure_rate: invalid type",
+        );
+        check(
+            "b",
+            r#"{"handlers":["h"],"window":0}"#,
+            "window: must be longer than zero",
+        );
+        check(
+            "b",
+            r#"{"handlers":["h"],"open_for":"soon"}"#,
+            "open_for: `soon` is not a duration",
+        );
         check("b", r#"{"handlers":["h"],"colour":1}"#, "colour: unknown field");
         check("b", r#"{"handlers":"h"}"#, "handlers: invalid type");
     }

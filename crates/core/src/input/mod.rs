@@ -10,8 +10,8 @@ mod patch;
 mod queue;
 mod task;
 
-pub use breaker::BreakerInput;
 pub use agent::AgentInput;
+pub use breaker::BreakerInput;
 pub use parse::{Invalid, Problem, friendly, object, parse, parse_object};
 pub use patch::Patch;
 pub use queue::{QueueInput, RATE_STARTS_MAX, RateInput, check_queue_id};

@@ -185,7 +185,11 @@ fn judge(
         .inner_agents()
         .runs
         .get(token.lease, &call.namespace, execution.task);
-    let read = || records.get(&execution.task).map(|record| Arc::new(Run::of(&call.namespace, record)));
+    let read = || {
+        records
+            .get(&execution.task)
+            .map(|record| Arc::new(Run::of(&call.namespace, record)))
+    };
     let Some(run) = known.or_else(read) else {
         let gone = format!("there is no task {}; it was deleted", execution.task);
         return Err(Refused(AcceptedStatus::LeaseLost, gone));
