@@ -78,6 +78,16 @@ fn every_field_and_setting_of_a_queue_is_on_its_page() {
 }
 
 #[test]
+fn every_field_and_setting_of_a_breaker_is_on_its_page() {
+    let schemas = &openapi()["components"]["schemas"];
+    for (schema, page) in [("BreakerView", "http.md"), ("BreakerInput", "breakers.md")] {
+        let fields = keys(&schemas[schema]["properties"]);
+        assert!(!fields.is_empty());
+        check(page, fields.iter().map(|field| format!("`{field}`")));
+    }
+}
+
+#[test]
 fn every_field_of_a_row_of_the_intake_is_on_the_page_on_http() {
     let fields = keys(&openapi()["components"]["schemas"]["IntakeRecord"]["properties"]);
     assert!(!fields.is_empty());

@@ -87,6 +87,7 @@ pages! {
     the_page_on_the_life_of_a_task_shows_what_happens: "docs/lifecycle.md",
     the_page_on_tasks_shows_what_happens: "docs/tasks.md",
     the_page_on_queues_shows_what_happens: "docs/queues.md",
+    the_page_on_circuit_breakers_shows_what_happens: "docs/breakers.md",
     the_page_on_agents_shows_what_happens: "docs/agents.md",
     the_page_on_plan_files_shows_what_happens: "docs/plan-files.md",
     the_page_on_the_command_line_shows_what_happens: "docs/command-line.md",
