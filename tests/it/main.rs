@@ -10,6 +10,7 @@
 #![expect(clippy::print_stdout, reason = "what a run was like is shown when it fails")]
 #![expect(clippy::unwrap_used, reason = "a test ends at what it did not expect")]
 
+mod agent_run;
 mod agents;
 mod bench;
 mod beside;

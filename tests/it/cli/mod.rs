@@ -1,5 +1,7 @@
 //! The program as its users meet it: real processes, their output and their exit codes.
 
+mod agent;
+mod breaker;
 mod copy;
 mod dlq;
 mod nodes;

@@ -2,6 +2,7 @@
 //! cut off in its turn. What is promised is judged from the outside: answers over HTTP, what the tasks themselves wrote
 //! into files, their histories, and `pensum db verify`.
 
+mod bounds;
 mod commands;
 mod failover;
 mod kills;

@@ -23,6 +23,8 @@ pub(crate) struct Server {
     /// The store's URL.
     db: String,
     args: Vec<String>,
+    /// Where it listens after its next start.
+    listen: String,
     child: Option<Child>,
     pub(crate) http: Http,
 }
@@ -59,6 +61,7 @@ impl Server {
             dir,
             db,
             args: args.iter().map(|&arg| arg.to_owned()).collect(),
+            listen: "127.0.0.1:0".to_owned(),
             child: None,
             http: Http::new(""),
         }
@@ -69,7 +72,12 @@ impl Server {
         self.args.push(arg.into());
     }
 
-    /// Starts the node again after its end; its address is another one then.
+    /// Has the node listen where it listens now after each further start.
+    pub(crate) fn keep_address(&mut self) {
+        self.listen = self.http.base.trim_start_matches("http://").to_owned();
+    }
+
+    /// Starts the node again after its end; its address is another one then, unless it keeps it.
     #[track_caller]
     pub(crate) fn restart(&mut self) {
         match self.try_restart() {
@@ -84,7 +92,7 @@ impl Server {
         assert!(self.child.is_none(), "the node runs already");
         let log = File::options().append(true).create(true).open(self.log_file()).unwrap();
         let mut child = program()
-            .args(["serve", "--listen", "127.0.0.1:0", "--db", &self.db_url()])
+            .args(["serve", "--listen", &self.listen, "--db", &self.db_url()])
             .args(&self.args)
             .stdout(Stdio::piped())
             .stderr(log)

@@ -1,0 +1,173 @@
+//! What all nodes keep to together: rates, agents' leases, circuit breakers.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::{Cluster, database};
+use crate::agent_run::Agent;
+use crate::harness::{Http, SOON, eventually, items, lines, long, shell, text, with};
+
+/// Starts of a rate that holds on three nodes together, by the times that the tasks themselves keep.
+#[test]
+fn a_rate_holds_on_all_nodes_together() {
+    const RATE: f64 = 50.0;
+    const BURST: f64 = 10.0;
+    let seconds: u32 = if long() { 60 } else { 10 };
+    let database = database();
+    let cluster = Cluster::start(&database.url(), 3, &["--slots", "32"]);
+    let http = &cluster.nodes[0].http;
+    let settings = json!({ "rate_limit": { "starts": RATE as u64, "burst": BURST as u64 } });
+    http.put("/api/v1/queues/mail", &settings).expect(200);
+    http.post("/api/v1/queues/mail/pause", &json!({})).expect(200);
+    // A third more than can start within the time.
+    let count = (RATE * f64::from(seconds) * 4.0 / 3.0 + BURST) as usize;
+    let tasks = vec![json!({ "handler": "noop", "queue": "mail" }); count];
+    for batch in tasks.chunks(count.div_ceil(3)) {
+        cluster.nodes[0].create_all(batch);
+    }
+    http.post("/api/v1/queues/mail/resume", &json!({})).expect(200);
+    eventually(
+        "all of them to end",
+        Duration::from_secs(seconds.into()) * 2 + SOON,
+        || {
+            let counts = &http.get("/api/v1/queues/mail").expect(200)["tasks"]["completed"];
+            (counts.as_u64() == Some(count as u64)).then_some(())
+        },
+    );
+    let tasks = http.all("/api/v1/tasks?queue=mail");
+    let mut starts: Vec<f64> = tasks
+        .iter()
+        .map(|task| {
+            text(&task["started_at"])
+                .parse::<jiff::Timestamp>()
+                .unwrap()
+                .as_microsecond() as f64
+                / 1e6
+        })
+        .collect();
+    starts.sort_by(f64::total_cmp);
+    assert_eq!(starts.len(), count);
+    // Never more than the bucket lets through, over any span of time; the span holds both of its ends.
+    for (first, from) in starts.iter().enumerate() {
+        for (last, to) in starts.iter().enumerate().skip(first) {
+            let (started, span) = ((last - first + 1) as f64, to - from);
+            assert!(
+                started <= 1.0 + BURST + RATE * span,
+                "{started} tasks started within {span} s"
+            );
+        }
+    }
+    let end = starts[0] + f64::from(seconds);
+    let within = starts.iter().filter(|at| **at <= end).count() as f64;
+    let most = RATE * f64::from(seconds) + BURST;
+    println!("{within} tasks started within {seconds} s, of {most} that may");
+    assert!(
+        (0.95 * most..=1.05 * most).contains(&within),
+        "{within} tasks started within {seconds} s"
+    );
+    let mut nodes: Vec<String> = http
+        .all("/api/v1/executions")
+        .iter()
+        .map(|e| text(&e["executor_id"]))
+        .collect();
+    nodes.sort();
+    nodes.dedup();
+    assert!(nodes.len() >= 2, "only {nodes:?} ran any");
+    cluster.finish();
+}
+
+#[test]
+fn an_agent_works_on_while_other_nodes_are_killed() {
+    const TASKS: usize = 40;
+    let database = database();
+    let mut cluster = Cluster::start(&database.url(), 3, &[]);
+    let script = r#"echo "$PENSUM_TASK_ID" >> "$1/ran"; sleep 0.1; echo "$PENSUM_ATTEMPT""#;
+    let agent = Agent::start(&cluster.nodes[0], "steady", &["--max", "2"], script);
+    let mut ids = Vec::new();
+    for round in 0..4 {
+        let at = &cluster.nodes[round % 2 + if round < 2 { 1 } else { 0 }];
+        for _ in 0..TASKS / 4 {
+            ids.push(at.create(&json!({ "handler": "work" })));
+        }
+        let victim = 1 + round % 2;
+        cluster.nodes[victim].kill();
+        cluster.nodes[victim].restart();
+    }
+    let node = &cluster.nodes[0];
+    for id in &ids {
+        let task = node.wait(id, "completed");
+        assert_eq!((&task["attempt"], &task["result"]), (&json!(1), &json!(1)), "{task}");
+    }
+    let mut ran = lines(&node.file("ran"));
+    ran.sort();
+    ids.sort();
+    assert_eq!(ran, ids, "each ran once");
+    agent.stop();
+    cluster.finish();
+}
+
+#[test]
+fn a_breaker_opens_tries_and_closes_on_all_nodes_together() {
+    let database = database();
+    let cluster = Cluster::start(&database.url(), 3, &[]);
+    let broken = cluster.nodes[0].file("broken");
+    let runs = cluster.nodes[0].file("runs");
+    std::fs::write(&broken, "").unwrap();
+    let script = format!(
+        "echo \"$PENSUM_TASK_ID\" >> \"$1\"; sleep 0.3; [ ! -e '{}' ]",
+        broken.display()
+    );
+    let flaky = with(shell(&script, &runs), json!({ "max_retries": 0 }));
+    let settings = json!({ "failures": 3, "open_for": 3 });
+    cluster.nodes[0]
+        .http
+        .put("/api/v1/breakers/handler:command", &settings)
+        .expect(200);
+    let state = |http: &Http| http.get("/api/v1/breakers/handler:command").expect(200);
+    // One failure for each node opens it for all of them.
+    for node in &cluster.nodes {
+        let id = node.create(&flaky);
+        node.wait(&id, "failed");
+    }
+    for node in &cluster.nodes {
+        assert_eq!(state(&node.http)["state"], "open");
+    }
+    let waiting: Vec<String> = (0..9).map(|number| cluster.nodes[number % 3].create(&flaky)).collect();
+    let told = cluster.nodes[1].task(&format!("{}/explain", waiting[2]));
+    assert_eq!(told["gates"][0]["gate"], "breaker", "{told}");
+    assert_eq!(lines(&runs).len(), 3);
+    // The first probe fails and opens it again; then the other side is mended.
+    eventually("a probe to start", SOON, || (lines(&runs).len() == 4).then_some(()));
+    eventually("it to open again", SOON, || {
+        (state(&cluster.nodes[2].http)["state"] == "open").then_some(())
+    });
+    assert_eq!(lines(&runs).len(), 4, "one tried, on all nodes together");
+    std::fs::remove_file(&broken).unwrap();
+    eventually("everything to end", SOON, || {
+        let ended = |id: &String| cluster.nodes[0].task(id)["finished_at"].is_string();
+        waiting.iter().all(ended).then_some(())
+    });
+    let failed = waiting
+        .iter()
+        .filter(|id| cluster.nodes[0].task(id)["status"] == "failed")
+        .count();
+    assert_eq!((failed, lines(&runs).len()), (1, 12));
+    for node in &cluster.nodes {
+        let closed = state(&node.http);
+        assert_eq!((&closed["state"], &closed["because"]), (&json!("closed"), &Value::Null));
+    }
+    // The second probe was alone, too: nothing else began before it had ended.
+    let mut times: Vec<(String, String)> = waiting
+        .iter()
+        .map(|id| cluster.nodes[0].task(id))
+        .filter(|task| task["status"] == "completed")
+        .map(|task| (text(&task["started_at"]), text(&task["finished_at"])))
+        .collect();
+    times.sort();
+    assert!(
+        items(&json!(times)).len() == 8 && times[1..].iter().all(|(start, _)| *start >= times[0].1),
+        "{times:?}"
+    );
+    cluster.finish();
+}
