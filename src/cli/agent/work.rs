@@ -232,7 +232,12 @@ mod tests {
         let mut found = json!({});
         let checkpoint = said.take_checkpoint();
         said.take(&mut found);
-        for line in found["logs"].as_array_mut().into_iter().flatten() {
+        for line in found
+            .get_mut("logs")
+            .and_then(Value::as_array_mut)
+            .into_iter()
+            .flatten()
+        {
             *line = line["message"].clone();
         }
         if let Some(checkpoint) = checkpoint {
@@ -295,12 +300,8 @@ mod tests {
         let mut sent = json!({});
         assert_eq!(said.take_checkpoint(), Some(json!(1)));
         said.take(&mut sent);
-        let words: Vec<&Value> = sent["logs"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|line| &line["message"])
-            .collect();
+        let lines = sent["logs"].as_array().unwrap();
+        let words: Vec<&str> = lines.iter().filter_map(|line| line["message"].as_str()).collect();
         assert_eq!(
             (words, &sent["progress"]["percent"]),
             (vec!["first", "second"], &json!(20.0))
