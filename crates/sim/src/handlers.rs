@@ -11,7 +11,7 @@ use pensum_core::{ErrorInfo, Json, Name, NewTask, Outcome, Spec, TaskId, Wait};
 use pensum_engine::{Context, Handler};
 use serde::{Deserialize, Serialize};
 
-use crate::history::{History, NodeName, Returned, What};
+use crate::history::{Executor, History, NodeName, Returned, What};
 use crate::machine::Machine;
 use crate::scenario::Act;
 
@@ -19,6 +19,8 @@ use crate::scenario::Act;
 pub const ACT: &str = "act";
 /// The handler of [`Act::Pausable`], which can pause.
 pub const PAUSABLE: &str = "pausable";
+/// The handler of what agents can do, too.
+pub const COMMON: &str = "common";
 /// The signal that [`Act::AwaitSignal`] waits for.
 pub const SIGNAL: &str = "go";
 
@@ -49,6 +51,19 @@ impl Stage {
             runs: AtomicU64::new(1),
             deaths: Mutex::default(),
         }
+    }
+
+    /// The number of the next run.
+    pub(crate) fn next_run(&self) -> u64 {
+        self.runs.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// How often a task has come to where it may kill, this time included.
+    pub(crate) fn death_of(&self, task: TaskId) -> u32 {
+        let mut deaths = self.deaths.lock();
+        let deaths = deaths.entry(task).or_insert(0);
+        *deaths += 1;
+        *deaths
     }
 }
 
@@ -117,14 +132,14 @@ impl Handler for Actor {
 
     async fn run(&self, ctx: Context) -> Outcome {
         let run = Run {
-            number: self.stage.runs.fetch_add(1, Ordering::Relaxed),
+            number: self.stage.next_run(),
             stage: Arc::clone(&self.stage),
             task: ctx.id(),
         };
         run.stage.history.add(What::Runs {
             run: run.number,
             task: run.task,
-            node: self.node,
+            executor: Executor::Node(self.node),
             attempt: ctx.attempt(),
         });
         let part: Part = match ctx.parameters() {
@@ -174,13 +189,7 @@ impl Handler for Actor {
             Act::AwaitSignal { ms } => await_signal(&ctx, &run, ms).await,
             Act::Pausable { ms } => pausable(&ctx, &run, ms).await,
             Act::Deadly { runs } => {
-                let deaths = {
-                    let mut deaths = self.stage.deaths.lock();
-                    let deaths = deaths.entry(run.task).or_insert(0);
-                    *deaths += 1;
-                    *deaths
-                };
-                if deaths > runs {
+                if self.stage.death_of(run.task) > runs {
                     return run.done();
                 }
                 tokio::time::sleep(Duration::from_millis(50)).await;

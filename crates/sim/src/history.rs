@@ -1,5 +1,7 @@
 //! What happened, in the order in which it happened: the only thing that the checker believes.
 
+mod agents;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -8,6 +10,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use pensum_core::queue::QueueRecord;
 use pensum_core::{LeaseId, State, TaskId, Time};
+
+pub use agents::{AgentName, Executor, Remote};
 
 use crate::scenario::Order;
 
@@ -166,7 +170,9 @@ pub enum What {
         /// Nothing of it may start.
         paused: bool,
     },
-    /// The store gives a task to a node.
+    /// Something of agents or breakers.
+    Remote(Remote),
+    /// The store gives a task to a node, or to an agent.
     Granted {
         /// The task.
         task: TaskId,
@@ -175,7 +181,7 @@ pub enum What {
         /// The fence.
         lease: LeaseId,
         /// To whom.
-        node: NodeName,
+        executor: Executor,
         /// Which attempt.
         attempt: u32,
         /// Its queue.
@@ -256,7 +262,7 @@ pub enum What {
         /// The task.
         task: TaskId,
         /// Where.
-        node: NodeName,
+        executor: Executor,
         /// Which attempt.
         attempt: u32,
     },
@@ -316,6 +322,11 @@ impl History {
     pub(crate) fn add(&self, what: What) {
         let at = self.start.elapsed();
         self.entries.lock().push(Entry { at, what });
+    }
+
+    /// How long the world has lived.
+    pub(crate) fn now(&self) -> Duration {
+        self.start.elapsed()
     }
 
     pub(crate) fn take(&self) -> Vec<Entry> {
@@ -429,6 +440,7 @@ impl Names {
                 let labels: Vec<&str> = tasks.iter().map(|(_, label)| label.as_str()).collect();
                 format!("the store keeps {}", labels.join(", "))
             }
+            What::Remote(what) => what.text(self, dawn),
             What::Queue { queue, max, paused } => {
                 let width = max.map_or("as many as may".to_owned(), |max| max.to_string());
                 let paused = if *paused { ", and is PAUSED" } else { "" };
@@ -437,7 +449,7 @@ impl Names {
             What::Granted {
                 task: id,
                 lease: fence,
-                node,
+                executor,
                 attempt,
                 queue,
                 key,
@@ -450,7 +462,7 @@ impl Names {
                 };
                 let key = key.as_ref().map(|key| format!(" with key {key}")).unwrap_or_default();
                 format!(
-                    "the store gives {}{queue}{key} to {node}: attempt {attempt}, {} until {}",
+                    "the store gives {}{queue}{key} to {executor}: attempt {attempt}, {} until {}",
                     task(id),
                     lease(fence),
                     clock(until)
@@ -499,9 +511,9 @@ impl Names {
             What::Runs {
                 run,
                 task: id,
-                node,
+                executor,
                 attempt,
-            } => format!("{node} runs {} (run {run}, attempt {attempt})", task(id)),
+            } => format!("{executor} runs {} (run {run}, attempt {attempt})", task(id)),
             What::StepDone { run, task: id, step } => format!("run {run} has done step {step} of {}", task(id)),
             What::StepKept { run, task: id, step } => {
                 format!("run {run} hears that step {step} of {} is kept", task(id))

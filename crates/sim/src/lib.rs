@@ -16,6 +16,7 @@ mod handlers;
 mod history;
 mod machine;
 pub mod mutants;
+mod remote;
 mod scenario;
 mod shrink;
 mod story;
@@ -24,10 +25,11 @@ mod world;
 
 pub use batch::{Batch, Tally, Verdict};
 pub use checker::{Violation, check, check_from_outside};
-pub use handlers::{ACT, PAUSABLE, SIGNAL};
-pub use history::{Entry, Fault, Names, NodeName, Returned, What};
+pub use handlers::{ACT, COMMON, PAUSABLE, SIGNAL};
+pub use history::{AgentName, Entry, Executor, Fault, Names, NodeName, Remote, Returned, What};
 pub use scenario::{
-    Act, Action, FaultPlan, NodePlan, OnFailure, Order, QueueOrder, Scenario, Size, Step, StoreKind, TaskPlan,
+    Act, Action, AgentOrder, AgentPlan, BreakerOrder, DemandPlan, FaultPlan, NodePlan, OnFailure, Order, QueueOrder,
+    Scenario, Size, Step, StoreKind, TaskPlan,
 };
 pub use shrink::shrink;
 pub use story::{fingerprint, story};

@@ -1,9 +1,13 @@
 //! What happens in a world: a plan that follows from a seed, and that a failing seed is cut down in.
 
+mod remote;
+
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use serde::{Deserialize, Serialize};
+
+pub use remote::{AgentOrder, AgentPlan, BreakerOrder, DemandPlan};
 
 /// The store under the world.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -28,6 +32,9 @@ pub struct Scenario {
     pub lease_ms: u64,
     /// The nodes, by their number.
     pub nodes: Vec<NodePlan>,
+    /// The agents, by their number.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub agents: Vec<AgentPlan>,
     /// What goes wrong between nodes and store.
     pub faults: FaultPlan,
     /// What people, and the world, do; in the order of time.
@@ -43,6 +50,9 @@ pub struct NodePlan {
     pub behind_ms: u64,
     /// How long it takes to come back after its death.
     pub restart_ms: u64,
+    /// How many cores it has for tasks; as many as they ask for without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cores: Option<u32>,
 }
 
 /// The share of calls to the store that go wrong, by how.
@@ -102,6 +112,24 @@ pub enum Action {
         queue: u8,
         /// What.
         order: QueueOrder,
+    },
+    /// Something befalls an agent.
+    Agent {
+        /// On which node, where a person asks for it.
+        node: usize,
+        /// Which agent.
+        agent: usize,
+        /// What.
+        order: AgentOrder,
+    },
+    /// A person changes a breaker.
+    Breaker {
+        /// On which node.
+        node: usize,
+        /// Which breaker.
+        breaker: u8,
+        /// What.
+        order: BreakerOrder,
     },
     /// The process of a node ends without a word.
     Kill {
@@ -203,6 +231,9 @@ pub struct TaskPlan {
     /// Ready for longer: failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queue_timeout_ms: Option<u64>,
+    /// What it demands of whoever runs it; without it, it is for nodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub demand: Option<DemandPlan>,
 }
 
 fn is_zero(n: &u64) -> bool {
@@ -310,7 +341,7 @@ impl Scenario {
         };
         let shared_clock = random.random_bool(0.5);
         let lease_ms = *[2_000, 5_000, 10_000].choose(&mut random).unwrap_or(&5_000);
-        let nodes: Vec<NodePlan> = (0..random.random_range(1..=most_nodes))
+        let mut nodes: Vec<NodePlan> = (0..random.random_range(1..=most_nodes))
             .map(|_| NodePlan {
                 slots: random.random_range(1..=4),
                 behind_ms: match shared_clock || random.random_bool(0.6) {
@@ -318,6 +349,7 @@ impl Scenario {
                     false => random.random_range(0..=lease_ms * 2),
                 },
                 restart_ms: random.random_range(200..=8_000),
+                cores: None,
             })
             .collect();
         let faults = FaultPlan {
@@ -341,16 +373,26 @@ impl Scenario {
         draft.orders();
         draft.queues();
         draft.accidents();
+        let agents = draft.agents(&mut nodes);
+        draft.breakers();
         draft.steps.sort_by_key(|step| step.at_ms);
         Scenario {
             seed,
             store,
-            shared_clock,
+            // Nodes that agents choose among have a store with a clock, for leases are renewed at one or the other.
+            shared_clock: shared_clock || !agents.is_empty(),
             lease_ms,
             nodes,
+            agents,
             faults,
             steps: draft.steps,
         }
+    }
+
+    /// True when somebody makes a breaker.
+    pub(crate) fn has_breakers(&self) -> bool {
+        let is_put = |step: &Step| matches!(step.action, Action::Breaker { .. });
+        self.steps.iter().any(is_put)
     }
 
     /// Every task of the plan.
@@ -462,6 +504,7 @@ impl Draft {
             timeout_ms: random.random_range(8_000..20_000),
             expires_ms: random.random_bool(0.08).then(|| random.random_range(100..15_000)),
             queue_timeout_ms: random.random_bool(0.08).then(|| random.random_range(100..15_000)),
+            demand: None,
         }
     }
 

@@ -27,6 +27,7 @@ pub fn shrink(scenario: &Scenario) -> anyhow::Result<(Scenario, usize)> {
         best = search.steps(best)?;
         best = search.tasks(best)?;
         best = search.nodes(best)?;
+        best = search.agents(best)?;
         best = search.simpler(best)?;
         if best == before || search.tries >= TRIES_MAX {
             return Ok((best, search.tries));
@@ -142,6 +143,8 @@ impl Search {
                 if let Action::Submit { node, .. }
                 | Action::Order { node, .. }
                 | Action::Queue { node, .. }
+                | Action::Agent { node, .. }
+                | Action::Breaker { node, .. }
                 | Action::Kill { node }
                 | Action::Freeze { node, .. }
                 | Action::Restart { node } = &mut step.action
@@ -150,6 +153,20 @@ impl Search {
                 }
             }
             if !self.fails(&fewer)? {
+                break;
+            }
+            best = fewer;
+        }
+        Ok(best)
+    }
+
+    /// Leaves out the last agent as long as that is possible, and nothing that they all could do is asked for.
+    fn agents(&mut self, best: Scenario) -> anyhow::Result<Scenario> {
+        let mut best = best;
+        while !best.agents.is_empty() {
+            let mut fewer = best.clone();
+            fewer.agents.pop();
+            if !fewer.is_possible() || !self.fails(&fewer)? {
                 break;
             }
             best = fewer;
@@ -171,6 +188,10 @@ impl Search {
         attempt(&mut best, &|s| s.shared_clock = true)?;
         for node in 0..best.nodes.len() {
             attempt(&mut best, &|s| s.nodes[node].behind_ms = 0)?;
+            attempt(&mut best, &|s| s.nodes[node].cores = None)?;
+        }
+        for agent in 0..best.agents.len() {
+            attempt(&mut best, &|s| s.agents[agent].sloppy = 0.0)?;
         }
         for at in 0..best.steps.len() {
             let Action::Submit { tasks, .. } = &best.steps[at].action else {
@@ -190,6 +211,20 @@ impl Search {
                 attempt(&mut best, &|s| change(s, &|t| t.expires_ms = None))?;
                 attempt(&mut best, &|s| change(s, &|t| t.queue_timeout_ms = None))?;
                 attempt(&mut best, &|s| change(s, &|t| t.priority = 1))?;
+                attempt(&mut best, &|s| change(s, &|t| t.demand = None))?;
+                for part in [
+                    (|d| d.prefers = None) as fn(&mut crate::DemandPlan),
+                    |d| d.cores = 0,
+                    |d| d.skills.truncate(1),
+                ] {
+                    attempt(&mut best, &|s| {
+                        change(s, &|t| {
+                            if let Some(d) = &mut t.demand {
+                                part(d)
+                            }
+                        })
+                    })?;
+                }
             }
             attempt(&mut best, &|s| {
                 if let Action::Submit { patience_ms, .. } = &mut s.steps[at].action {

@@ -54,6 +54,19 @@ fn tell(
             node.restart_ms as f64 / 1e3
         )?;
     }
+    for (number, agent) in scenario.agents.iter().enumerate() {
+        let common = if agent.common { " and what nodes do" } else { "" };
+        writeln!(
+            text,
+            "  a{}: skills {:?}{common}, {} slot(s), {} core(s), leases of {} s, {:.0} % sloppy",
+            number + 1,
+            agent.skills,
+            agent.slots,
+            agent.cores,
+            agent.lease_ms as f64 / 1e3,
+            agent.sloppy * 100.0
+        )?;
+    }
     for step in &scenario.steps {
         let Action::Submit { tasks, .. } = &step.action else {
             continue;
@@ -74,6 +87,15 @@ fn tell(
                 let on: Vec<String> = task.depends_on.iter().map(|label| format!("t{label}")).collect();
                 write!(text, ", after {} (or {:?})", on.join(" and "), task.on_failure)?;
             }
+            if let Some(demand) = &task.demand {
+                write!(text, ", {} core(s)", demand.cores)?;
+                if !demand.skills.is_empty() {
+                    write!(text, ", skills {:?}", demand.skills)?;
+                }
+                if let Some(agent) = demand.prefers {
+                    write!(text, ", prefers a{}", agent + 1)?;
+                }
+            }
             writeln!(text)?;
         }
     }
@@ -81,7 +103,12 @@ fn tell(
     let names = Names::of(&outcome.entries);
     for (at, entry) in outcome.entries.iter().enumerate() {
         let here: Vec<&Violation> = violations.iter().filter(|v| v.entry == Some(at)).collect();
-        if everything || !here.is_empty() || !matches!(entry.what, What::Renewed { .. }) {
+        let is_idle = match &entry.what {
+            What::Renewed { .. } => true,
+            What::Remote(what) => what.is_idle(),
+            _ => false,
+        };
+        if everything || !here.is_empty() || !is_idle {
             writeln!(text, "{}", names.line(entry, outcome.dawn))?;
         }
         for violation in here {

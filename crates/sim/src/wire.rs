@@ -1,6 +1,8 @@
 //! The way between a node and the store, on which calls fail, are late, are done twice, or lose their answers; and the
 //! record of what the store really did.
 
+mod agents;
+
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
@@ -24,7 +26,7 @@ use serde::Deserialize;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::history::{Fault, History, NodeName, What};
+use crate::history::{Executor, Fault, History, NodeName, Remote, What};
 use crate::scenario::FaultPlan;
 
 /// What all wires of a world share.
@@ -33,11 +35,12 @@ pub(crate) struct Weather {
     seed: u64,
     /// The longest delay.
     slow: Duration,
-    calls: Mutex<BTreeMap<(NodeName, &'static str), u64>>,
+    calls: Mutex<BTreeMap<(String, &'static str), u64>>,
     claims: AtomicU64,
     fair: AtomicBool,
     away_until: Mutex<Instant>,
     seen: Mutex<BTreeMap<TaskId, TaskRecord>>,
+    books: Arc<Mutex<agents::Books>>,
     pub(crate) history: Arc<History>,
 }
 
@@ -52,8 +55,19 @@ impl Weather {
             fair: AtomicBool::new(false),
             away_until: Mutex::new(Instant::now()),
             seen: Mutex::default(),
+            books: Arc::default(),
             history,
         }
+    }
+
+    /// True once nothing goes wrong any more.
+    pub(crate) fn is_fair(&self) -> bool {
+        self.fair.load(Ordering::Relaxed)
+    }
+
+    /// There are breakers, whose changes are to be told.
+    pub(crate) fn watch_breakers(&self) {
+        self.books.lock().breakers = Some(BTreeMap::new());
     }
 
     /// Nothing goes wrong from now on.
@@ -73,19 +87,19 @@ impl Weather {
     }
 
     /// What goes wrong with the next call.
-    fn next(&self, verb: Verb, node: NodeName) -> Option<Fault> {
+    pub(crate) fn next(&self, verb: Verb, caller: String) -> Option<Fault> {
         let number = {
             let mut calls = self.calls.lock();
-            let number = calls.entry((node, verb.name)).or_insert(0);
+            let number = calls.entry((caller.clone(), verb.name)).or_insert(0);
             *number += 1;
             *number
         };
-        if self.fair.load(Ordering::Relaxed) {
+        if self.is_fair() {
             return None;
         }
         let plan = &self.plan;
         // By its own name, so that a plan that is cut down elsewhere still means the same call.
-        let call = format!("{node} {} {number}", verb.name);
+        let call = format!("{caller} {} {number}", verb.name);
         if plan.only.as_ref().is_some_and(|only| !only.contains(&call)) {
             return None;
         }
@@ -119,7 +133,7 @@ impl Weather {
 }
 
 /// FNV-1a, by Glenn Fowler, Landon Curt Noll and Kiem-Phong Vo.
-fn fold(text: &str) -> u64 {
+pub(crate) fn fold(text: &str) -> u64 {
     text.bytes().fold(0xCBF2_9CE4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3)
     })
@@ -144,14 +158,14 @@ impl Draws {
 }
 
 #[derive(Clone, Copy)]
-struct Verb {
+pub(crate) struct Verb {
     name: &'static str,
     /// The network may deliver it twice.
     may_repeat: bool,
     reads: bool,
 }
 
-const fn writes(name: &'static str) -> Verb {
+pub(crate) const fn writes(name: &'static str) -> Verb {
     Verb {
         name,
         may_repeat: true,
@@ -192,6 +206,7 @@ pub(crate) struct Wire {
 struct Far {
     inner: Arc<dyn Store>,
     history: Arc<History>,
+    books: Arc<Mutex<agents::Books>>,
     node: NodeName,
 }
 
@@ -207,7 +222,8 @@ impl Wire {
         F: Fn(Far) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<T, StoreError>> + Send + 'static,
     {
-        self.meet(self.weather.next(verb, self.node), carry_out).await
+        self.meet(self.weather.next(verb, self.node.to_string()), carry_out)
+            .await
     }
 
     async fn meet<T, F, Fut>(&self, fault: Option<Fault>, carry_out: F) -> Result<T, StoreError>
@@ -219,6 +235,7 @@ impl Wire {
         let store = Far {
             inner: Arc::clone(&self.inner),
             history: Arc::clone(&self.weather.history),
+            books: Arc::clone(&self.weather.books),
             node: self.node,
         };
         if self.weather.is_away() {
@@ -287,13 +304,27 @@ impl Far {
     }
 
     async fn claim(self, request: ClaimRequest, now: Time, claim: u64) -> Result<Vec<Claimed>, StoreError> {
+        let (since, asks) = (
+            self.history.now(),
+            request.agent.clone().map(|agent| (agent, request.node)),
+        );
         let claimed = self.inner.claim(request, now).await?;
+        let executor = match asks {
+            Some((agent, session)) => self.asked(agent, session, since, now, &claimed),
+            None => Executor::Node(self.node),
+        };
         for task in &claimed {
+            let (id, lease) = (task.lease.task, task.lease.lease);
+            if matches!(executor, Executor::Agent { .. }) && !self.books.lock().granted.insert(lease) {
+                let task = id;
+                self.add(What::Remote(Remote::GivenAgain { task, lease, executor }));
+                continue;
+            }
             self.add(What::Granted {
                 task: task.lease.task,
                 label: label_of(&task.spec.parameters),
                 lease: task.lease.lease,
-                node: self.node,
+                executor,
                 attempt: task.lifecycle.attempt,
                 queue: task.spec.queue.to_string(),
                 key: task.spec.key.as_ref().map(Name::to_string),
@@ -352,6 +383,7 @@ impl Far {
                 Err(_) => {}
             }
         }
+        self.breakers().await;
         Ok(answers)
     }
 
@@ -394,6 +426,7 @@ impl Far {
             }
             self.applied(applied, &[]);
         }
+        self.breakers().await;
         Ok(answers)
     }
 
@@ -415,6 +448,7 @@ impl Far {
         if !reaped.ended.is_empty() {
             self.add(What::Ended(reaped.ended.clone()));
         }
+        self.breakers().await;
         Ok(reaped)
     }
 }
@@ -432,20 +466,49 @@ fn command_name(command: &Command) -> &'static str {
 }
 
 /// What goes on at the far end as long as someone waits for it.
-struct OnTheWay<T>(tokio::task::JoinHandle<Result<T, StoreError>>);
+struct OnTheWay<T> {
+    call: tokio::task::JoinHandle<Result<T, StoreError>>,
+    /// Dropped with the caller, where what was answered just before is still to be told.
+    told: Option<oneshot::Sender<()>>,
+}
+
+impl<T: Send + 'static> OnTheWay<T> {
+    /// What ends with its caller at once.
+    fn cut(call: impl Future<Output = Result<T, StoreError>> + Send + 'static) -> OnTheWay<T> {
+        OnTheWay {
+            call: tokio::spawn(call),
+            told: None,
+        }
+    }
+
+    /// What ends with its caller, unless it has been carried out by then: that is written down.
+    fn told(call: impl Future<Output = Result<T, StoreError>> + Send + 'static) -> OnTheWay<T> {
+        let (told, gone) = oneshot::channel::<()>();
+        let call = tokio::spawn(async move {
+            tokio::select! {
+                biased;
+                answer = call => answer,
+                _ = gone => unavailable("the connection broke"),
+            }
+        });
+        OnTheWay { call, told: Some(told) }
+    }
+}
 
 impl<T> Future for OnTheWay<T> {
     type Output = Result<T, StoreError>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let ended = std::task::ready!(Pin::new(&mut self.0).poll(context));
+        let ended = std::task::ready!(Pin::new(&mut self.call).poll(context));
         Poll::Ready(ended.unwrap_or_else(|_| unavailable("the connection broke")))
     }
 }
 
 impl<T> Drop for OnTheWay<T> {
     fn drop(&mut self) {
-        self.0.abort();
+        if self.told.is_none() {
+            self.call.abort();
+        }
     }
 }
 
@@ -498,7 +561,12 @@ impl Store for Wire {
         self.call(writes("claim"), move |store| {
             let claim = weather.claims.fetch_add(1, Ordering::Relaxed);
             // At the far end, so that it is written down when it happens, whether or not the claimer stands still by then.
-            OnTheWay(tokio::spawn(store.claim(request.clone(), now, claim)))
+            let outlives = request.agent.is_some();
+            let claim = store.claim(request.clone(), now, claim);
+            match outlives {
+                true => OnTheWay::told(claim),
+                false => OnTheWay::cut(claim),
+            }
         })
         .await
     }
@@ -580,7 +648,7 @@ impl Store for Wire {
 
     async fn task(&self, namespace: &str, task: TaskId) -> Result<Option<TaskRecord>, StoreError> {
         let namespace = namespace.to_owned();
-        let fault = self.weather.next(reads("task"), self.node);
+        let fault = self.weather.next(reads("task"), self.node.to_string());
         let read = self
             .meet(fault, move |store| {
                 let namespace = namespace.clone();
@@ -691,7 +759,7 @@ impl Store for Wire {
         let call = call.clone();
         self.call(writes("put_agent"), move |store| {
             let (call, agent, settings) = (call.clone(), agent.clone(), settings.clone());
-            async move { store.inner.put_agent(&call, agent, settings).await }
+            async move { store.changed("put", store.inner.put_agent(&call, agent, settings).await) }
         })
         .await
     }
@@ -700,7 +768,11 @@ impl Store for Wire {
         let call = call.clone();
         self.call(writes("command_agent"), move |store| {
             let (call, agent) = (call.clone(), agent.clone());
-            async move { store.inner.command_agent(&call, agent, command).await }
+            let verb = match command {
+                AgentCommand::Drain => "drain",
+                AgentCommand::Undrain => "undrain",
+            };
+            async move { store.changed(verb, store.inner.command_agent(&call, agent, command).await) }
         })
         .await
     }
@@ -709,7 +781,11 @@ impl Store for Wire {
         let call = call.clone();
         self.call(writes("delete_agent"), move |store| {
             let (call, agent) = (call.clone(), agent.clone());
-            async move { store.inner.delete_agent(&call, agent).await }
+            async move {
+                store
+                    .gone(agent.clone(), "remove", store.inner.delete_agent(&call, agent).await)
+                    .await
+            }
         })
         .await
     }
@@ -718,7 +794,7 @@ impl Store for Wire {
         let call = call.clone();
         self.call(writes("open_session"), move |store| {
             let (call, agent) = (call.clone(), agent.clone());
-            async move { store.inner.open_session(&call, agent, session).await }
+            async move { store.changed("open", store.inner.open_session(&call, agent, session).await) }
         })
         .await
     }
@@ -727,7 +803,15 @@ impl Store for Wire {
         let call = call.clone();
         self.call(writes("close_session"), move |store| {
             let (call, agent) = (call.clone(), agent.clone());
-            async move { store.inner.close_session(&call, agent, session).await }
+            async move {
+                store
+                    .gone(
+                        agent.clone(),
+                        "close",
+                        store.inner.close_session(&call, agent, session).await,
+                    )
+                    .await
+            }
         })
         .await
     }
@@ -736,7 +820,14 @@ impl Store for Wire {
         let call = call.clone();
         self.call(writes("beat_agent"), move |store| {
             let (call, agent) = (call.clone(), agent.clone());
-            async move { store.inner.beat_agent(&call, agent, session).await }
+            async move {
+                let now = call.now;
+                let heard = store.inner.beat_agent(&call, agent, session).await;
+                if let Ok(record) = &heard {
+                    store.heard(&record.name, now);
+                }
+                heard
+            }
         })
         .await
     }
@@ -756,10 +847,10 @@ impl Store for Wire {
         self.call(writes("put_breaker"), move |store| {
             let (call, breaker, settings) = (call.clone(), breaker.clone(), settings.clone());
             async move {
-                store
-                    .inner
-                    .put_breaker(&call, breaker, settings, expected_version)
-                    .await
+                let put = store.inner.put_breaker(&call, breaker, settings, expected_version);
+                let found = put.await;
+                store.breakers().await;
+                found
             }
         })
         .await
@@ -774,7 +865,11 @@ impl Store for Wire {
         let call = call.clone();
         self.call(writes("command_breaker"), move |store| {
             let (call, breaker) = (call.clone(), breaker.clone());
-            async move { store.inner.command_breaker(&call, breaker, command).await }
+            async move {
+                let found = store.inner.command_breaker(&call, breaker, command).await;
+                store.breakers().await;
+                found
+            }
         })
         .await
     }
@@ -783,7 +878,11 @@ impl Store for Wire {
         let call = call.clone();
         self.call(writes("delete_breaker"), move |store| {
             let (call, breaker) = (call.clone(), breaker.clone());
-            async move { store.inner.delete_breaker(&call, breaker).await }
+            async move {
+                let gone = store.inner.delete_breaker(&call, breaker).await;
+                store.breakers().await;
+                gone
+            }
         })
         .await
     }

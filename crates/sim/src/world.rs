@@ -1,5 +1,7 @@
 //! A world: machines with nodes on them, one store, clients, and what befalls them; first with faults, then without.
 
+mod agents;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,14 +16,15 @@ use pensum_core::seam::Clock;
 use pensum_core::store::{Call, Command, IdempotencyKey, Store, TaskEvent, Verified};
 use pensum_core::task::{Dependency, OnConflict, OnDependencyFailure, Unique};
 use pensum_core::{Json, Name, NewTask, Priority, RetryPolicy, Spec, State, TaskId, TaskRecord, Time};
-use pensum_engine::{Engine, EngineError};
+use pensum_engine::{Engine, EngineError, ResultInput};
 use pensum_store::sqlite::SqliteStore;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::handlers::{ACT, Actor, PAUSABLE, Part, SIGNAL, Stage};
+use crate::handlers::{ACT, Actor, COMMON, PAUSABLE, Part, SIGNAL, Stage};
 use crate::history::{Entry, History, NodeName, What};
 use crate::machine::{DAWN, Machine, WorldClock};
+use crate::remote::{agent_id, cores, skill_name};
 use crate::scenario::{Act, Action, NodePlan, OnFailure, Order, QueueOrder, Scenario, StoreKind, TaskPlan};
 use crate::wire::{Weather, Wire};
 
@@ -71,21 +74,24 @@ struct Slot {
 }
 
 #[derive(Clone)]
-struct Incarnation {
+pub(crate) struct Incarnation {
     name: NodeName,
-    machine: Arc<Machine>,
-    engine: Engine,
+    pub(crate) machine: Arc<Machine>,
+    pub(crate) engine: Engine,
 }
 
-struct World {
-    scenario: Scenario,
+pub(crate) struct World {
+    pub(crate) scenario: Scenario,
     start: Instant,
     dawn: Time,
     store: Arc<dyn Store>,
-    weather: Arc<Weather>,
-    history: Arc<History>,
-    stage: Arc<Stage>,
+    pub(crate) weather: Arc<Weather>,
+    pub(crate) history: Arc<History>,
+    pub(crate) stage: Arc<Stage>,
     slots: Vec<Slot>,
+    seats: Vec<agents::Seat>,
+    /// What came of the runs of agents, by the agent's number: some bring what is another one's.
+    pub(crate) results: Mutex<Vec<(usize, ResultInput)>>,
     ids: Mutex<BTreeMap<u32, TaskId>>,
     over: AtomicBool,
     ended: Notify,
@@ -133,6 +139,8 @@ impl World {
             )),
             stage: Arc::new(Stage::new(Arc::clone(&history))),
             slots: slots.collect(),
+            seats: scenario.agents.iter().map(|_| agents::Seat::default()).collect(),
+            results: Mutex::default(),
             ids: Mutex::default(),
             over: AtomicBool::new(false),
             ended: Notify::new(),
@@ -148,6 +156,12 @@ impl World {
         for slot in 0..self.slots.len() {
             tokio::spawn(Arc::clone(self).supervise(slot));
         }
+        for agent in 0..self.seats.len() {
+            tokio::spawn(Arc::clone(self).supervise_agent(agent));
+        }
+        if self.scenario.has_breakers() {
+            self.weather.watch_breakers();
+        }
         let mut errands = Vec::new();
         for (number, step) in self.scenario.steps.iter().enumerate() {
             tokio::time::sleep_until(self.start + Duration::from_millis(step.at_ms)).await;
@@ -160,6 +174,7 @@ impl World {
         }
         self.heal();
         let stuck = self.converge().await;
+        self.dismiss_agents();
         let lived = self.start.elapsed();
         self.leave().await;
         let mut tasks = Vec::new();
@@ -242,20 +257,25 @@ impl World {
             machine: Arc::clone(&machine),
             can_pause,
         };
-        let engine = Engine::builder(Arc::new(wire))
+        let offered = self.slots[name.node].plan.cores;
+        let mut builder = Engine::builder(Arc::new(wire))
             .seams(seams)
             .name(format!("n{}", name.node + 1))
             .slots(self.slots[name.node].plan.slots)
             .lease(Duration::from_millis(self.scenario.lease_ms))
             .grace(GRACE)
             .handler(ACT, actor(false))
-            .handler(PAUSABLE, actor(true))
-            .build();
+            .handler(COMMON, actor(false))
+            .handler(PAUSABLE, actor(true));
+        if let Some(offered) = offered {
+            builder = builder.resources(cores(offered));
+        }
+        let engine = builder.build();
         Incarnation { name, machine, engine }
     }
 
     /// The node that a client meant, or another one that lives; `None` when none comes up for a while.
-    async fn reach(&self, node: usize) -> Option<Incarnation> {
+    pub(crate) async fn reach(&self, node: usize) -> Option<Incarnation> {
         for _ in 0..CONNECTS_MAX {
             for offset in 0..self.slots.len() {
                 let found = self.slots[(node + offset) % self.slots.len()].now.lock().clone();
@@ -277,6 +297,8 @@ impl World {
             } => self.submit(number, node, patience_ms, &tasks).await,
             Action::Order { node, task, order } => self.order(number, node, task, order).await,
             Action::Queue { node, queue, order } => self.change_queue(node, queue, order).await,
+            Action::Agent { node, agent, order } => self.befall(node, agent, order).await,
+            Action::Breaker { node, breaker, order } => self.change_breaker(node, breaker, order).await,
             Action::Kill { node } => {
                 if let Some(found) = &*self.slots[node].now.lock() {
                     found.machine.kill();
@@ -456,6 +478,7 @@ impl World {
                 self.history.add(What::NodeThaws(found.name));
             }
         }
+        self.thaw_agents();
         self.history.add(What::Healed);
     }
 
@@ -500,6 +523,7 @@ impl World {
                     }
                 }
             }
+            self.restore_agents().await;
             let held = open
                 .iter()
                 .filter(|r| r.lifecycle.paused_at.is_some() || r.lifecycle.pause_requested_at.is_some());
@@ -554,6 +578,7 @@ pub(crate) fn new_task(plan: &TaskPlan, now: Time) -> NewTask {
     };
     let handler = match plan.act {
         Act::Pausable { .. } => PAUSABLE,
+        _ if plan.demand.is_some() => COMMON,
         _ => ACT,
     };
     let mut spec = Spec::new(handler, Json::of(&part).unwrap_or_else(|_| Json::null()));
@@ -579,6 +604,15 @@ pub(crate) fn new_task(plan: &TaskPlan, now: Time) -> NewTask {
         OnFailure::Ignore => OnDependencyFailure::Ignore,
         OnFailure::Run => OnDependencyFailure::Run,
     };
+    if let Some(demand) = &plan.demand {
+        details.requires = demand
+            .skills
+            .iter()
+            .map(|skill| Name::from(skill_name(*skill)))
+            .collect();
+        details.agent_id = demand.prefers.map(agent_id);
+        details.resources = (demand.cores > 0).then(|| cores(demand.cores));
+    }
     let mut task = NewTask::new(spec);
     task.run_at = (plan.delay_ms > 0).then(|| after(plan.delay_ms));
     task.unique = plan.unique.map(|key| {

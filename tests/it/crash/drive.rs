@@ -125,6 +125,8 @@ fn act(number: u64, step: &Step, clients: &Clients<'_>, machines: &Machines, rec
         } => clients.submit(number, *node, *patience_ms, tasks),
         Action::Order { node, task, order } => clients.order(number, *node, *task, *order),
         Action::Queue { node, queue, order } => clients.change_queue(*node, *queue, *order),
+        // Plans of real processes have none.
+        Action::Agent { .. } | Action::Breaker { .. } => {}
         Action::Kill { node } => machines.kill(*node),
         Action::Freeze { node, for_ms } => machines.freeze(*node, Duration::from_millis(*for_ms), record),
         Action::Restart { node } => machines.stop(*node),

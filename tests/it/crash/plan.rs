@@ -32,6 +32,10 @@ pub(super) fn scenario(seed: u64, nodes_max: usize) -> Scenario {
     scenario.lease_ms = LEASE_MS;
     // What goes wrong between real nodes and a real store follows from what befalls the two.
     scenario.faults = FaultPlan::default();
+    scenario.agents.clear();
+    scenario
+        .steps
+        .retain(|step| !matches!(step.action, Action::Agent { .. } | Action::Breaker { .. }));
     for step in &mut scenario.steps {
         fit(step, nodes, lease_ms);
     }
@@ -52,9 +56,12 @@ fn fit(step: &mut Step, nodes: usize, lease_ms: u64) {
                 possible(task, lease_ms);
             }
         }
-        Action::Order { node, .. } | Action::Queue { node, .. } | Action::Kill { node } | Action::Restart { node } => {
-            *node %= nodes
-        }
+        Action::Order { node, .. }
+        | Action::Queue { node, .. }
+        | Action::Agent { node, .. }
+        | Action::Breaker { node, .. }
+        | Action::Kill { node }
+        | Action::Restart { node } => *node %= nodes,
         // Longer than a lease where it was, and shorter where it was.
         Action::Freeze { node, for_ms } => {
             *node %= nodes;
@@ -66,6 +73,7 @@ fn fit(step: &mut Step, nodes: usize, lease_ms: u64) {
 
 /// Makes of a task one that a subprocess can act out: steps, children, waits and repeats become work of their length.
 fn possible(task: &mut TaskPlan, lease_ms: u64) {
+    task.demand = None;
     task.delay_ms /= FASTER;
     task.expires_ms = task.expires_ms.map(|ms| ms / FASTER);
     task.queue_timeout_ms = task.queue_timeout_ms.map(|ms| ms / FASTER);

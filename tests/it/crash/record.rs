@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use pensum_core::{TaskId, Time};
-use pensum_sim::{Entry, NodeName, Returned, What};
+use pensum_sim::{Entry, Executor, NodeName, Returned, What};
 
 use crate::harness::lines;
 
@@ -98,7 +98,7 @@ impl Effect {
                 return What::Runs {
                     run,
                     task,
-                    node: nodes.get(&self.parent).copied().unwrap_or(nobody),
+                    executor: Executor::Node(nodes.get(&self.parent).copied().unwrap_or(nobody)),
                     attempt: self.attempt,
                 };
             }

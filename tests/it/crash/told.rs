@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use pensum_core::transition::EventKind;
 use pensum_core::{LeaseId, State, TaskId, Time};
-use pensum_sim::{Final, NodeName, What};
+use pensum_sim::{Executor, Final, NodeName, What};
 use serde::Deserialize;
 
 use super::record::Effect;
@@ -156,7 +156,7 @@ impl Told {
             task: id,
             label: label(task),
             lease,
-            node: run.map_or(NodeName { node: 0, life: 0 }, |(_, node)| node),
+            executor: Executor::Node(run.map_or(NodeName { node: 0, life: 0 }, |(_, node)| node)),
             attempt,
             // Without a run nothing is known of its key's turn.
             queue: task.record.spec.queue.to_string(),

@@ -8,7 +8,7 @@ use pensum_core::{State, TaskId};
 
 use super::{Book, Books};
 use crate::handlers::Proof;
-use crate::history::{Entry, Returned, What};
+use crate::history::{Entry, Executor, Returned, What};
 use crate::scenario::Act;
 use crate::world::{Final, Outcome, has_ended};
 
@@ -40,18 +40,25 @@ impl Effects {
             What::Runs {
                 run,
                 task,
-                node,
+                executor,
                 attempt,
             } => {
                 let label = books.label(*task);
                 let now = entry.at;
-                let behind = books.scenario.nodes[node.node].behind_ms;
-                let is_shown_the_time = !books.outside && (books.scenario.shared_clock || behind == 0);
+                let is_shown_the_time = match executor {
+                    Executor::Node(node) => {
+                        let behind = books.scenario.nodes[node.node].behind_ms;
+                        !books.outside && (books.scenario.shared_clock || behind == 0)
+                    }
+                    // Its answer may have taken its time.
+                    Executor::Agent { .. } => false,
+                };
+                self.was_given(books, at, *task, *executor, *attempt);
                 let last = books.tasks.get(task).and_then(|book| book.holds.last());
                 let dawn = books.dawn;
                 let why = match last {
                     None => Some("nobody was given a lease".to_owned()),
-                    Some(hold) if hold.node != *node => Some(format!("{} has the lease", hold.node)),
+                    Some(hold) if hold.executor != *executor => Some(format!("{} has the lease", hold.executor)),
                     Some(hold) if hold.attempt != *attempt => {
                         Some(format!("the lease is for attempt {}, not {attempt}", hold.attempt))
                     }
@@ -66,7 +73,7 @@ impl Effects {
                     books.broken(
                         "nothing starts without a live lease",
                         Some(at),
-                        format!("run {run} of {label} starts on {node}, and {why}"),
+                        format!("run {run} of {label} starts on {executor}, and {why}"),
                     );
                 }
             }
@@ -93,6 +100,29 @@ impl Effects {
             }
             What::Revived(task) => self.steps_kept.retain(|(of, _), _| of != task),
             _ => {}
+        }
+    }
+
+    /// An agent starts nothing that was not given to it, sooner or later.
+    fn was_given(&self, books: &mut Books<'_>, at: usize, task: TaskId, executor: Executor, attempt: u32) {
+        if books.outside || matches!(executor, Executor::Node(_)) {
+            return;
+        }
+        let holds = books
+            .tasks
+            .get(&task)
+            .map(|book| book.holds.as_slice())
+            .unwrap_or_default();
+        if !holds
+            .iter()
+            .any(|hold| hold.executor == executor && hold.attempt == attempt)
+        {
+            let label = books.label(task);
+            books.broken(
+                "nothing starts without a live lease",
+                Some(at),
+                format!("{label} starts at {executor}, who was never given attempt {attempt} of it"),
+            );
         }
     }
 
@@ -152,7 +182,8 @@ impl Effects {
             self.proven(books, task, &label);
         }
         let kind = task.record.error.as_ref().map_or("", |error| error.kind.as_str());
-        if kind == "crashed_node" && crashes < CRASHES_MAX {
+        let is_blamed = matches!(kind, "crashed_node" | "crashed_agent");
+        if is_blamed && crashes < CRASHES_MAX {
             books.broken(
                 "only what kills nodes is blamed for it",
                 None,
@@ -165,9 +196,9 @@ impl Effects {
             && plan.depends_on.is_empty()
             && plan.expires_ms.is_none()
             && plan.queue_timeout_ms.is_none()
-            && kind != "crashed_node"
+            && !is_blamed
             // Time goes on while a node stands still.
-            && !(kind == "timeout" && books.stood_still);
+            && !(kind == "timeout" && (books.stood_still || plan.demand.is_some()));
         let expected = match &plan.act {
             Act::Fail { attempts, .. } | Act::Panic { attempts } if *attempts > plan.retries => State::Failed,
             Act::FailForGood | Act::Hang => State::Failed,

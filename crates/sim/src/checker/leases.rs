@@ -13,7 +13,7 @@ const RETRIES_DEFAULT: u32 = 3;
 impl Books<'_> {
     /// A lease is over once its holder said so, or once any clock that the store was shown had passed its end.
     pub(super) fn is_live(&self, hold: &Hold) -> bool {
-        !hold.closed && self.latest < hold.until
+        !hold.closed && !hold.over && self.latest < hold.until
     }
 
     pub(super) fn leases(&mut self, at: usize, entry: &Entry) {
@@ -22,7 +22,7 @@ impl Books<'_> {
             What::Granted {
                 task,
                 lease,
-                node,
+                executor,
                 attempt,
                 key,
                 now,
@@ -37,18 +37,18 @@ impl Books<'_> {
                 let label = self.label(*task);
                 let live = |hold: &&Hold| self.is_live(hold);
                 if let Some(hold) = self.tasks.get(task).and_then(|book| book.holds.iter().find(live)) {
-                    let (first, until) = (hold.node, hold.until);
+                    let (first, until) = (hold.executor, hold.until);
                     self.broken(
                         "one lease at a time",
                         Some(at),
-                        format!("{label} is given to {node} while {first} holds it until {until}"),
+                        format!("{label} is given to {executor} while {first} holds it until {until}"),
                     );
                 }
                 if self.tasks.get(task).is_some_and(Book::has_ended) {
                     self.broken(
                         "what has ended does not start",
                         Some(at),
-                        format!("{label} is given to {node} and had ended"),
+                        format!("{label} is given to {executor} and had ended"),
                     );
                 }
                 // A claim that was waiting may have been served, and be written down, just before.
@@ -57,7 +57,7 @@ impl Books<'_> {
                     self.broken(
                         "what is cancelled does not start again",
                         Some(at),
-                        format!("{label} is given to {node} after somebody had cancelled it"),
+                        format!("{label} is given to {executor} after somebody had cancelled it"),
                     );
                 }
                 if let Some(key) = key {
@@ -77,10 +77,13 @@ impl Books<'_> {
                 book.key.clone_from(key);
                 book.holds.push(Hold {
                     lease: *lease,
-                    node: *node,
+                    executor: *executor,
                     attempt: *attempt,
+                    granted_at: entry.at,
+                    claimed_at: *now,
                     until: *until,
                     closed: false,
+                    over: false,
                 });
             }
             What::Renewed { task, lease, until } => {
@@ -148,6 +151,7 @@ impl Books<'_> {
             None => "nobody was ever given that lease",
             Some(place) if place + 1 < book.holds.len() => "a newer lease was given out",
             Some(place) if book.holds[place].closed => "its run had ended",
+            Some(place) if book.holds[place].over => "its session had ended",
             Some(_) => return,
         };
         self.broken(

@@ -3,6 +3,8 @@
 //! It shares no code with the decisions of the engine or of a store. It knows what was promised, and keeps its own books:
 //! who held which lease until when, who ended when, what was acknowledged.
 
+mod agents;
+mod breakers;
 mod ends;
 mod leases;
 mod order;
@@ -13,7 +15,7 @@ use std::time::Duration;
 
 use pensum_core::{LeaseId, State, TaskId, Time};
 
-use crate::history::{Entry, NodeName, What};
+use crate::history::{Entry, Executor, What};
 use crate::scenario::{Scenario, TaskPlan};
 use crate::world::Outcome;
 
@@ -32,11 +34,16 @@ pub struct Violation {
 #[derive(Clone, Debug)]
 struct Hold {
     lease: LeaseId,
-    node: NodeName,
+    executor: Executor,
     attempt: u32,
+    /// When it was given, by the clock of the world, and by that of whoever claimed.
+    granted_at: Duration,
+    claimed_at: Time,
     until: Time,
     /// A report of the holder ended it.
     closed: bool,
+    /// The session that had it was replaced, or its agent removed.
+    over: bool,
 }
 
 /// What the books say of one task.
@@ -69,6 +76,10 @@ struct Books<'a> {
     plans: BTreeMap<String, &'a TaskPlan>,
     tasks: BTreeMap<TaskId, Book>,
     queues: BTreeMap<String, queues::Changes>,
+    seats: BTreeMap<String, agents::Seat>,
+    breakers: BTreeMap<String, breakers::Changes>,
+    /// Leases under which the store has taken the end of a run.
+    finished: BTreeSet<LeaseId>,
     dawn: Time,
     stood_still: bool,
     /// The history was not written within the store.
@@ -88,6 +99,9 @@ impl<'a> Books<'a> {
                 .collect(),
             tasks: BTreeMap::new(),
             queues: BTreeMap::new(),
+            seats: BTreeMap::new(),
+            breakers: BTreeMap::new(),
+            finished: BTreeSet::new(),
             dawn,
             stood_still: false,
             outside: false,
@@ -140,6 +154,7 @@ impl<'a> Books<'a> {
                 ..
             } => self.book(*task).cancelled = Some(entry.at),
             What::NodeFreezes(..) => self.stood_still = true,
+            What::Finished { lease, .. } => drop(self.finished.insert(*lease)),
             What::Deleted(task) => self.book(*task).deleted = true,
             What::Revived(task) => {
                 let book = self.book(*task);
@@ -198,6 +213,8 @@ fn judge(mut books: Books<'_>, outcome: &Outcome) -> Vec<Violation> {
     for (at, entry) in outcome.entries.iter().enumerate() {
         books.note(at, entry);
         books.queues(at, entry);
+        books.agents(at, entry);
+        books.breakers(at, entry);
         books.leases(at, entry);
         order.read(&mut books, at, entry, &outcome.entries);
         effects.read(&mut books, at, entry);

@@ -6,8 +6,8 @@ use std::time::Duration;
 use pensum_core::{State, TaskId, Time};
 
 use super::Books;
-use crate::history::{Entry, What};
-use crate::scenario::OnFailure;
+use crate::history::{Entry, Executor, What};
+use crate::scenario::{Act, OnFailure};
 
 pub(super) struct Order {
     dependencies: BTreeMap<TaskId, Vec<TaskId>>,
@@ -89,7 +89,7 @@ impl Order {
     pub(super) fn unique_keys(&self, books: &mut Books<'_>) {
         // From where to where in the history each task had its key.
         type Spans = Vec<(usize, usize, TaskId)>;
-        let mut by_key: BTreeMap<(u8, bool), Spans> = BTreeMap::new();
+        let mut by_key: BTreeMap<(u8, (bool, bool)), Spans> = BTreeMap::new();
         for (task, book) in &books.tasks {
             let (Some(kept_at), Some(plan)) = (book.kept_at, books.plan(*task)) else {
                 continue;
@@ -105,7 +105,7 @@ impl Order {
                 continue;
             }
             // The key is that of the handler, too.
-            let handler = matches!(plan.act, crate::scenario::Act::Pausable { .. });
+            let handler = (matches!(plan.act, Act::Pausable { .. }), plan.demand.is_some());
             by_key
                 .entry((key, handler))
                 .or_default()
@@ -129,9 +129,13 @@ impl Order {
 
 /// A claim takes nothing while it leaves something more important that was surely ready.
 fn priorities(books: &mut Books<'_>, at: usize, claim: u64, all: &[Entry]) {
-    let What::Granted { now, .. } = all[at].what else {
+    let What::Granted { now, executor, .. } = all[at].what else {
         return;
     };
+    // An agent may not be for what it leaves, and a breaker may hold that up.
+    if matches!(executor, Executor::Agent { .. }) || !books.breakers.is_empty() {
+        return;
+    }
     // The clock of the claimer may be behind that of whoever made a task ready.
     let now = Duration::from_micros(now.as_micros().saturating_sub(books.dawn.as_micros()).max(0) as u64);
     let mut lowest: Option<(u8, TaskId)> = None;
@@ -176,6 +180,7 @@ fn priorities(books: &mut Books<'_>, at: usize, claim: u64, all: &[Entry]) {
             && plan.delay_ms == 0
             && plan.key.is_none()
             && plan.queue.is_none()
+            && plan.demand.is_none()
             && plan.expires_ms.is_none()
             && plan.queue_timeout_ms.is_none()
     });

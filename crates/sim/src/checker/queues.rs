@@ -49,7 +49,11 @@ impl Books<'_> {
                 self.queues.entry(queue.clone()).or_default().0.push(change);
             }
             What::Granted {
-                task, queue, node, now, ..
+                task,
+                queue,
+                executor,
+                now,
+                ..
             } if !self.outside => {
                 self.latest = self.latest.max(*now);
                 let Some(allowed) = self.queues.get(queue).map(|changes| changes.at(entry.at)) else {
@@ -61,7 +65,7 @@ impl Books<'_> {
                     self.broken(
                         "a paused queue starts nothing",
                         Some(at),
-                        format!("{label} is given to {node}, and {queue} is paused"),
+                        format!("{label} is given to {executor}, and {queue} is paused"),
                     );
                 }
                 let runs = self.tasks.values().filter(|book| book.queue == *queue);
@@ -73,7 +77,7 @@ impl Books<'_> {
                     self.broken(
                         "a queue runs no more than it may",
                         Some(at),
-                        format!("{label} is given to {node} while {running} of {queue} run, which may run {max}"),
+                        format!("{label} is given to {executor} while {running} of {queue} run, which may run {max}"),
                     );
                 }
                 self.book(*task).queue.clone_from(queue);

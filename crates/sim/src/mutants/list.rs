@@ -36,11 +36,16 @@ const OUTCOME: &str = "crates/core/src/outcome.rs";
 const MODEL: &str = "crates/core/src/model/mod.rs";
 const MODEL_RUN: &str = "crates/core/src/model/run.rs";
 const MODEL_ENQUEUE: &str = "crates/core/src/model/enqueue.rs";
+const AGENT: &str = "crates/core/src/agent.rs";
+const BREAKER: &str = "crates/core/src/breaker.rs";
+const MODEL_AGENT: &str = "crates/core/src/model/agent.rs";
 const QUEUE: &str = "crates/core/src/queue.rs";
 const EXECUTOR: &str = "crates/engine/src/executor.rs";
 const COMPLETER: &str = "crates/engine/src/completer.rs";
 const CONTEXT: &str = "crates/engine/src/context.rs";
 const KEEPER: &str = "crates/engine/src/keeper.rs";
+const RESULTS: &str = "crates/engine/src/agents/results.rs";
+const SQLITE_AGENT: &str = "crates/store/src/sqlite/agent.rs";
 const SQLITE_CLAIM: &str = "crates/store/src/sqlite/claim.rs";
 const SQLITE_FINISH: &str = "crates/store/src/sqlite/finish.rs";
 const SQLITE_REAP: &str = "crates/store/src/sqlite/reap.rs";
@@ -416,7 +421,7 @@ pub const MUTANTS: &[Mutant] = &[
     sqlite(
         "sqlite-queue-counts-late",
         "what a claim has just taken of a queue is not counted in that claim",
-        &[edit(SQLITE_CLAIM, "rooms.take(grant.class);", "")],
+        &[edit(SQLITE_CLAIM, "        self.rooms.take(class);\n", "")],
         500,
     ),
     sqlite(
@@ -427,6 +432,114 @@ pub const MUTANTS: &[Mutant] = &[
             "        self.held[leased.live.class as usize] -= 1;\n",
             "",
         )],
+        500,
+    ),
+    model(
+        "agent-fenced-session-claims",
+        "a session that was replaced may go on claiming",
+        &[edit(
+            AGENT,
+            "match self.session == Some(session) {",
+            "match self.session.is_some_and(|present| present == session || self.fenced.contains(&session)) {",
+        )],
+        300,
+    ),
+    model(
+        "agent-session-keeps-its-leases",
+        "what a replaced session holds stays with it",
+        &[edit(
+            MODEL_AGENT,
+            "let replaced = record.open(session, call.now)?;",
+            "let replaced = record.open(session, call.now)?.filter(|_| false);",
+        )],
+        300,
+    ),
+    model(
+        "agent-answer-lost",
+        "what was in a lost answer is not given again",
+        &[edit(MODEL_AGENT, "if !again.is_empty() {", "if again.len() > 1_000 {")],
+        300,
+    ),
+    model(
+        "agent-slots-not-counted",
+        "what an agent has takes none of its slots",
+        &[edit(
+            MODEL_AGENT,
+            ".saturating_sub(held.len());",
+            ".saturating_sub(held.len() / 1_000);",
+        )],
+        500,
+    ),
+    model(
+        "agent-drains-on",
+        "a draining agent gets new tasks",
+        &[edit(
+            MODEL_AGENT,
+            "if is_draining {",
+            "if is_draining && held.len() > 1_000 {",
+        )],
+        300,
+    ),
+    model(
+        "agent-not-waited-for",
+        "a task that prefers an agent waits for it only half as long as it may be silent",
+        &[edit(
+            AGENT,
+            "            && self.is_alive(now)\n",
+            "            && self.is_alive(now.plus(self.settings.lease() / 2))\n",
+        )],
+        500,
+    ),
+    model(
+        "agent-brings-what-is-not-its-own",
+        "a poll brings results of another agent",
+        &[edit(
+            RESULTS,
+            "        && polling != agent\n",
+            "        && polling.len() > agent.len() + 1_000\n",
+        )],
+        1_000,
+    ),
+    model(
+        "resources-of-one-claim",
+        "what a claim takes of a machine is not added up within it",
+        &[edit(MODEL_RUN, "free = free.map(|free| free.minus(needs(row)));", "")],
+        500,
+    ),
+    model(
+        "breaker-counts-no-probes",
+        "a half-open breaker lets everybody try",
+        &[edit(
+            BREAKER,
+            ".saturating_sub(probing) {",
+            ".saturating_sub(probing / 1_000) {",
+        )],
+        1_000,
+    ),
+    model(
+        "breaker-stays-closed",
+        "failures do not open a breaker",
+        &[edit(
+            BREAKER,
+            "let opens = !succeeded && (by_count || by_rate);",
+            "let opens = !succeeded && (by_count || by_rate) && calls > 1_000;",
+        )],
+        300,
+    ),
+    sqlite(
+        "sqlite-agent-answer-lost",
+        "what was in a lost answer is not given again",
+        &[edit(
+            SQLITE_AGENT,
+            "        if named.len() == held {",
+            "        if named.len() <= held {",
+        )],
+        300,
+    ),
+    sqlite(
+        "sqlite-resources-of-one-claim",
+        "what a claim takes of a machine is not added up within it",
+        &[edit(SQLITE_CLAIM, "        self.bounds.take(class);\n", "")],
         500,
     ),
 ];
