@@ -12,6 +12,7 @@ mod dlq;
 mod exit;
 mod intake;
 mod machine;
+mod named;
 mod node;
 pub(crate) mod output;
 mod queue;

@@ -10,18 +10,18 @@ mod work;
 
 use clap::Subcommand;
 use pensum_core::Time;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::client::{Client, escape};
+use super::Global;
+use super::client::Client;
 use super::exit::Exit;
-use super::output::{self, Column, Format, plain};
-use super::task::{Refusals, watched};
-use super::{Global, confirm, now};
+use super::named::Kind;
+use super::output::{self, Column, plain};
 
 pub(crate) use settings::{Configured, read};
 pub(crate) use supervise::Supervisor;
 
-const COLUMNS: [Column; 9] = [
+static COLUMNS: [Column; 9] = [
     Column::text("id", |agent, _| plain(&agent["id"])),
     Column::text("name", |agent, _| plain(&agent["name"])).wide(),
     Column::text("status", |agent, _| status(agent)),
@@ -32,6 +32,15 @@ const COLUMNS: [Column; 9] = [
     Column::text("seen", seen),
     Column::text("program", |agent, _| plain(&agent["agent_version"])).wide(),
 ];
+
+const AGENTS: Kind = Kind {
+    root: "/api/v1/agents",
+    one: "agent",
+    ask: ("Forget", "agents?"),
+    gone: "removed",
+    columns: &COLUMNS,
+    describe,
+};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -90,74 +99,19 @@ async fn dispatch(global: &Global, client: &Client, command: Command) -> anyhow:
                 .into_iter()
                 .filter_map(|(name, value)| Some((name, value?)))
                 .collect();
-            watched(global, || async {
-                let (items, next) = client.list("/api/v1/agents", &query, limit, all).await?;
-                output::list(global.output, &COLUMNS, &items, next.as_deref(), now())?;
-                Ok(false)
-            })
-            .await
+            AGENTS.list(global, client, &query, limit, all).await
         }
-        Command::Get(Ids { ids }) => {
-            watched(global, || async {
-                let mut found = Vec::with_capacity(ids.len());
-                for id in &ids {
-                    found.push(client.get(&path(id), &[]).await?);
-                }
-                show(global, &found)?;
-                Ok(false)
-            })
-            .await
-        }
-        Command::Drain(Ids { ids }) => command_each(global, client, "drain", &ids).await,
-        Command::Undrain(Ids { ids }) => command_each(global, client, "undrain", &ids).await,
-        Command::Remove(Ids { ids }) => remove(global, client, &ids).await,
+        Command::Get(Ids { ids }) => AGENTS.get(global, client, &ids).await,
+        Command::Drain(Ids { ids }) => AGENTS.command(global, client, "drain", &ids).await,
+        Command::Undrain(Ids { ids }) => AGENTS.command(global, client, "undrain", &ids).await,
+        Command::Remove(Ids { ids }) => AGENTS.remove(global, client, &ids).await,
         Command::Run(args) => run::run(client, *args).await,
     }
 }
 
 /// Where an agent is read.
 fn path(id: &str) -> String {
-    format!("/api/v1/agents/{}", escape(id))
-}
-
-/// Commands each agent and shows the agents afterwards. Every agent is tried; the first refusal decides the exit code.
-async fn command_each(global: &Global, client: &Client, command: &str, ids: &[String]) -> anyhow::Result<Exit> {
-    let mut done = Vec::new();
-    let mut refused = Refusals::default();
-    for id in ids {
-        match client.post(&format!("{}/{command}", path(id)), &json!({})).await {
-            Ok(agent) => done.push(agent),
-            Err(error) => refused.note(error)?,
-        }
-    }
-    if !done.is_empty() {
-        show(global, &done)?;
-    }
-    refused.or(Exit::Ok)
-}
-
-async fn remove(global: &Global, client: &Client, ids: &[String]) -> anyhow::Result<Exit> {
-    if ids.len() > 1 {
-        confirm(global, &format!("Forget {} agents?", ids.len()))?;
-    }
-    let mut refused = Refusals::default();
-    for id in ids {
-        match client.delete(&path(id)).await {
-            Ok(()) if global.output.is_for_people() => output::println(&format!("agent {id} removed"))?,
-            Ok(()) if global.output == Format::Name => output::println(id)?,
-            Ok(()) => output::println(&json!({ "id": id, "removed": true }).to_string())?,
-            Err(error) => refused.note(error)?,
-        }
-    }
-    refused.or(Exit::Ok)
-}
-
-/// Shows one agent as a block, several as a list.
-fn show(global: &Global, agents: &[String]) -> anyhow::Result<()> {
-    match agents {
-        [one] => output::item(global.output, one, |agent| describe(agent, now())),
-        many => output::list(global.output, &COLUMNS, many, None, now()),
-    }
+    AGENTS.path(id)
 }
 
 fn describe(agent: &Value, now: Time) -> String {

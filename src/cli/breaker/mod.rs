@@ -7,15 +7,15 @@ use pensum_core::Time;
 use pensum_core::time::Span;
 use serde_json::{Value, json};
 
-use super::client::{Client, escape};
+use super::Global;
+use super::client::Client;
 use super::exit::Exit;
-use super::output::{self, Column, Format, plain};
-use super::task::{Refusals, watched};
-use super::{Global, confirm, now};
+use super::named::Kind;
+use super::output::{self, Column, plain};
 
 pub(crate) use settings::{apply, read};
 
-const COLUMNS: [Column; 6] = [
+static COLUMNS: [Column; 6] = [
     Column::text("id", |breaker, _| plain(&breaker["id"])),
     Column::text("state", |breaker, _| plain(&breaker["state"])),
     Column::text("covers", |breaker, _| covers(&breaker["settings"])),
@@ -23,6 +23,15 @@ const COLUMNS: [Column; 6] = [
     Column::text("tries at", |breaker, _| plain(&breaker["tries_at"])),
     Column::number("version", |breaker, _| plain(&breaker["version"])).wide(),
 ];
+
+const BREAKERS: Kind = Kind {
+    root: "/api/v1/breakers",
+    one: "circuit breaker",
+    ask: ("Remove", "circuit breakers?"),
+    gone: "deleted",
+    columns: &COLUMNS,
+    describe,
+};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -122,78 +131,18 @@ pub(crate) async fn breaker(global: &Global, command: Command) -> anyhow::Result
 
 async fn dispatch(global: &Global, client: &Client, command: Command) -> anyhow::Result<Exit> {
     match command {
-        Command::List { limit, all } => {
-            watched(global, || async {
-                let (items, next) = client.list("/api/v1/breakers", &[], limit, all).await?;
-                output::list(global.output, &COLUMNS, &items, next.as_deref(), now())?;
-                Ok(false)
-            })
-            .await
-        }
-        Command::Get(Names { names }) => {
-            watched(global, || async {
-                let mut found = Vec::with_capacity(names.len());
-                for name in &names {
-                    found.push(client.get(&path(name), &[]).await?);
-                }
-                show(global, &found)?;
-                Ok(false)
-            })
-            .await
-        }
+        Command::List { limit, all } => BREAKERS.list(global, client, &[], limit, all).await,
+        Command::Get(Names { names }) => BREAKERS.get(global, client, &names).await,
         Command::Put(args) => {
-            let put = client.put(&path(&args.name), &args.body(), args.if_version).await?;
-            show(global, &[put])?;
+            let put = client
+                .put(&BREAKERS.path(&args.name), &args.body(), args.if_version)
+                .await?;
+            BREAKERS.show(global, &[put])?;
             Ok(Exit::Ok)
         }
-        Command::Reset(Names { names }) => command_each(global, client, "reset", &names).await,
-        Command::Trip(Names { names }) => command_each(global, client, "trip", &names).await,
-        Command::Delete(Names { names }) => delete(global, client, &names).await,
-    }
-}
-
-/// Where a breaker is read.
-fn path(name: &str) -> String {
-    format!("/api/v1/breakers/{}", escape(name))
-}
-
-/// Commands each breaker and shows the breakers afterwards. Every one is tried; the first refusal decides the exit code.
-async fn command_each(global: &Global, client: &Client, command: &str, names: &[String]) -> anyhow::Result<Exit> {
-    let mut done = Vec::new();
-    let mut refused = Refusals::default();
-    for name in names {
-        match client.post(&format!("{}/{command}", path(name)), &json!({})).await {
-            Ok(breaker) => done.push(breaker),
-            Err(error) => refused.note(error)?,
-        }
-    }
-    if !done.is_empty() {
-        show(global, &done)?;
-    }
-    refused.or(Exit::Ok)
-}
-
-async fn delete(global: &Global, client: &Client, names: &[String]) -> anyhow::Result<Exit> {
-    if names.len() > 1 {
-        confirm(global, &format!("Remove {} circuit breakers?", names.len()))?;
-    }
-    let mut refused = Refusals::default();
-    for name in names {
-        match client.delete(&path(name)).await {
-            Ok(()) if global.output.is_for_people() => output::println(&format!("circuit breaker {name} deleted"))?,
-            Ok(()) if global.output == Format::Name => output::println(name)?,
-            Ok(()) => output::println(&json!({ "id": name, "deleted": true }).to_string())?,
-            Err(error) => refused.note(error)?,
-        }
-    }
-    refused.or(Exit::Ok)
-}
-
-/// Shows one breaker as a block, several as a list.
-fn show(global: &Global, breakers: &[String]) -> anyhow::Result<()> {
-    match breakers {
-        [one] => output::item(global.output, one, |breaker| describe(breaker, now())),
-        many => output::list(global.output, &COLUMNS, many, None, now()),
+        Command::Reset(Names { names }) => BREAKERS.command(global, client, "reset", &names).await,
+        Command::Trip(Names { names }) => BREAKERS.command(global, client, "trip", &names).await,
+        Command::Delete(Names { names }) => BREAKERS.remove(global, client, &names).await,
     }
 }
 

@@ -6,17 +6,17 @@ mod settings;
 use clap::Subcommand;
 use pensum_core::Time;
 use pensum_core::input::RateInput;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::client::{Client, escape};
+use super::Global;
+use super::client::Client;
 use super::exit::Exit;
-use super::output::{self, Column, Format, plain};
-use super::task::{Refusals, watched};
-use super::{Global, confirm, now};
+use super::named::Kind;
+use super::output::{self, Column, plain};
 
 pub(crate) use settings::{apply, read};
 
-const COLUMNS: [Column; 11] = [
+static COLUMNS: [Column; 11] = [
     Column::text("id", |queue, _| plain(&queue["id"])),
     Column::text("name", |queue, _| plain(&queue["name"])).wide(),
     Column::text("status", |queue, _| plain(&queue["status"])),
@@ -29,6 +29,15 @@ const COLUMNS: [Column; 11] = [
     Column::text("put by", |queue, _| plain(&queue["put_by"])).wide(),
     Column::number("version", |queue, _| plain(&queue["version"])).wide(),
 ];
+
+const QUEUES: Kind = Kind {
+    root: "/api/v1/queues",
+    one: "queue",
+    ask: ("Take the settings of", "queues away?"),
+    gone: "deleted",
+    columns: &COLUMNS,
+    describe,
+};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -72,77 +81,13 @@ pub(crate) async fn queue(global: &Global, command: Command) -> anyhow::Result<E
 
 async fn dispatch(global: &Global, client: &Client, command: Command) -> anyhow::Result<Exit> {
     match command {
-        Command::List { limit, all } => {
-            watched(global, || async {
-                let (items, next) = client.list("/api/v1/queues", &[], limit, all).await?;
-                output::list(global.output, &COLUMNS, &items, next.as_deref(), now())?;
-                Ok(false)
-            })
-            .await
-        }
-        Command::Get(Names { names }) => get(global, client, &names).await,
+        Command::List { limit, all } => QUEUES.list(global, client, &[], limit, all).await,
+        Command::Get(Names { names }) => QUEUES.get(global, client, &names).await,
         Command::Put(args) => put::put(global, client, *args).await,
-        Command::Pause(Names { names }) => command_each(global, client, "pause", &names).await,
-        Command::Resume(Names { names }) => command_each(global, client, "resume", &names).await,
-        Command::Process(Names { names }) => command_each(global, client, "process", &names).await,
-        Command::Delete(Names { names }) => delete(global, client, &names).await,
-    }
-}
-
-/// Where a queue is read.
-fn path(name: &str) -> String {
-    format!("/api/v1/queues/{}", escape(name))
-}
-
-async fn get(global: &Global, client: &Client, names: &[String]) -> anyhow::Result<Exit> {
-    watched(global, || async {
-        let mut found = Vec::with_capacity(names.len());
-        for name in names {
-            found.push(client.get(&path(name), &[]).await?);
-        }
-        show(global, &found)?;
-        Ok(false)
-    })
-    .await
-}
-
-/// Commands each queue and shows the queues afterwards. Every queue is tried; the first refusal decides the exit code.
-async fn command_each(global: &Global, client: &Client, command: &str, names: &[String]) -> anyhow::Result<Exit> {
-    let mut done = Vec::new();
-    let mut refused = Refusals::default();
-    for name in names {
-        match client.post(&format!("{}/{command}", path(name)), &json!({})).await {
-            Ok(queue) => done.push(queue),
-            Err(error) => refused.note(error)?,
-        }
-    }
-    if !done.is_empty() {
-        show(global, &done)?;
-    }
-    refused.or(Exit::Ok)
-}
-
-async fn delete(global: &Global, client: &Client, names: &[String]) -> anyhow::Result<Exit> {
-    if names.len() > 1 {
-        confirm(global, &format!("Take the settings of {} queues away?", names.len()))?;
-    }
-    let mut refused = Refusals::default();
-    for name in names {
-        match client.delete(&path(name)).await {
-            Ok(()) if global.output.is_for_people() => output::println(&format!("queue {name} deleted"))?,
-            Ok(()) if global.output == Format::Name => output::println(name)?,
-            Ok(()) => output::println(&json!({ "id": name, "deleted": true }).to_string())?,
-            Err(error) => refused.note(error)?,
-        }
-    }
-    refused.or(Exit::Ok)
-}
-
-/// Shows one queue as a block, several as a list.
-fn show(global: &Global, queues: &[String]) -> anyhow::Result<()> {
-    match queues {
-        [one] => output::item(global.output, one, |queue| describe(queue, now())),
-        many => output::list(global.output, &COLUMNS, many, None, now()),
+        Command::Pause(Names { names }) => QUEUES.command(global, client, "pause", &names).await,
+        Command::Resume(Names { names }) => QUEUES.command(global, client, "resume", &names).await,
+        Command::Process(Names { names }) => QUEUES.command(global, client, "process", &names).await,
+        Command::Delete(Names { names }) => QUEUES.remove(global, client, &names).await,
     }
 }
 

@@ -6,7 +6,7 @@ use pensum_core::input::RateInput;
 use pensum_core::time::Span;
 use serde_json::{Map, Value, json};
 
-use super::{path, settings, show};
+use super::{QUEUES, settings};
 use crate::cli::Global;
 use crate::cli::client::Client;
 use crate::cli::exit::{Exit, Failure};
@@ -81,13 +81,13 @@ pub(super) async fn put(global: &Global, client: &Client, args: PutArgs) -> anyh
         // The command line asks for one of the two.
         (None, None) => Vec::new(),
     };
-    show(global, &done)?;
+    QUEUES.show(global, &done)?;
     Ok(Exit::Ok)
 }
 
 /// Changes what is named, of a queue that nobody else changes meanwhile.
 async fn change(client: &Client, queue: &str, settings: Settings) -> anyhow::Result<String> {
-    let (mut present, version) = match client.get_value(&path(queue), &[]).await {
+    let (mut present, version) = match client.get_value(&QUEUES.path(queue), &[]).await {
         Ok(mut found) => (found["settings"].take(), found["version"].as_u64().unwrap_or_default()),
         Err(error) => match error.downcast_ref::<Failure>() {
             Some(failure) if failure.exit == Exit::NotFound => (json!({}), 0),
@@ -98,7 +98,7 @@ async fn change(client: &Client, queue: &str, settings: Settings) -> anyhow::Res
         return Err(Failure::new(Exit::Failed, "the node answered a queue without settings").into());
     };
     settings.write_to(fields)?;
-    client.put(&path(queue), &present, Some(version)).await
+    client.put(&QUEUES.path(queue), &present, Some(version)).await
 }
 
 impl Settings {
@@ -149,7 +149,7 @@ async fn of_file(client: &Client, file: &str) -> anyhow::Result<Vec<String>> {
     let queues = settings::read(block).map_err(|faults| Failure::of_faults(file, &faults))?;
     let mut done = Vec::with_capacity(queues.len());
     for (queue, input) in queues {
-        done.push(client.put(&path(&queue), &serde_json::to_value(input)?, None).await?);
+        done.push(client.put(&QUEUES.path(&queue), &serde_json::to_value(input)?, None).await?);
     }
     Ok(done)
 }
