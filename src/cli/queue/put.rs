@@ -149,7 +149,11 @@ async fn of_file(client: &Client, file: &str) -> anyhow::Result<Vec<String>> {
     let queues = settings::read(block).map_err(|faults| Failure::of_faults(file, &faults))?;
     let mut done = Vec::with_capacity(queues.len());
     for (queue, input) in queues {
-        done.push(client.put(&QUEUES.path(&queue), &serde_json::to_value(input)?, None).await?);
+        done.push(
+            client
+                .put(&QUEUES.path(&queue), &serde_json::to_value(input)?, None)
+                .await?,
+        );
     }
     Ok(done)
 }
