@@ -16,7 +16,7 @@ HERE = Path(__file__).resolve().parents[1]
 PAGE = HERE.parents[1] / "docs" / "python.md"
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # A block that is a file, the command that runs it, and a block that needs both.
-FILE = re.compile(r"^```python file=(\S+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+FILE = re.compile(r"^```python module=(\S+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^```sh\npensum-agent (run \w+ .*?)\n```", re.MULTILINE)
 WITH_FILE = re.compile(r"^```python with=(\S+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
