@@ -209,13 +209,13 @@ fn a_queue_that_is_paused_stays_so_over_a_restart(mut node: Node) {
 }
 
 #[test]
-fn the_task_manager_of_a_json_file_is_taken_over_with_a_word_about_its_agents() {
+fn the_task_manager_of_a_json_file_is_taken_over_with_its_agents() {
     let mut server = Server::start(&[]);
     server.stop();
     let example = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/task_manager_config.json");
     let agents = server.file("agents.json");
     let text_of_agents = r#"{"agents": {"designer": {"id": "designer", "name": "Designer", "capabilities": ["design_system"],
-        "max_concurrent_tasks": 3, "status": "active"}, "validator": {"id": "validator"}}}"#;
+        "max_concurrent_tasks": 3, "status": "active"}, "validator": {"id": "validator", "capabilities": ["validation"]}}}"#;
     std::fs::write(&agents, text_of_agents).unwrap();
     for file in [example, agents.to_str().unwrap()] {
         server.add_arg("--config");
@@ -243,13 +243,21 @@ fn the_task_manager_of_a_json_file_is_taken_over_with_a_word_about_its_agents() 
         ("Symbol Validation", 3, true),
     ];
     assert_eq!(shown, wanted.map(|(name, width, auto)| (name.to_owned(), width, auto)));
-    let warnings: Vec<String> = server
-        .log_all()
-        .into_iter()
-        .filter(|line| line.contains("WARN"))
-        .collect();
-    assert_eq!(warnings.len(), 1, "{warnings:?}");
-    assert!(warnings[0].contains("designer, validator"), "{warnings:?}");
+    assert!(server.log_all().iter().all(|line| !line.contains("WARN")));
+    let agents = server.http.get("/api/v1/agents").expect(200);
+    let ids: Vec<String> = items(&agents["items"]).iter().map(|agent| text(&agent["id"])).collect();
+    let wanted = [
+        "communication_hub",
+        "design_coordinator",
+        "designer",
+        "file_processor",
+        "integration_manager",
+        "symbol_validator",
+        "validator",
+    ];
+    assert_eq!(ids, wanted);
+    assert_eq!(agents["items"][0]["max_concurrent_tasks"], 3);
+    assert_eq!(agents["items"][0]["status"], "idle");
     // A second start finds everything as it is to be.
     server.stop();
     server.restart();

@@ -299,6 +299,16 @@ impl AgentRecord {
         self.seen_at.is_some_and(|seen| now < seen.plus(self.settings.lease()))
     }
 
+    /// True when it is taken to have died, one of its leases having run out at `expires_at`: it is not heard any more, or was
+    /// not in the second half of that lease. One that lives renews long before; one that died right after it was heard for
+    /// the last time is not silent for a whole lease yet.
+    pub fn died_before(&self, expires_at: Time, now: Time) -> bool {
+        let late = self
+            .seen_at
+            .is_some_and(|seen| seen.plus(self.settings.lease() / 2) > expires_at);
+        !(late && self.is_alive(now))
+    }
+
     /// How it is at `now`.
     pub fn status(&self, now: Time) -> AgentStatus {
         match self.is_alive(now) {
@@ -498,6 +508,16 @@ mod tests {
             agent.open(NodeId(n), at(6)).unwrap();
         }
         assert_eq!(agent.fenced.len(), SESSIONS_FENCED_MAX);
+    }
+
+    #[test]
+    fn an_agent_that_fell_silent_in_the_middle_of_a_lease_has_died_by_its_end() {
+        let mut agent = agent(&["x"]);
+        agent.open(NodeId(1), at(1)).unwrap();
+        // A lease of before it was heard last, by a second.
+        assert!(agent.is_alive(at(30)) && agent.died_before(at(30), at(30)));
+        agent.open(NodeId(1), at(16)).unwrap();
+        assert!(!agent.died_before(at(30), at(30)) && agent.died_before(at(30), at(46)));
     }
 
     #[test]

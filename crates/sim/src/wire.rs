@@ -782,9 +782,10 @@ impl Store for Wire {
         self.call(writes("delete_agent"), move |store| {
             let (call, agent) = (call.clone(), agent.clone());
             async move {
-                store
-                    .gone(agent.clone(), "remove", store.inner.delete_agent(&call, agent).await)
-                    .await
+                let before = store.ends(call.now).await;
+                let removed = store.inner.delete_agent(&call, agent.clone()).await;
+                store.tell_ends(&before, call.now).await;
+                store.gone(agent, "remove", removed).await
             }
         })
         .await
@@ -794,7 +795,12 @@ impl Store for Wire {
         let call = call.clone();
         self.call(writes("open_session"), move |store| {
             let (call, agent) = (call.clone(), agent.clone());
-            async move { store.changed("open", store.inner.open_session(&call, agent, session).await) }
+            async move {
+                let before = store.ends(call.now).await;
+                let opened = store.inner.open_session(&call, agent, session).await;
+                store.tell_ends(&before, call.now).await;
+                store.changed("open", opened)
+            }
         })
         .await
     }
@@ -804,13 +810,10 @@ impl Store for Wire {
         self.call(writes("close_session"), move |store| {
             let (call, agent) = (call.clone(), agent.clone());
             async move {
-                store
-                    .gone(
-                        agent.clone(),
-                        "close",
-                        store.inner.close_session(&call, agent, session).await,
-                    )
-                    .await
+                let before = store.ends(call.now).await;
+                let closed = store.inner.close_session(&call, agent.clone(), session).await;
+                store.tell_ends(&before, call.now).await;
+                store.gone(agent, "close", closed).await
             }
         })
         .await

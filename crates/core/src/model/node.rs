@@ -44,7 +44,7 @@ impl Model {
     pub(super) fn lease_end(&self, entry: &Entry, now: Time) -> (Event, Option<ErrorInfo>) {
         let node = entry.lifecycle.lease.map(|lease| lease.node);
         if let Some(agent) = node.and_then(|node| self.agent_of(node))
-            && !agent.is_alive(now)
+            && agent.died_before(entry.lifecycle.lease.map_or(now, |lease| lease.expires_at), now)
         {
             let blame = entry.blame(agent.seen_at.unwrap_or(now));
             return (Event::NodeDied(blame), Some(ErrorInfo::agent_crashed(&agent.name)));

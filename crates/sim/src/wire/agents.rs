@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use pensum_core::agent::AgentRecord;
 use pensum_core::breaker::BreakerRecord;
+use pensum_core::query::PAGE_MAX;
 use pensum_core::store::{AgentClaim, Claimed, StoreError};
-use pensum_core::{LeaseId, Name, NodeId, Time};
+use pensum_core::{LeaseId, Name, NodeId, Page, State, Status, TaskFilter, TaskId, Time};
 
 use super::Far;
 use crate::history::{Executor, Remote, What};
@@ -86,6 +87,30 @@ impl Far {
         let agent = agent.to_string();
         self.add(What::Remote(Remote::Changed { agent, verb, record }));
         Ok(())
+    }
+
+    /// What has failed or was cancelled: the end of a session ends tasks without saying which.
+    pub(super) async fn ends(&self, now: Time) -> BTreeMap<TaskId, State> {
+        let filter = TaskFilter {
+            status: vec![Status::Failed, Status::Cancelled],
+            ..TaskFilter::default()
+        };
+        let page = Page {
+            limit: PAGE_MAX,
+            before_row: None,
+        };
+        let found = self.inner.tasks("default", filter, page, now).await;
+        let found = found.map(|page| page.items).unwrap_or_default();
+        found.into_iter().map(|task| (task.id, task.lifecycle.state)).collect()
+    }
+
+    /// Tells what has ended since.
+    pub(super) async fn tell_ends(&self, before: &BTreeMap<TaskId, State>, now: Time) {
+        let after = self.ends(now).await.into_iter();
+        let ended: Vec<(TaskId, State)> = after.filter(|(task, _)| !before.contains_key(task)).collect();
+        if !ended.is_empty() {
+            self.add(What::Ended(ended));
+        }
     }
 
     /// Tells how breakers have changed.

@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, LazyLock};
 
+use pensum_core::agent::AgentRecord;
 use pensum_core::store::{Applied, NODE_LISTED, Reaped};
 use pensum_core::transition::{Blame, Event};
-use pensum_core::{ErrorInfo, Name, NodeId, State, Time};
+use pensum_core::{ErrorInfo, NodeId, State, Time};
 use tokio_postgres::types::Type;
 
 use super::Inner;
@@ -167,17 +168,20 @@ impl Work {
         for node in self.tx.query(sql, &[(&self.now.as_micros(), Type::INT8)]).await? {
             dead.insert(node.try_get::<_, i64>(0)? as u64, Time::from_micros(node.try_get(1)?));
         }
-        let agents = self.silent_agents(rows).await?;
+        let agents = self.agents_of(rows).await?;
         let mut done = 0;
         for row in rows {
             let Some((_, live)) = self.live(*row) else { continue };
             let Some(lease) = live.life.lease.filter(|l| l.expires_at <= self.now) else {
                 continue;
             };
-            let (event, error) = match (agents.get(&lease.node), dead.get(&lease.node.0)) {
-                (Some((agent, heard_at)), _) => {
-                    let error = ErrorInfo::agent_crashed(agent);
-                    (Event::NodeDied(blame(live, *heard_at)), Some(error))
+            let agent = agents.get(&lease.node);
+            let agent = agent.filter(|agent| agent.died_before(lease.expires_at, self.now));
+            let (event, error) = match (agent, dead.get(&lease.node.0)) {
+                (Some(agent), _) => {
+                    let error = ErrorInfo::agent_crashed(&agent.name);
+                    let heard_at = agent.seen_at.unwrap_or(self.now);
+                    (Event::NodeDied(blame(live, heard_at)), Some(error))
                 }
                 (None, Some(heard_at)) => died(live, lease.node, *heard_at),
                 (None, None) => (Event::LeaseExpired, None),
@@ -194,8 +198,8 @@ impl Work {
         Ok(done)
     }
 
-    /// The agents that are not heard any more, of those whose sessions hold these rows, and when they last were.
-    async fn silent_agents(&mut self, rows: &[i64]) -> Result<HashMap<NodeId, (Name, Time)>, Fault> {
+    /// The agents whose sessions hold these rows, by session.
+    async fn agents_of(&mut self, rows: &[i64]) -> Result<HashMap<NodeId, AgentRecord>, Fault> {
         let held = rows.iter().filter_map(|row| self.live(*row));
         let by_agents = held.filter(|(_, live)| live.run.is_some_and(|run| run.by_agent));
         let mut sessions: Vec<i64> = by_agents
@@ -207,16 +211,14 @@ impl Work {
         sessions.sort_unstable();
         sessions.dedup();
         let answers = self.tx.pipeline(&[agent::of_sessions(&sessions)]).await?;
-        let mut silent = HashMap::new();
+        let mut agents = HashMap::new();
         for row in answers.iter().flatten() {
             let (_, agent) = agent::read(row)?;
-            if let Some(session) = agent.session
-                && !agent.is_alive(self.now)
-            {
-                silent.insert(session, (agent.name, agent.seen_at.unwrap_or(self.now)));
+            if let Some(session) = agent.session {
+                agents.insert(session, agent);
             }
         }
-        Ok(silent)
+        Ok(agents)
     }
 }
 

@@ -47,6 +47,7 @@ impl Stake {
 struct Expired {
     row: i64,
     node: NodeId,
+    expires_at: Time,
     stake: Stake,
 }
 
@@ -56,6 +57,7 @@ impl Expired {
         (!leased.closing).then_some(Expired {
             row,
             node: lease.node,
+            expires_at: lease.expires_at,
             stake: Stake::of(leased),
         })
     }
@@ -136,7 +138,7 @@ impl Writer {
     /// What becomes of a task whose lease ran out: its node died, or did not renew it for another reason.
     fn lease_end(&self, expired: &Expired, now: Time) -> (Event, Facts) {
         let agent = self.agents.of_session(expired.node);
-        let (died_at, error) = if let Some(agent) = agent.filter(|agent| !agent.is_alive(now)) {
+        let (died_at, error) = if let Some(agent) = agent.filter(|agent| agent.died_before(expired.expires_at, now)) {
             (agent.seen_at.unwrap_or(now), ErrorInfo::agent_crashed(&agent.name))
         } else if let Some(died_at) = self.shared.nodes.lock().died_at(expired.node, now) {
             let message = format!("{} died while it ran the task", expired.node);

@@ -409,7 +409,9 @@ pub(crate) async fn a_task_whose_agent_fell_silent_runs_elsewhere(w: &World) {
     };
     w.store.renew(vec![beat(&held[0])], AGENT_LEASE, w.now()).await.unwrap();
     w.store.beat_agent(&w.call(), "w".into(), Some(SESSION)).await.unwrap();
-    w.pass(20.0);
+    w.pass(8.0);
+    w.store.beat_agent(&w.call(), "w".into(), Some(SESSION)).await.unwrap();
+    w.pass(12.0);
     // The agent lives and did not renew the second: no crash.
     assert_eq!(w.reap().await.leases_expired, 1);
     let executions = |id: TaskId| w.store.executions("default", id);
@@ -421,6 +423,7 @@ pub(crate) async fn a_task_whose_agent_fell_silent_runs_elsewhere(w: &World) {
     let crashed = executions(ids_of[0]).await.unwrap().remove(0);
     assert_eq!(crashed.error.map(|e| e.kind).as_deref(), Some("crashed_agent"));
     assert!(w.get(ids_of[0]).await.lifecycle.suspect);
+    w.pass(8.0);
     assert_eq!(status(w, "w").await, AgentStatus::Offline);
     assert_eq!(w.claim(1).await.len(), 1);
 }
