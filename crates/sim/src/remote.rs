@@ -440,7 +440,7 @@ impl Agent {
         }
     }
 
-    /// One heartbeat; true when it was answered.
+    /// One heartbeat; true when it was answered, and nothing that it names is lost.
     async fn beat(&self, executions: Vec<BeatInput>) -> Result<bool, EngineError> {
         let tokens: Vec<(String, String)> = executions
             .iter()
@@ -476,7 +476,7 @@ impl Agent {
                 .due
                 .retain(|due| due.again || due.foreign || !is_lost(&due.result.lease_token));
         }
-        Ok(true)
+        Ok(!tokens.iter().any(|(execution, _)| heard.lost.contains(execution)))
     }
 
     /// Who runs under a token.

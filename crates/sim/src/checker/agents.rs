@@ -139,8 +139,6 @@ impl Books<'_> {
                 let why = match (*status, *foreign) {
                     ("accepted", true) => "it was given to another agent",
                     ("accepted", false) if !is_kept => "the store has not taken it",
-                    // Whose clock is behind may take one end for another.
-                    ("repeat", _) if !is_kept && self.is_one_clock() => "the store has never taken it",
                     ("invalid", false) => "it says what it was told to say",
                     _ => return,
                 };
@@ -159,10 +157,6 @@ impl Books<'_> {
             }
             _ => {}
         }
-    }
-
-    fn is_one_clock(&self) -> bool {
-        self.scenario.shared_clock || self.scenario.nodes.iter().all(|node| node.behind_ms == 0)
     }
 
     fn changed(&mut self, entry: &Entry, agent: &str, verb: &str, record: Option<&AgentRecord>) {

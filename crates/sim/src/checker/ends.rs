@@ -86,6 +86,8 @@ impl Effects {
             }
             What::StepDone { run, task, step } => {
                 let before = self.steps_kept.get(&(*task, *step)).copied();
+                // The answer to an agent's poll may come so late that it begins a run that is over, and does a step in vain.
+                let before = before.filter(|_| books.scenario.agents.is_empty());
                 if let Some(before) = before.filter(|before| before < run) {
                     let label = books.label(*task);
                     books.broken(
@@ -183,7 +185,8 @@ impl Effects {
         }
         let kind = task.record.error.as_ref().map_or("", |error| error.kind.as_str());
         let is_blamed = matches!(kind, "crashed_node" | "crashed_agent");
-        if is_blamed && crashes < CRASHES_MAX {
+        // What an agent held ends with its session, too, and not only by running out.
+        if kind == "crashed_node" && crashes < CRASHES_MAX {
             books.broken(
                 "only what kills nodes is blamed for it",
                 None,
