@@ -133,11 +133,6 @@ impl Demand {
         }
     }
 
-    /// True when the task says nothing but its handler.
-    pub fn is_plain(&self) -> bool {
-        self.requires.is_empty() && self.agent.is_none() && self.resources.is_zero()
-    }
-
     /// As stores keep it: a list of capabilities, or an object where there is more.
     pub fn to_text(&self) -> String {
         let text = if self.agent.is_none() && self.resources.is_zero() {

@@ -164,3 +164,12 @@ pub(crate) fn json<T: Serialize + ?Sized>(status: StatusCode, value: &T) -> Resp
         Err(error) => Problem::internal(&error).into_response(),
     }
 }
+
+/// One thing in JSON, with its version as the ETag.
+pub(crate) fn tagged<T: Serialize>(version: u64, view: &T) -> Response {
+    let mut response = json(StatusCode::OK, view);
+    if let Ok(tag) = HeaderValue::try_from(format!("\"{version}\"")) {
+        response.headers_mut().insert(header::ETAG, tag);
+    }
+    response
+}

@@ -1,13 +1,13 @@
 //! `/breakers`: circuit breakers, their settings, and what is asked of them.
 
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use pensum_core::breaker::BreakerCommand;
 use pensum_core::input::BreakerInput;
 use pensum_engine::BreakerView;
 
-use crate::app::{App, Listing, json};
+use crate::app::{App, Listing, json, tagged};
 use crate::commands::Nothing;
 use crate::executions::Window;
 use crate::extract::{Caller, NAMESPACE, Params, Segment, Submission, if_match};
@@ -32,7 +32,8 @@ pub(crate) async fn list(State(app): State<App>, params: Params) -> Result<Respo
         (status = 404, description = "There is none", body = ProblemDetails, content_type = "application/problem+json"),
     ))]
 pub(crate) async fn get(State(app): State<App>, Segment(name): Segment, _: Caller) -> Result<Response, Problem> {
-    Ok(tagged(&app.engine.breaker(NAMESPACE, &name).await?))
+    let breaker = app.engine.breaker(NAMESPACE, &name).await?;
+    Ok(tagged(breaker.version, &breaker))
 }
 
 /// Makes a circuit breaker, or gives it other settings. What the body does not name gets its default.
@@ -53,8 +54,8 @@ pub(crate) async fn put(
 ) -> Result<Response, Problem> {
     let expected = if_match(&headers)?;
     let input: BreakerInput = submission.parse()?;
-    let put = app.engine.put_breaker(&submission.call, &name, input, expected);
-    Ok(tagged(&put.await?))
+    let breaker = app.engine.put_breaker(&submission.call, &name, input, expected).await?;
+    Ok(tagged(breaker.version, &breaker))
 }
 
 /// Removes a circuit breaker; what it held up starts.
@@ -102,14 +103,6 @@ async fn command(
     command: BreakerCommand,
 ) -> Result<Response, Problem> {
     submission.parse_or_default::<Nothing>()?;
-    let commanded = app.engine.command_breaker(&submission.call, &name, command);
-    Ok(tagged(&commanded.await?))
-}
-
-fn tagged(view: &BreakerView) -> Response {
-    let mut response = json(StatusCode::OK, view);
-    if let Ok(tag) = HeaderValue::try_from(format!("\"{}\"", view.version)) {
-        response.headers_mut().insert(header::ETAG, tag);
-    }
-    response
+    let breaker = app.engine.command_breaker(&submission.call, &name, command).await?;
+    Ok(tagged(breaker.version, &breaker))
 }

@@ -1,13 +1,13 @@
 //! `/queues`: their settings, and what is asked of them.
 
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use pensum_core::input::QueueInput;
 use pensum_core::queue::QueueCommand;
 use pensum_engine::QueueView;
 
-use crate::app::{App, Listing, json};
+use crate::app::{App, Listing, json, tagged};
 use crate::commands::Nothing;
 use crate::executions::Window;
 use crate::extract::{Caller, NAMESPACE, Params, Segment, Submission, if_match};
@@ -32,7 +32,8 @@ pub(crate) async fn list(State(app): State<App>, params: Params) -> Result<Respo
         (status = 404, description = "Nobody put it, and no task is in it", body = ProblemDetails, content_type = "application/problem+json"),
     ))]
 pub(crate) async fn get(State(app): State<App>, Segment(name): Segment, _: Caller) -> Result<Response, Problem> {
-    Ok(tagged(&app.engine.queue(NAMESPACE, &name).await?))
+    let queue = app.engine.queue(NAMESPACE, &name).await?;
+    Ok(tagged(queue.version, &queue))
 }
 
 /// Gives a queue settings, and makes it where there is none. What the body does not name gets its default.
@@ -53,9 +54,8 @@ pub(crate) async fn put(
 ) -> Result<Response, Problem> {
     let expected = if_match(&headers)?;
     let input: QueueInput = submission.parse()?;
-    Ok(tagged(
-        &app.engine.put_queue(&submission.call, &name, input, expected).await?,
-    ))
+    let queue = app.engine.put_queue(&submission.call, &name, input, expected).await?;
+    Ok(tagged(queue.version, &queue))
 }
 
 /// Takes a queue's settings away. Refused while it holds unfinished tasks, which would all start at once.
@@ -117,15 +117,6 @@ async fn command(
     command: QueueCommand,
 ) -> Result<Response, Problem> {
     submission.parse_or_default::<Nothing>()?;
-    Ok(tagged(
-        &app.engine.command_queue(&submission.call, &name, command).await?,
-    ))
-}
-
-fn tagged(view: &QueueView) -> Response {
-    let mut response = json(StatusCode::OK, view);
-    if let Ok(tag) = HeaderValue::try_from(format!("\"{}\"", view.version)) {
-        response.headers_mut().insert(header::ETAG, tag);
-    }
-    response
+    let queue = app.engine.command_queue(&submission.call, &name, command).await?;
+    Ok(tagged(queue.version, &queue))
 }

@@ -14,7 +14,7 @@ use pensum_core::{Lifecycle, Status, TaskId, TaskRecord, Time};
 use pensum_engine::Explanation;
 use serde::Serialize;
 
-use crate::app::{App, Listing, json};
+use crate::app::{App, Listing, json, tagged};
 use crate::cursor::{self, List};
 use crate::extract::{Caller, NAMESPACE, Params, Submission, TaskPath, if_match};
 use crate::problem::{Kind, Problem, ProblemDetails};
@@ -197,7 +197,7 @@ pub(crate) fn filter(params: &mut Params) -> Result<TaskFilter, Problem> {
     ))]
 pub(crate) async fn get(State(app): State<App>, TaskPath(id): TaskPath, _: Caller) -> Result<Response, Problem> {
     let view = read(&app, id).await?;
-    Ok(tagged(&view))
+    Ok(tagged(view.version, &view))
 }
 
 /// Changes a task. What may change depends on where it is: after its end only what describes it.
@@ -234,7 +234,8 @@ pub(crate) async fn patch(
         }
     }
     let record = app.engine.update(&call, id, patch, expected).await?;
-    Ok(tagged(&TaskView::of(record, call.now)))
+    let view = TaskView::of(record, call.now);
+    Ok(tagged(view.version, &view))
 }
 
 /// Deletes a task and everything about it. Refused while it runs, and while unfinished tasks depend on it.
@@ -345,12 +346,4 @@ pub(crate) async fn read(app: &App, id: TaskId) -> Result<TaskView, Problem> {
 /// Where a task can be read.
 pub(crate) fn location(id: TaskId) -> Result<HeaderValue, Problem> {
     HeaderValue::try_from(format!("/api/v1/tasks/{id}")).map_err(|error| Problem::internal(&error))
-}
-
-fn tagged(view: &TaskView) -> Response {
-    let mut response = json(StatusCode::OK, view);
-    if let Ok(tag) = HeaderValue::try_from(format!("\"{}\"", view.version)) {
-        response.headers_mut().insert(header::ETAG, tag);
-    }
-    response
 }

@@ -2,6 +2,7 @@
 //! own, because they outlive this process.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use foldhash::fast::{FixedState, RandomState};
@@ -61,7 +62,7 @@ pub(super) struct Agents {
     seats: HashMap<Place, Seat, RandomState>,
     sessions: HashMap<NodeId, Place, RandomState>,
     /// By class; short of classes that came since.
-    wants: Vec<Wants>,
+    wants: Arc<Vec<Wants>>,
     /// There was an agent, or a lease of one, since the file was opened.
     any: bool,
     /// Some class asks for resources.
@@ -162,7 +163,7 @@ impl Agents {
         }
         (self.seats, self.sessions) = (seats, sessions);
         self.any |= !self.seats.is_empty();
-        self.wants.clear();
+        self.wants = Arc::default();
         self.any_preference = false;
         self.any_taker = false;
         Ok(())
@@ -186,7 +187,7 @@ impl Agents {
             let prefers = class.demand.agent.clone().map(|agent| (class.namespace.clone(), agent));
             self.any_preference |= prefers.is_some();
             self.any_taker |= !class.demand.resources.is_zero();
-            self.wants.push(Wants {
+            Arc::make_mut(&mut self.wants).push(Wants {
                 takes: class.demand.resources,
                 prefers,
             });
@@ -313,7 +314,7 @@ fn write_lease(db: &Connection, row: i64, leased: &Leased) -> Result<(), Fault> 
 
 /// How much of what is ready a claimer may take, beside what it is capable of.
 pub(super) struct Bounds {
-    wants: Vec<Wants>,
+    wants: Arc<Vec<Wants>>,
     /// By class: kept for another agent. Empty when no class is.
     kept: Vec<bool>,
     free: Option<Amounts>,
@@ -357,18 +358,13 @@ impl Writer {
         };
         let free = resources.filter(|_| agents.any_taker).map(|offered| {
             let view = self.shared.view.lock();
-            let held = view.nodes.contains_key(&request.node);
-            let leases = view.leases_of(request.node).filter(|leased| held && !leased.closing);
+            let leases = view.leases_of(request.node).filter(|leased| !leased.closing);
             let taken =
                 leases.filter_map(|leased| agents.wants.get(leased.live.class as usize).map(|wants| wants.takes));
             offered.minus(taken.fold(Amounts::default(), Amounts::plus))
         });
         Bounds {
-            wants: if free.is_some() {
-                agents.wants.clone()
-            } else {
-                Vec::new()
-            },
+            wants: Arc::clone(&agents.wants),
             kept,
             free,
         }
@@ -404,7 +400,6 @@ impl Writer {
         }
         let request = ClaimRequest {
             slots,
-            lease: record_lease(&self.agents, &place),
             ..request.clone()
         };
         self.agents.cover(&place, &self.shared.catalog);
@@ -469,36 +464,22 @@ impl Writer {
             record.check(session)?;
         }
         self.agents.hear(&place, call.now);
-        self.shown(&place)
+        Ok(self.shown(self.agents.record(&place)?))
     }
 
-    fn shown(&self, place: &Place) -> Result<AgentRecord, Rejected> {
-        let record = self.agents.record(place)?;
+    fn shown(&self, record: &AgentRecord) -> AgentRecord {
         let view = self.shared.view.lock();
-        let open = |session: NodeId| view.leases_of(session).filter(|leased| !leased.closing).count();
-        let running = record
-            .session
-            .filter(|session| view.nodes.contains_key(session))
-            .map_or(0, open);
-        Ok(AgentRecord {
-            running: running as u64,
+        let held = record.session.and_then(|session| view.nodes.get(&session));
+        AgentRecord {
+            running: held.map_or(0, |held| held.leases as u64),
             ..record.clone()
-        })
+        }
     }
 
     /// The agents of a namespace, by name.
     pub(super) fn list_agents(&self, namespace: &str) -> Vec<AgentRecord> {
-        let view = self.shared.view.lock();
         let here = self.agents.seats.iter().filter(|((place, _), _)| **place == *namespace);
-        let mut records: Vec<AgentRecord> = here
-            .map(|(_, seat)| {
-                let held = seat.record.session.and_then(|session| view.nodes.get(&session));
-                AgentRecord {
-                    running: held.map_or(0, |held| held.leases as u64),
-                    ..seat.record.clone()
-                }
-            })
-            .collect();
+        let mut records: Vec<AgentRecord> = here.map(|(_, seat)| self.shown(&seat.record)).collect();
         records.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         records
     }
@@ -554,8 +535,9 @@ impl Writer {
             self.agents.fenced = true;
         }
         write(&self.db, &place.0, &record)?;
+        let shown = self.shown(&record);
         self.put_seat(&place, record);
-        Ok(self.shown(&place).map(Some))
+        Ok(Ok(Some(shown)))
     }
 
     /// Takes a record that was just written into the memory. When its transaction fails, the memory follows the disk again.
@@ -680,6 +662,9 @@ impl Writer {
 
     /// When the first of the agents falls silent for whom ready tasks are kept.
     pub(super) fn falls_silent_at(&mut self) -> Option<Time> {
+        if self.agents.seats.is_empty() {
+            return None;
+        }
         self.agents.follow(&self.shared.catalog);
         if !self.agents.any_preference {
             return None;
@@ -695,11 +680,6 @@ impl Writer {
         });
         silent.min()
     }
-}
-
-fn record_lease(agents: &Agents, place: &Place) -> Duration {
-    let seat = agents.seats.get(place);
-    seat.map_or(pensum_core::agent::AGENT_LEASE, |seat| seat.record.settings.lease())
 }
 
 fn grant_of(leased: &Leased) -> Option<Grant> {

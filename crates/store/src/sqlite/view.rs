@@ -188,9 +188,11 @@ impl View {
         counts
     }
 
+    /// The leases that a node holds. Who holds none costs no walk through those of the others.
     pub(super) fn leases_of(&self, node: NodeId) -> impl Iterator<Item = &Leased> {
-        self.leases
-            .values()
+        let all = self.nodes.contains_key(&node).then(|| self.leases.values());
+        all.into_iter()
+            .flatten()
             .map(AsRef::as_ref)
             .filter(move |l| l.live.life.lease.is_some_and(|held| held.node == node))
     }
