@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use pensum_core::input::Problem;
+use pensum_core::input::{Invalid, Problem};
 use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde::ser::{SerializeMap, SerializeSeq};
 use serde::{Deserialize, Serialize, Serializer};
@@ -181,6 +181,46 @@ impl Node {
             at = if of_key { key_at } else { next.at };
         }
         at
+    }
+
+    /// Reads each entry of a block such as `queues: {NAME: {…}}`. Every fault of all of them is named by its path.
+    pub(crate) fn read_entries<T>(
+        &self,
+        block: &str,
+        read: impl Fn(&str, &Node) -> Result<T, Invalid>,
+    ) -> Result<Vec<T>, Vec<Fault>> {
+        let Some(entries) = self.entries() else {
+            let message = format!("{block}: must be a map, not {}", self.kind());
+            return Err(vec![Fault::new(self.at, message)]);
+        };
+        let mut all = Vec::with_capacity(entries.len());
+        let mut faults = Vec::new();
+        for (key, node) in entries {
+            match read(&key.name, node) {
+                Ok(entry) => all.push(entry),
+                Err(Invalid(problems)) => {
+                    let named = format!("{block}.{}", key.name);
+                    // The id of an entry is the name that it stands under.
+                    let fault = |problem: &Problem| match problem.path == "id" && node.get("id").is_none() {
+                        true => Fault::new(key.at, format!("{named}: {}", problem.message)),
+                        false => node.fault(&named, problem),
+                    };
+                    faults.extend(problems.iter().map(fault));
+                }
+            }
+        }
+        match faults.is_empty() {
+            true => Ok(all),
+            false => Err(faults),
+        }
+    }
+
+    /// The value in JSON, and an empty object for one of which nothing is said.
+    pub(crate) fn json_object(&self) -> String {
+        match self.value {
+            Value::Null => "{}".to_owned(),
+            _ => self.json(),
+        }
     }
 
     /// A problem that a check found in this value, as a fault. `named` is what stands before the problem's path.

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use futures_util::future::{BoxFuture, OptionFuture};
 use pensum_core::seam::Random;
 use pensum_engine::SystemRandom;
 use serde_json::{Value, json};
@@ -57,12 +58,12 @@ impl Stop {
 
 /// Growing pauses.
 #[derive(Default)]
-struct Pause {
+pub(super) struct Pause {
     times: u32,
 }
 
 impl Pause {
-    fn next(&mut self) -> Duration {
+    pub(super) fn next(&mut self) -> Duration {
         let pause = PAUSE.0.saturating_mul(1 << self.times.min(10)).min(PAUSE.1);
         self.times += 1;
         // Many agents of a node that comes back do not come all at once.
@@ -91,6 +92,13 @@ pub(super) struct Session<'a> {
     /// Nothing is taken before then: the program crashed.
     crashed_until: Option<Instant>,
     is_draining: bool,
+}
+
+/// A poll on its way.
+struct Asked<'a> {
+    /// It is not sent before then.
+    rests_until: Option<Instant>,
+    answer: BoxFuture<'a, anyhow::Result<String>>,
 }
 
 /// What a loop came by.
@@ -149,19 +157,24 @@ impl<'a> Session<'a> {
     /// Works until a signal comes, or another process takes over.
     async fn work(&mut self, stop: &mut Stop) -> anyhow::Result<()> {
         let mut beat = self.beats();
+        // A poll stays where it waits while runs end and heartbeats go: the node need not take it up again with each.
+        let mut asked: Option<Asked<'_>> = None;
         loop {
-            let came = {
-                let free = self.max.saturating_sub(self.running.len());
-                let rests_until = self.away_until.max(self.crashed_until);
-                let poll = poll(self.client, &self.base, self.question(free), rests_until, free > 0);
-                tokio::select! {
-                    biased;
-                    exit = stop.next() => Came::Signal(exit),
-                    Some(end) = self.ended.recv() => Came::Ended(end),
-                    _ = beat.tick(), if !self.running.is_empty() || !self.results.is_empty() => Came::Beat,
-                    answer = poll => Came::Polled(answer),
-                }
+            let rests_until = self.away_until.max(self.crashed_until);
+            asked = asked
+                .filter(|asked| asked.rests_until == rests_until)
+                .or_else(|| self.ask(rests_until));
+            let answer = OptionFuture::from(asked.as_mut().map(|asked| &mut asked.answer));
+            let came = tokio::select! {
+                biased;
+                exit = stop.next() => Came::Signal(exit),
+                Some(end) = self.ended.recv() => Came::Ended(end),
+                _ = beat.tick(), if !self.running.is_empty() || !self.results.is_empty() => Came::Beat,
+                Some(answer) = answer => Came::Polled(answer),
             };
+            if matches!(came, Came::Polled(_)) {
+                asked = None;
+            }
             match came {
                 Came::Signal(_) => return Ok(()),
                 Came::Ended(end) => {
@@ -191,11 +204,27 @@ impl<'a> Session<'a> {
         beats
     }
 
+    /// Asks for work where there is a free slot, and not before the end of a pause.
+    fn ask(&self, rests_until: Option<Instant>) -> Option<Asked<'a>> {
+        let free = self.max.saturating_sub(self.running.len());
+        let (client, path, question) = (self.client, format!("{}/poll", self.base), self.question(free));
+        let answer = async move {
+            if let Some(until) = rests_until {
+                tokio::time::sleep_until(until).await;
+            }
+            client.post(&path, &question).await
+        };
+        (free > 0).then(|| Asked {
+            rests_until,
+            answer: Box::pin(answer),
+        })
+    }
+
     fn question(&self, free: usize) -> Value {
         // What has ended and was not heard of yet is not to be given again, either.
         let unheard = self.results.iter().map(|ended| &ended.execution_id);
         let have: Vec<&String> = self.running.keys().chain(unheard).collect();
-        json!({ "session": self.session, "max": free.max(1), "wait_ms": WAIT_MS, "have": have })
+        json!({ "session": self.session, "max": free, "wait_ms": WAIT_MS, "have": have })
     }
 
     /// An answer, or `None` where the node could not be reached: then it is asked again after a pause.
@@ -435,21 +464,4 @@ impl<'a> Session<'a> {
 /// The exit code that an error stands for.
 fn exit_of(error: &anyhow::Error) -> Option<Exit> {
     error.downcast_ref::<Failure>().map(|failure| failure.exit)
-}
-
-/// Asks for work, after the pause that there may be; for ever where no slot is free.
-async fn poll(
-    client: &Client,
-    base: &str,
-    question: Value,
-    rests_until: Option<Instant>,
-    has_room: bool,
-) -> anyhow::Result<String> {
-    if !has_room {
-        return std::future::pending().await;
-    }
-    if let Some(until) = rests_until {
-        tokio::time::sleep_until(until).await;
-    }
-    client.post(&format!("{base}/poll"), &question).await
 }

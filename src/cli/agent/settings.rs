@@ -53,23 +53,7 @@ const EXTRA: [&str; 6] = ["program", "worker", "url", "env", "grace", "status"];
 
 /// Reads `{ID: {…}}`.
 pub(crate) fn read(block: &Node) -> Result<Vec<Configured>, Vec<Fault>> {
-    let Some(entries) = block.entries() else {
-        let message = format!("agents: must be a map, not {}", block.kind());
-        return Err(vec![Fault::new(block.at, message)]);
-    };
-    let mut agents = Vec::with_capacity(entries.len());
-    let mut faults = Vec::new();
-    for (key, node) in entries {
-        let named = format!("agents.{}", key.name);
-        match read_one(&key.name, &node.json()) {
-            Ok(agent) => agents.push(agent),
-            Err(Invalid(problems)) => faults.extend(problems.iter().map(|problem| node.fault(&named, problem))),
-        }
-    }
-    match faults.is_empty() {
-        true => Ok(agents),
-        false => Err(faults),
-    }
+    block.read_entries("agents", |id, node| read_one(id, &node.json()))
 }
 
 fn read_one(id: &str, text: &str) -> Result<Configured, Invalid> {

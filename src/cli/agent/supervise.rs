@@ -13,11 +13,9 @@ use super::super::exit::{Exit, Failure};
 use super::http::Endpoint;
 use super::path;
 use super::runner::Runner;
-use super::session::{Session, Stop};
+use super::session::{Pause, Session, Stop};
 use super::settings::{Configured, Kind};
 
-/// The first and the longest pause before an agent that has ended is started again.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 /// An agent that ran for this long before it ended is started again without a long pause.
 const STEADY: Duration = Duration::from_secs(60);
 /// How often a node looks whether an agent that another one runs is still there.
@@ -72,7 +70,7 @@ fn registration(agent: &Configured) -> anyhow::Result<Value> {
 /// Runs an agent again and again until the node stops.
 async fn watch(client: &Client, address: &str, agent: &Configured, stop: &CancellationToken) {
     let id = &agent.input.id;
-    let mut failures = 0u32;
+    let mut pauses = Pause::default();
     loop {
         let started = Instant::now();
         let ended = match &agent.kind {
@@ -93,8 +91,10 @@ async fn watch(client: &Client, address: &str, agent: &Configured, stop: &Cancel
         if stop.is_cancelled() {
             return;
         }
-        failures = if started.elapsed() >= STEADY { 0 } else { failures + 1 };
-        let pause = PAUSE.0.saturating_mul(1 << failures.min(10)).min(PAUSE.1);
+        if started.elapsed() >= STEADY {
+            pauses = Pause::default();
+        }
+        let pause = pauses.next();
         match ended {
             Ok(why) => tracing::warn!(agent = %id, why, again_in = ?pause, "the agent ended"),
             Err(error) => tracing::warn!(agent = %id, %error, again_in = ?pause, "the agent could not go on"),

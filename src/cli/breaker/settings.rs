@@ -1,11 +1,11 @@
 //! Circuit breakers in files: the block `breakers` of the configuration, which a node puts when it starts.
 
-use pensum_core::input::{self, BreakerInput, Invalid};
+use pensum_core::input::{self, BreakerInput};
 use pensum_core::store::{Call, Rejected};
 use pensum_engine::{Engine, EngineError};
 
 use crate::cli::exit::Failure;
-use crate::yaml::{Fault, Node, Value};
+use crate::yaml::{Fault, Node};
 
 /// Who gives breakers the settings of the configuration.
 const ACTOR: &str = "config";
@@ -14,28 +14,11 @@ const TRIES: usize = 10;
 
 /// Reads `{NAME: {…}}`.
 pub(crate) fn read(block: &Node) -> Result<Vec<(String, BreakerInput)>, Vec<Fault>> {
-    let Some(entries) = block.entries() else {
-        let message = format!("breakers: must be a map, not {}", block.kind());
-        return Err(vec![Fault::new(block.at, message)]);
-    };
-    let mut breakers = Vec::with_capacity(entries.len());
-    let mut faults = Vec::new();
-    for (key, node) in entries {
-        let named = format!("breakers.{}", key.name);
-        let text = match node.value {
-            Value::Null => "{}".to_owned(),
-            _ => node.json(),
-        };
-        let input = input::parse_object::<BreakerInput>(text.as_bytes());
-        match input.and_then(|input| input.clone().resolve(&key.name).map(|_| input)) {
-            Ok(input) => breakers.push((key.name.clone(), input)),
-            Err(Invalid(problems)) => faults.extend(problems.iter().map(|problem| node.fault(&named, problem))),
-        }
-    }
-    match faults.is_empty() {
-        true => Ok(breakers),
-        false => Err(faults),
-    }
+    block.read_entries("breakers", |name, node| {
+        let input = input::parse_object::<BreakerInput>(node.json_object().as_bytes())?;
+        input.clone().resolve(name)?;
+        Ok((name.to_owned(), input))
+    })
 }
 
 /// Gives breakers the settings of the configuration. One that somebody else has put since keeps what it has.

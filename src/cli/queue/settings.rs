@@ -1,11 +1,11 @@
 //! Queues in files: the block `queues` of the configuration, which a node puts when it starts.
 
-use pensum_core::input::{self, Invalid, QueueInput, check_queue_id};
+use pensum_core::input::{self, QueueInput, check_queue_id};
 use pensum_core::store::{Call, Rejected};
 use pensum_engine::{Engine, EngineError};
 
 use crate::cli::exit::Failure;
-use crate::yaml::{Fault, Node, Value};
+use crate::yaml::{Fault, Node};
 
 /// Who gives queues the settings of the configuration.
 const ACTOR: &str = "config";
@@ -14,37 +14,12 @@ const TRIES: usize = 10;
 
 /// Reads `{NAME: {…}}`.
 pub(crate) fn read(block: &Node) -> Result<Vec<(String, QueueInput)>, Vec<Fault>> {
-    let Some(entries) = block.entries() else {
-        let message = format!("queues: must be a map, not {}", block.kind());
-        return Err(vec![Fault::new(block.at, message)]);
-    };
-    let mut queues = Vec::with_capacity(entries.len());
-    let mut faults = Vec::new();
-    for (key, node) in entries {
-        let named = format!("queues.{}", key.name);
-        if let Err(Invalid(problems)) = check_queue_id(&key.name) {
-            faults.extend(
-                problems
-                    .iter()
-                    .map(|p| Fault::new(key.at, format!("{named}: {}", p.message))),
-            );
-            continue;
-        }
-        // A queue of which nothing is said has what every queue has.
-        let text = match node.value {
-            Value::Null => "{}".to_owned(),
-            _ => node.json(),
-        };
-        let input = input::parse_object::<QueueInput>(text.as_bytes());
-        match input.and_then(|input| input.clone().resolve().map(|_| input)) {
-            Ok(input) => queues.push((key.name.clone(), input)),
-            Err(Invalid(problems)) => faults.extend(problems.iter().map(|problem| node.fault(&named, problem))),
-        }
-    }
-    match faults.is_empty() {
-        true => Ok(queues),
-        false => Err(faults),
-    }
+    block.read_entries("queues", |name, node| {
+        check_queue_id(name)?;
+        let input = input::parse_object::<QueueInput>(node.json_object().as_bytes())?;
+        input.clone().resolve()?;
+        Ok((name.to_owned(), input))
+    })
 }
 
 /// Gives queues the settings of the configuration. One that somebody else has put since keeps what it has.
