@@ -190,11 +190,7 @@ impl BreakerRecord {
     /// How many ends there were within the window, and how many of them failed.
     pub fn counted(&self, now: Time) -> (u64, u64) {
         let slice = self.slice(now);
-        let within = self
-            .memory
-            .slices
-            .iter()
-            .filter(|(number, ..)| *number > slice - SLICES);
+        let within = self.memory.slices.iter().filter(|(number, ..)| is_near(*number, slice));
         within.fold((0, 0), |(calls, failed), (_, well, bad)| {
             (calls + u64::from(*well) + u64::from(*bad), failed + u64::from(*bad))
         })
@@ -234,14 +230,13 @@ impl BreakerRecord {
     fn count(&mut self, succeeded: bool, now: Time) -> bool {
         let slice = self.slice(now);
         let slices = &mut self.memory.slices;
-        slices.retain(|(number, ..)| *number > slice - SLICES && *number <= slice);
-        match slices.last_mut() {
-            Some(last) if last.0 == slice => {}
-            _ => slices.push((slice, 0, 0)),
+        slices.retain(|(number, ..)| is_near(*number, slice));
+        let place = slices.partition_point(|(number, ..)| *number < slice);
+        if slices.get(place).is_none_or(|(number, ..)| *number != slice) {
+            slices.insert(place, (slice, 0, 0));
         }
-        if let Some((_, well, failed)) = slices.last_mut() {
-            *if succeeded { well } else { failed } += 1;
-        }
+        let (_, well, failed) = &mut slices[place];
+        *if succeeded { well } else { failed } += 1;
         let (calls, failed) = self.counted(now);
         let by_count = self.settings.failures.is_some_and(|most| failed >= u64::from(most));
         let by_rate = self.settings.failure_permille.is_some_and(|permille| {
@@ -304,6 +299,12 @@ impl BreakerRecord {
     }
 }
 
+/// True for a slice of the window around another one. One ahead was counted by a clock that is further on, or before this
+/// one was set back: it counts, unless it is so far away that it would count for ever.
+fn is_near(number: i64, slice: i64) -> bool {
+    (number - slice).abs() < SLICES
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -341,6 +342,27 @@ mod tests {
             })
         );
         assert_eq!(breaker.version, 2);
+    }
+
+    #[test]
+    fn a_clock_that_is_behind_forgets_no_failure() {
+        let settings = BreakerSettings {
+            failures: Some(3),
+            ..BreakerSettings::default()
+        };
+        let mut counting = breaker(settings.clone());
+        // A slice of the window is six seconds.
+        for end in [60_000, 50_000] {
+            assert!(!counting.note(false, at(0), at(end)));
+        }
+        assert_eq!(counting.counted(at(50_000)), (2, 2));
+        assert!(counting.note(false, at(0), at(60_000)));
+        // Set back by more than the window it begins anew, and does not count for ever what is yet to come.
+        let mut counting = breaker(settings);
+        for end in [200_000, 199_000, 100_000, 100_000] {
+            assert!(!counting.note(false, at(0), at(end)));
+        }
+        assert_eq!(counting.counted(at(100_000)), (2, 2));
     }
 
     #[test]

@@ -176,6 +176,12 @@ pub struct Usage {
     /// Peak resident memory in MB (10⁶ bytes).
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub memory_mb: Option<f64>,
+    /// Read from storage, children included, in MB (10⁶ bytes); what came from caches does not count.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub read_mb: Option<f64>,
+    /// Written to storage, children included, in MB (10⁶ bytes).
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub written_mb: Option<f64>,
     /// From start to end, in seconds.
     pub wall_seconds: f64,
 }

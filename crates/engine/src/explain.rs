@@ -6,7 +6,7 @@ use pensum_core::{NodeId, State, Status, TaskId, TaskRecord, Time, WaitingFor};
 use serde::Serialize;
 
 use crate::agents::{Offers, scarce_here};
-use crate::breakers::open_breakers;
+use crate::breakers::OpenBreakers;
 use crate::queues::{closed_queue, turn_of_key};
 use crate::{Engine, EngineError};
 
@@ -34,7 +34,7 @@ pub struct Gate {
     pub gate: GateKind,
     /// What is the matter, and what would open it.
     pub message: String,
-    /// Closed since.
+    /// Closed since; where that is not known, the task has stood before it since.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub since: Option<Time>,
@@ -246,10 +246,11 @@ async fn queued(
             format!("this node takes nothing from the queue `{queue}`; another has to"),
         ));
     }
-    gates.extend(open_breakers(engine, namespace, record, now).await?);
+    let breakers = OpenBreakers::read(engine, namespace, now).await?;
+    gates.extend(breakers.of_handler(&record.spec.handler));
     gates.extend(closed_queue(engine, namespace, record, now, gates.is_empty()).await?);
     let is_here = suits_here && !is_elsewhere;
-    gates.extend(offers.closed(record, &demand, is_here, gates.is_empty()));
+    gates.extend(offers.closed(record, &demand, &breakers, is_here, gates.is_empty()));
     if is_here && !suits_agents {
         gates.extend(scarce_here(engine, &demand, gates.is_empty()));
     }
@@ -258,10 +259,15 @@ async fn queued(
         gates.push(gate(GateKind::Alone, message));
     }
     if gates.is_empty() {
-        gates.push(Gate {
-            since: lifecycle.ready_at.or(Some(lifecycle.run_at)),
-            ..turn(engine, record, is_here)
-        });
+        gates.push(turn(engine, record, is_here));
+    }
+    // Where nobody noted when a gate closed, the task has stood before it since it was ready to start, or was there at all.
+    let since = match lifecycle.run_at > now {
+        true => None,
+        false => Some(lifecycle.ready_at.unwrap_or(record.created_at)),
+    };
+    for gate in gates {
+        gate.since = gate.since.or(since);
     }
     Ok(())
 }

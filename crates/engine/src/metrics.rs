@@ -60,6 +60,10 @@ pub struct HandlerMetrics {
     pub cpu_sum_seconds: f64,
     /// The most memory that one run used, of those that measured it, in MB.
     pub memory_mb_max: f64,
+    /// The sum of what all runs that measured it read from storage, in MB.
+    pub read_mb_sum: f64,
+    /// The sum of what they wrote to it, in MB.
+    pub written_mb_sum: f64,
 }
 
 #[derive(Default)]
@@ -69,6 +73,8 @@ struct HandlerCounters {
     duration_micros: AtomicU64,
     cpu_micros: AtomicU64,
     memory_bytes_max: AtomicU64,
+    read_bytes: AtomicU64,
+    written_bytes: AtomicU64,
     retried: AtomicU64,
 }
 
@@ -121,6 +127,13 @@ impl Metrics {
             let bytes = (memory_mb * 1e6) as u64;
             counters.memory_bytes_max.fetch_max(bytes, Ordering::Relaxed);
         }
+        let moved = [
+            (finish.usage.read_mb, &counters.read_bytes),
+            (finish.usage.written_mb, &counters.written_bytes),
+        ];
+        for (megabytes, counter) in moved {
+            add(counter, (megabytes.unwrap_or_default() * 1e6) as u64);
+        }
         let end = match state {
             Some(State::Completed) => Some(0),
             Some(State::Failed) => Some(1),
@@ -161,6 +174,8 @@ impl Metrics {
                 retried: read(&c.retried),
                 cpu_sum_seconds: read(&c.cpu_micros) as f64 / 1e6,
                 memory_mb_max: read(&c.memory_bytes_max) as f64 / 1e6,
+                read_mb_sum: read(&c.read_bytes) as f64 / 1e6,
+                written_mb_sum: read(&c.written_bytes) as f64 / 1e6,
             })
             .collect();
         all.sort_by(|a, b| a.handler.cmp(&b.handler));

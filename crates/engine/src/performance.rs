@@ -57,6 +57,10 @@ pub struct HandlerUsage {
     pub cpu_seconds: f64,
     /// The most memory that one of them used, of those that measured it, in MB.
     pub memory_mb_max: f64,
+    /// What they read from storage, of those that measured it, in MB.
+    pub read_mb: f64,
+    /// What they wrote to storage, of those that measured it, in MB.
+    pub written_mb: f64,
 }
 
 impl HandlerUsage {
@@ -66,6 +70,8 @@ impl HandlerUsage {
             wall_seconds: metrics.duration_sum_seconds,
             cpu_seconds: metrics.cpu_sum_seconds,
             memory_mb_max: metrics.memory_mb_max,
+            read_mb: metrics.read_mb_sum,
+            written_mb: metrics.written_mb_sum,
         }
     }
 }

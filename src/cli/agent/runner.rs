@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::now;
 use super::http::Endpoint;
-use super::work::{Ended, Given, Said, used, written};
+use super::work::{Ended, Given, Said, written};
 
 /// The exit code by which a program says that another attempt would fail, too: `EX_DATAERR` of sysexits.h.
 const NOT_RETRYABLE: i32 = 65;
@@ -226,7 +226,7 @@ fn ended(given: &Given, exit: &Exit, asked: Asked, said: &mut Said) -> Ended {
         }
         (_, outcome) => outcome,
     };
-    let mut rest = json!({ "usage": used(&exit.used()) });
+    let mut rest = json!({ "usage": exit.used() });
     said.take(&mut rest);
     Ended {
         execution_id: given.execution_id.clone(),

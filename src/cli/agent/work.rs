@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use pensum_core::outcome::Usage;
 use pensum_core::{ErrorInfo, Json, Outcome, Time};
 use pensum_engine::kinds;
 use serde::{Deserialize, Serialize};
@@ -209,16 +208,6 @@ pub(super) fn written(outcome: Outcome) -> Value {
         // A program's end says none of the others.
         _ => json!({ "released": {} }),
     }
-}
-
-/// What a run used, as the wire has it.
-pub(super) fn used(usage: &Usage) -> Value {
-    json!({
-        "cpu_seconds": usage.cpu_seconds,
-        "cpu_percent": usage.cpu_percent,
-        "memory_mb": usage.memory_mb,
-        "wall_seconds": usage.wall_seconds,
-    })
 }
 
 #[cfg(test)]

@@ -74,6 +74,8 @@ fn block(attempt: &Value, now: Time) -> String {
         number("wall_seconds", "s").map(|wall| format!("took {wall}")),
         number("cpu_seconds", "s").map(|cpu| format!("cpu {cpu}")),
         number("memory_mb", " MB").map(|memory| format!("memory {memory}")),
+        number("read_mb", " MB").map(|read| format!("read {read}")),
+        number("written_mb", " MB").map(|written| format!("wrote {written}")),
     ];
     let mut text = format!(
         "\nattempt {}  {}  {} ({} ago)  {}  on {}\n",

@@ -138,12 +138,14 @@ class Task(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Usage(Record):
-    """What one attempt used: seconds, percent of one processor, and 10⁶ bytes at the peak."""
+    """What one attempt used: seconds, percent of one processor, and 10⁶ bytes: at the peak, read and written."""
 
     wall_seconds: float
     cpu_seconds: float | None = None
     cpu_percent: float | None = None
     memory_mb: float | None = None
+    read_mb: float | None = None
+    written_mb: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,6 +73,8 @@ fn usage(said: UsageInput, measured: f64) -> Usage {
         cpu_seconds: said.cpu_seconds,
         cpu_percent: said.cpu_percent.or(share.map(|cpu| 100.0 * cpu / wall_seconds)),
         memory_mb: said.memory_mb,
+        read_mb: said.read_mb,
+        written_mb: said.written_mb,
         wall_seconds,
     }
 }

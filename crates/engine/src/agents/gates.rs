@@ -4,6 +4,7 @@ use pensum_core::agent::{AgentRecord, Amounts, Demand};
 use pensum_core::task::Resources;
 use pensum_core::{Name, NodeId, TaskRecord, Time};
 
+use crate::breakers::OpenBreakers;
 use crate::explain::{Gate, GateKind, gate};
 use crate::{Engine, EngineError};
 
@@ -53,14 +54,21 @@ impl Offers {
 
     /// What keeps a task from the agents, and where it is kept for one of them, from everybody else. `here`: this node could
     /// run it. Who is full concerns only a task that is ready.
-    pub(crate) fn closed(&self, record: &TaskRecord, demand: &Demand, here: bool, is_ready: bool) -> Option<Gate> {
+    pub(crate) fn closed(
+        &self,
+        record: &TaskRecord,
+        demand: &Demand,
+        breakers: &OpenBreakers,
+        here: bool,
+        is_ready: bool,
+    ) -> Option<Gate> {
         let handler = &record.spec.handler;
         let preferred = demand.agent.as_ref();
         let preferred = preferred.and_then(|name| self.agents.iter().find(|agent| agent.name == *name));
         if let Some(agent) = preferred
             && agent.is_awaited(handler, demand, self.now)
         {
-            return is_ready.then(|| kept(agent));
+            return is_ready.then(|| breakers.of_agent(&agent.name).unwrap_or_else(|| kept(agent)));
         }
         let suiting: Vec<&AgentRecord> = self.suiting(handler, demand).collect();
         if here || suiting.is_empty() {
@@ -80,6 +88,10 @@ impl Offers {
             let away = list(fitting.iter().map(|agent| self.away(agent)));
             let message = format!("the agents that could run it take no work: {away}");
             return Some(gate(GateKind::Agent, message));
+        }
+        let shut: Option<Vec<Gate>> = there.iter().map(|agent| breakers.of_agent(&agent.name)).collect();
+        if let Some(shut) = shut {
+            return shut.into_iter().min_by_key(|gate| gate.opens_at.unwrap_or(Time::MAX));
         }
         let is_full = |agent: &&AgentRecord| agent.running >= u64::from(agent.settings.max_concurrent_tasks);
         if !is_ready || !there.iter().all(is_full) {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use foldhash::HashMap;
 use pensum_core::store::{Call, Rejected};
+use pensum_core::task::ExecutionStatus;
 use pensum_core::transition::EventKind;
 use pensum_core::{ExecutionId, Name, NodeId, Outcome, TaskId, TaskRecord};
 
@@ -235,9 +236,11 @@ async fn is_repeat(engine: &Engine, call: &Call, ending: &Ending) -> Result<bool
     let ExecutionId { task, attempt } = ending.execution;
     let Some(agent) = &ending.agent else { return Ok(false) };
     let executions = engine.store().executions(&call.namespace, task).await?;
-    let execution = executions.into_iter().find(|execution| execution.attempt == attempt);
+    let Some(execution) = executions.into_iter().find(|execution| execution.attempt == attempt) else {
+        return Ok(false);
+    };
     // An attempt that goes on has no other executor on record than the next one.
-    if execution.is_none_or(|execution| execution.finished_at.is_some() && execution.executor_id != **agent) {
+    if execution.finished_at.is_some() && execution.executor_id != **agent {
         return Ok(false);
     }
     let events = engine.store().events(&call.namespace, task).await?;
@@ -249,7 +252,12 @@ async fn is_repeat(engine: &Engine, call: &Call, ending: &Ending) -> Result<bool
         Some(claimed_at) => ends.find(|event| event.at >= claimed_at),
         None => ends.next_back(),
     };
-    Ok(end.is_some_and(|end| is_end_of(end.kind, &ending.finish.outcome)))
+    // Nobody reported what ended with its lease: because of a cancel, or as one crash too many.
+    let is_own = |end: EventKind| {
+        let may_be_of_lease = matches!(end, EventKind::Cancelled | EventKind::Failed);
+        !(may_be_of_lease && execution.status == ExecutionStatus::Crashed)
+    };
+    Ok(end.is_some_and(|end| is_own(end.kind) && is_end_of(end.kind, &ending.finish.outcome)))
 }
 
 /// Whether an outcome can have come to this end. Whoever was asked to stop ends as cancelled, unless it says that it is done.

@@ -78,6 +78,10 @@ pub struct UsageInput {
     pub cpu_percent: Option<f64>,
     /// Peak resident memory in MB (10⁶ bytes).
     pub memory_mb: Option<f64>,
+    /// Read from storage, in MB (10⁶ bytes).
+    pub read_mb: Option<f64>,
+    /// Written to storage, in MB (10⁶ bytes).
+    pub written_mb: Option<f64>,
     /// From start to end, in seconds; by the server's clock by default.
     pub wall_seconds: Option<f64>,
 }
@@ -257,6 +261,8 @@ impl Faults {
             ("cpu_seconds", usage.cpu_seconds),
             ("cpu_percent", usage.cpu_percent),
             ("memory_mb", usage.memory_mb),
+            ("read_mb", usage.read_mb),
+            ("written_mb", usage.written_mb),
             ("wall_seconds", usage.wall_seconds),
         ] {
             if value.is_some_and(|value| !value.is_finite() || value < 0.0) {

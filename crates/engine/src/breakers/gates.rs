@@ -1,34 +1,46 @@
-//! Why a task does not start: a circuit breaker holds it up.
+//! Why a task does not start: a circuit breaker holds it, or the agents that could run it, up.
 
-use pensum_core::breaker::Tripped;
-use pensum_core::{TaskRecord, Time};
+use pensum_core::Time;
+use pensum_core::breaker::{BreakerRecord, Tripped};
 
 use super::view::in_words;
 use crate::explain::{Gate, GateKind, gate};
 use crate::{Engine, EngineError};
 
-/// The gates of the breakers that cover a task's handler and let nothing of it start now.
-pub(crate) async fn open_breakers(
-    engine: &Engine,
-    namespace: &str,
-    record: &TaskRecord,
-    now: Time,
-) -> Result<Vec<Gate>, EngineError> {
-    let breakers = engine.store().breakers(namespace).await?;
-    let covering = breakers
-        .iter()
-        .filter(|breaker| breaker.settings.handlers.contains(&record.spec.handler));
-    let closed = covering.filter_map(|breaker| {
-        let tripped = breaker.room(breaker.probing, now).err()?;
-        let (since, opens_at) = match tripped {
-            Tripped::Open { since, until } => (since, Some(until)),
-            Tripped::Probing { since, .. } => (since, None),
-        };
-        Some(Gate {
-            since: Some(since),
-            opens_at,
-            ..gate(GateKind::Breaker, in_words(breaker, tripped))
-        })
-    });
-    Ok(closed.collect())
+/// The breakers of a namespace that let nothing start now.
+pub(crate) struct OpenBreakers(Vec<(BreakerRecord, Gate)>);
+
+impl OpenBreakers {
+    pub(crate) async fn read(engine: &Engine, namespace: &str, now: Time) -> Result<OpenBreakers, EngineError> {
+        let all = engine.store().breakers(namespace).await?.into_iter();
+        let open = all.filter_map(|breaker| {
+            let tripped = breaker.room(breaker.probing, now).err()?;
+            let (since, opens_at) = match tripped {
+                Tripped::Open { since, until } => (since, Some(until)),
+                Tripped::Probing { since, .. } => (since, None),
+            };
+            let closed = Gate {
+                since: Some(since),
+                opens_at,
+                ..gate(GateKind::Breaker, in_words(&breaker, tripped))
+            };
+            Some((breaker, closed))
+        });
+        Ok(OpenBreakers(open.collect()))
+    }
+
+    /// The gates of those that cover a handler.
+    pub(crate) fn of_handler(&self, handler: &str) -> impl Iterator<Item = Gate> {
+        let covers = move |breaker: &BreakerRecord| breaker.settings.handlers.iter().any(|name| **name == *handler);
+        self.0
+            .iter()
+            .filter(move |(breaker, _)| covers(breaker))
+            .map(|(_, gate)| gate.clone())
+    }
+
+    /// The gate of one that covers an agent.
+    pub(crate) fn of_agent(&self, agent: &str) -> Option<Gate> {
+        let found = self.0.iter().find(|(breaker, _)| breaker.settings.covers_agent(agent));
+        found.map(|(_, gate)| gate.clone())
+    }
 }

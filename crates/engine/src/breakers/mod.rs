@@ -8,7 +8,7 @@ use pensum_core::breaker::{BreakerCommand, BreakerRecord};
 use pensum_core::input::BreakerInput;
 use pensum_core::store::{Call, Rejected};
 
-pub(crate) use gates::open_breakers;
+pub(crate) use gates::OpenBreakers;
 pub use view::BreakerView;
 
 use crate::{Engine, EngineError};

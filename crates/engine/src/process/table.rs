@@ -101,6 +101,38 @@ pub(super) fn resident_peak(pid: i32) -> Option<u64> {
     kilobytes(&fs::read_to_string(format!("/proc/{pid}/status")).ok()?, "VmHWM:")
 }
 
+/// What a process and the children that it waited for moved from and to storage, in bytes; see proc(5), `/proc/PID/io`.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(super) struct Transfer {
+    pub(super) read: u64,
+    pub(super) written: u64,
+}
+
+impl Transfer {
+    pub(super) fn plus(self, other: Transfer) -> Transfer {
+        Transfer {
+            read: self.read + other.read,
+            written: self.written + other.written,
+        }
+    }
+}
+
+/// What a process moved; `None` where the kernel does not count it, or does not say it of this process.
+pub(super) fn transfer(pid: i32) -> Option<Transfer> {
+    let text = fs::read_to_string(format!("/proc/{pid}/io")).ok()?;
+    let figure = |field: &str| {
+        text.lines()
+            .find_map(|line| line.strip_prefix(field))?
+            .trim()
+            .parse()
+            .ok()
+    };
+    Some(Transfer {
+        read: figure("read_bytes:")?,
+        written: figure("write_bytes:")?,
+    })
+}
+
 /// Resident memory of a process in bytes, each page divided among the processes that share it. Walks its page tables: a millisecond or
 /// more for each gigabyte.
 pub(super) fn proportional(pid: i32) -> Option<u64> {

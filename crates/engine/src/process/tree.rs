@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::table::{self, Entry, Table};
+use super::table::{self, Entry, Table, Transfer};
 
 /// All processes of one command that are known, by id and start time, and their use of memory and processor so far.
 pub(super) struct Tree {
@@ -14,6 +14,8 @@ pub(super) struct Tree {
     last_look: u64,
     /// Clock ticks of members that are gone and that no member waited for, so nobody else's figure has them.
     settled_ticks: u64,
+    /// What those members moved.
+    settled_transfer: Transfer,
     resident_peak: u64,
     cpu_seconds: f64,
 }
@@ -28,6 +30,7 @@ pub(super) struct Member {
     alive: bool,
     parent: i32,
     ticks: u64,
+    transfer: Option<Transfer>,
     resident: u64,
     virtual_size: u64,
 }
@@ -42,6 +45,7 @@ impl Tree {
             members: HashMap::new(),
             last_look: table::looks_begun(),
             settled_ticks: 0,
+            settled_transfer: Transfer::default(),
             resident_peak: 0,
             cpu_seconds: 0.0,
         }
@@ -72,7 +76,7 @@ impl Tree {
         }
         let mut now = HashMap::with_capacity(queue.len());
         while let Some(entry) = queue.pop() {
-            now.insert((entry.pid, entry.start), Member::from(entry));
+            now.insert((entry.pid, entry.start), self.member(entry));
             for child in children.get(&entry.pid).into_iter().flatten() {
                 if found.insert(child.pid) {
                     queue.push(child);
@@ -96,7 +100,8 @@ impl Tree {
         if let Some(seconds) = table::precise_seconds(self.root) {
             self.cpu_seconds = self.cpu_seconds.max(seconds);
         }
-        self.members.insert((entry.pid, entry.start), Member::from(&entry));
+        let member = self.member(&entry);
+        self.members.insert((entry.pid, entry.start), member);
         self.account();
     }
 
@@ -138,12 +143,36 @@ impl Tree {
         self.cpu_seconds
     }
 
-    /// Keeps the processor time of members that are gone. One whose parent is a member was waited for by it, and is in its figure.
+    /// What all members moved from and to storage, also those that ended; `None` where the kernel does not say it.
+    pub(super) fn transfer(&self) -> Option<Transfer> {
+        let known: Vec<Transfer> = self.members.values().filter_map(|member| member.transfer).collect();
+        (!known.is_empty()).then(|| known.into_iter().fold(self.settled_transfer, Transfer::plus))
+    }
+
+    /// A process of the tree. Of one that has just ended the last that was known counts.
+    fn member(&self, entry: &Entry) -> Member {
+        let before = self.members.get(&(entry.pid, entry.start));
+        Member {
+            pid: entry.pid,
+            start: entry.start,
+            group: entry.group,
+            stopped: matches!(entry.state, b'T' | b't'),
+            alive: entry.alive(),
+            parent: entry.parent,
+            ticks: entry.ticks,
+            transfer: table::transfer(entry.pid).or_else(|| before?.transfer),
+            resident: entry.resident,
+            virtual_size: entry.virtual_size,
+        }
+    }
+
+    /// Keeps what members used that are gone. One whose parent is a member was waited for by it, and is in its figure.
     fn settle(&mut self, now: &HashMap<(i32, u64), Member>) {
         let parents: HashSet<i32> = self.members.values().map(|member| member.pid).collect();
         for (key, member) in &self.members {
             if !now.contains_key(key) && !parents.contains(&member.parent) {
                 self.settled_ticks += member.ticks;
+                self.settled_transfer = self.settled_transfer.plus(member.transfer.unwrap_or_default());
             }
         }
     }
@@ -152,21 +181,5 @@ impl Tree {
         self.resident_peak = self.resident_peak.max(self.resident());
         let ticks = self.settled_ticks + self.members.values().map(|member| member.ticks).sum::<u64>();
         self.cpu_seconds = self.cpu_seconds.max(ticks as f64 / procfs::ticks_per_second() as f64);
-    }
-}
-
-impl From<&Entry> for Member {
-    fn from(entry: &Entry) -> Self {
-        Self {
-            pid: entry.pid,
-            start: entry.start,
-            group: entry.group,
-            stopped: matches!(entry.state, b'T' | b't'),
-            alive: entry.alive(),
-            parent: entry.parent,
-            ticks: entry.ticks,
-            resident: entry.resident,
-            virtual_size: entry.virtual_size,
-        }
     }
 }

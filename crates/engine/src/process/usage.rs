@@ -14,9 +14,13 @@ pub struct Usage {
     pub cpu_seconds: f64,
     /// Processor time per wall time, in percent: 200 is two processors in full use.
     pub cpu_percent: f64,
-    /// The most memory in use at once, in units of 1 048 576 bytes: the resident sizes of all processes, summed at each sample.
+    /// The most memory in use at once, in MB (10⁶ bytes): the resident sizes of all processes, summed at each sample.
     /// The first samples are a few milliseconds apart; a command that ends within two milliseconds may show next to none.
     pub memory_mb: f64,
+    /// Read from storage, in MB (10⁶ bytes), what came from caches left out; `None` where the kernel does not count it.
+    pub read_mb: Option<f64>,
+    /// Written to storage, in MB (10⁶ bytes), also what the kernel still holds back.
+    pub written_mb: Option<f64>,
     /// Seconds from start to end, pauses left out.
     pub wall_seconds: f64,
 }
@@ -25,6 +29,7 @@ impl Usage {
     pub(super) fn of(tree: &Tree, wall: Duration) -> Self {
         let wall_seconds = wall.as_secs_f64();
         let cpu_seconds = tree.cpu_seconds();
+        let transfer = tree.transfer();
         Self {
             cpu_seconds,
             cpu_percent: if wall_seconds > 0.0 {
@@ -32,10 +37,16 @@ impl Usage {
             } else {
                 0.0
             },
-            memory_mb: tree.resident_peak() as f64 / (1024.0 * 1024.0),
+            memory_mb: megabytes(tree.resident_peak()),
+            read_mb: transfer.map(|transfer| megabytes(transfer.read)),
+            written_mb: transfer.map(|transfer| megabytes(transfer.written)),
             wall_seconds,
         }
     }
+}
+
+fn megabytes(bytes: u64) -> f64 {
+    bytes as f64 / 1e6
 }
 
 /// Time since the start, pauses left out.

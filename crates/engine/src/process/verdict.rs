@@ -30,6 +30,8 @@ impl Exit {
             cpu_seconds: Some(self.usage.cpu_seconds),
             cpu_percent: Some(self.usage.cpu_percent),
             memory_mb: Some(self.usage.memory_mb),
+            read_mb: self.usage.read_mb,
+            written_mb: self.usage.written_mb,
             wall_seconds: self.usage.wall_seconds,
         }
     }

@@ -23,8 +23,15 @@ pub(crate) async fn turn_of_key(
 ) -> Result<Option<Gate>, EngineError> {
     let Some(key) = &record.spec.key else { return Ok(None) };
     if let Some(holder) = engine.store().key_holder(namespace, key).await? {
-        let message = format!("task {holder} of the same key `{key}` runs; one at a time");
-        return Ok((holder != record.id).then(|| gate(GateKind::Key, message)));
+        let holding = engine.store().task(namespace, holder).await?;
+        let closed = Gate {
+            since: holding.and_then(|task| task.lifecycle.started_at),
+            ..gate(
+                GateKind::Key,
+                format!("task {holder} of the same key `{key}` runs; one at a time"),
+            )
+        };
+        return Ok((holder != record.id).then_some(closed));
     }
     let Some(first) = first_of_key(engine, namespace, key, now).await? else {
         return Ok(None);

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use pensum_core::agent::AgentCommand;
+use pensum_core::breaker::BreakerCommand;
 use pensum_core::input::{AgentInput, parse_object};
 use pensum_core::store::{Command, Rejected};
 use pensum_core::task::ExecutionStatus;
@@ -365,6 +366,21 @@ async fn a_repeated_result_changes_nothing_and_a_stale_one_is_refused() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_ended_with_its_lease_is_no_repeat_of_a_result_that_says_so() {
+    let world = world(|b| b).start();
+    world.register("a", json!({ "lease": 3 })).await;
+    let id = world.add(spec("x")).await;
+    let given = world.take("a").await;
+    world.command(id, Command::Cancel { reason: None }).await.unwrap();
+    sleep(5.0).await;
+    assert_eq!(world.get(id).await.lifecycle.state, State::Cancelled);
+    for outcome in [json!({ "cancelled": {} }), json!({ "retry": { "message": "m" } })] {
+        let late = world.result("a", &given, outcome.clone()).await;
+        assert_eq!(late.status, AcceptedStatus::LeaseLost, "{outcome}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_cannot_be_stored_is_invalid_and_changes_nothing() {
     let world = world(|b| b);
     world.register("a", json!({})).await;
@@ -704,6 +720,35 @@ async fn a_task_that_no_agent_takes_says_why() {
     sleep(31.0).await;
     check(next, GateKind::Agent, "`a` is offline since").await;
     check(busy, GateKind::Agent, "`other` is offline since").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_whose_agents_are_left_alone_names_the_breaker() {
+    let world = world(|b| b);
+    world.register("a", json!({})).await;
+    let task = world.add(spec("x")).await;
+    let ready_at = world.get(task).await.lifecycle.ready_at;
+    let name = "agent:a";
+    let settings = parse_object(b"{}").unwrap();
+    world
+        .engine
+        .put_breaker(&world.call(), name, settings, None)
+        .await
+        .unwrap();
+    let since = async || {
+        let gates = world.engine.explain("default", task).await.unwrap().gates;
+        assert_eq!(gates.len(), 1, "{gates:?}");
+        (gates[0].gate, gates[0].since)
+    };
+    assert_eq!(since().await, (GateKind::Turn, ready_at));
+    sleep(3.0).await;
+    let trip = BreakerCommand::Trip;
+    let open = world.engine.command_breaker(&world.call(), name, trip).await.unwrap();
+    assert_eq!(since().await, (GateKind::Breaker, open.opened_at));
+    assert!(world.poll("a", json!({ "session": "1" })).await.tasks.is_empty());
+    // One of its agents that is not left alone is enough.
+    world.register("b", json!({})).await;
+    assert_eq!(since().await, (GateKind::Turn, ready_at));
 }
 
 #[tokio::test(start_paused = true)]

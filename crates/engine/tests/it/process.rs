@@ -489,8 +489,8 @@ while True:
     print(resident, time.monotonic(), flush=True)
     time.sleep(0.005)";
 
-#[tokio::test]
-async fn a_command_that_outgrows_its_memory_is_killed_within_300_ms() {
+/// How long a command lived after it crossed its limit of memory, in seconds.
+async fn outgrow() -> f64 {
     let (exit, lines) = run(&python(GROW, json!({"memory": "128MiB"}))).await;
     assert_eq!(
         (exit.reason, exit.signal_name),
@@ -508,15 +508,21 @@ async fn a_command_that_outgrows_its_memory_is_killed_within_300_ms() {
         .find(|(size, _)| *size > 128.0)
         .map_or(last, |(_, time)| *time);
     assert!(
-        last - crossed < 0.3,
-        "it lived {:.3} s after it crossed its limit",
-        last - crossed
-    );
-    assert!(
         exit.usage.memory_mb > 100.0 && exit.usage.memory_mb < 512.0,
         "{:?}",
         exit.usage
     );
+    last - crossed
+}
+
+#[tokio::test]
+async fn a_command_that_outgrows_its_memory_is_killed_within_200_ms() {
+    let mut shortest = f64::MAX;
+    // What else a busy machine does may delay one of them.
+    for _ in 0..3 {
+        shortest = shortest.min(outgrow().await);
+    }
+    assert!(shortest < 0.2, "it lived {shortest:.3} s after it crossed its limit");
 }
 
 #[tokio::test]
@@ -586,6 +592,24 @@ async fn usage_is_measured_for_short_and_for_longer_commands() {
     assert!(usage.cpu_seconds >= 0.28 && usage.cpu_seconds < 1.0, "{usage:?}");
     assert!(usage.memory_mb > 50.0 && usage.memory_mb < 120.0, "{usage:?}");
     assert!(usage.cpu_percent > 1.0 && usage.cpu_percent <= 220.0, "{usage:?}");
+}
+
+#[tokio::test]
+async fn what_a_tree_moves_to_storage_is_measured() {
+    // In the target directory, which is on a disk where the one for temporary files may be in memory.
+    let place = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let write =
+        "import os\nfile = open('out', 'wb')\nfile.write(bytes(8 << 20))\nfile.flush()\nos.fsync(file.fileno())";
+    let mut spec = sh(&format!("python3 -c \"{write}\"; exit 0"));
+    spec.cwd = Some(place.path().to_owned());
+    let (exit, _) = run(&spec).await;
+    assert!(exit.success(), "{exit:?}");
+    // A kernel that does not count it says nothing.
+    if std::path::Path::new("/proc/self/io").exists() {
+        let written = exit.usage.written_mb.unwrap();
+        assert!((8.0..100.0).contains(&written), "{:?}", exit.usage);
+        assert!(exit.usage.read_mb.is_some());
+    }
 }
 
 #[tokio::test]
