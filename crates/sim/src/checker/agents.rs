@@ -139,6 +139,7 @@ impl Books<'_> {
                 let why = match (*status, *foreign) {
                     ("accepted", true) => "it was given to another agent",
                     ("accepted", false) if !is_kept => "the store has not taken it",
+                    ("repeat", _) if !is_kept && !self.may_be_mixed_up(*task, *lease) => "the store has never taken it",
                     ("invalid", false) => "it says what it was told to say",
                     _ => return,
                 };
@@ -159,6 +160,24 @@ impl Books<'_> {
         }
     }
 
+    /// Whether a run can be taken for another one of its attempt that did end: where clocks differ, its claim may seem to
+    /// come before that one's end.
+    fn may_be_mixed_up(&self, task: TaskId, lease: LeaseId) -> bool {
+        if self.scenario.shared_clock || self.scenario.nodes.iter().all(|node| node.behind_ms == 0) {
+            return false;
+        }
+        let Some(book) = self.tasks.get(&task) else {
+            return false;
+        };
+        let attempt = book
+            .holds
+            .iter()
+            .find(|hold| hold.lease == lease)
+            .map(|hold| hold.attempt);
+        let mut of_attempt = book.holds.iter().filter(|hold| Some(hold.attempt) == attempt);
+        of_attempt.any(|hold| hold.lease != lease && self.finished.contains(&hold.lease))
+    }
+
     fn changed(&mut self, entry: &Entry, agent: &str, verb: &str, record: Option<&AgentRecord>) {
         let seat = self.seats.entry(agent.to_owned()).or_default();
         let before = seat.changes.last().and_then(|(_, record)| record.clone());
@@ -169,8 +188,9 @@ impl Books<'_> {
         let Some(session) = session.filter(|_| record.is_none_or(|record| record.session != session)) else {
             return;
         };
-        let holds = self.tasks.values_mut().flat_map(|book| &mut book.holds);
-        for hold in holds.filter(|hold| hold.session() == Some(session)) {
+        // Leases that were over before stay what they were.
+        let holds = self.tasks.values_mut().filter_map(|book| book.holds.last_mut());
+        for hold in holds.filter(|hold| hold.session() == Some(session) && !hold.is_over()) {
             // What is given back is no crash.
             match verb {
                 "close" => hold.closed = true,
@@ -191,7 +211,7 @@ impl Books<'_> {
     ) {
         let now = self.dawn.plus(entry.at);
         let is_unknown = |task: TaskId, hold: &&Hold| {
-            let is_held = hold.session() == Some(session) && !hold.closed && !hold.over && now < hold.until;
+            let is_held = hold.session() == Some(session) && !hold.is_over() && now < hold.until;
             is_held && hold.granted_at < since && !have.contains(&(task, hold.attempt))
         };
         let mut held = self.tasks.iter().filter_map(|(task, book)| {

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use pensum_core::transition::EventKind;
 use pensum_core::{State, TaskId};
 
-use super::{Book, Books};
+use super::{Book, Books, Hold};
 use crate::handlers::Proof;
 use crate::history::{Entry, Executor, Returned, What};
 use crate::scenario::Act;
@@ -19,8 +19,28 @@ const CRASHES_MAX: usize = 3;
 #[derive(Default)]
 pub(super) struct Effects {
     done: BTreeSet<(TaskId, u64)>,
-    steps_kept: BTreeMap<(TaskId, u32), u64>,
+    /// Which lease of its task each run is of, counted from the first one.
+    places: BTreeMap<u64, usize>,
+    /// The first run that heard that a step is kept, behind the place of its lease.
+    steps_kept: BTreeMap<(TaskId, u32), (usize, u64)>,
     labels: BTreeMap<String, TaskId>,
+}
+
+impl Books<'_> {
+    /// Which of the task's leases a run is of that starts now. The answer to an agent's poll may come so late that somebody
+    /// else has another one by then; a node looks before it starts.
+    fn place(&self, task: TaskId, executor: Executor, attempt: u32) -> usize {
+        let holds = self
+            .tasks
+            .get(&task)
+            .map(|book| book.holds.as_slice())
+            .unwrap_or_default();
+        let is_its = |hold: &Hold| match executor {
+            Executor::Node(_) => true,
+            Executor::Agent { .. } => hold.executor == executor && hold.attempt == attempt,
+        };
+        holds.iter().rposition(is_its).unwrap_or_default()
+    }
 }
 
 impl Effects {
@@ -53,6 +73,7 @@ impl Effects {
                     // Its answer may have taken its time.
                     Executor::Agent { .. } => false,
                 };
+                self.places.insert(*run, books.place(*task, *executor, *attempt));
                 self.was_given(books, at, *task, *executor, *attempt);
                 let last = books.tasks.get(task).and_then(|book| book.holds.last());
                 let dawn = books.dawn;
@@ -86,9 +107,8 @@ impl Effects {
             }
             What::StepDone { run, task, step } => {
                 let before = self.steps_kept.get(&(*task, *step)).copied();
-                // The answer to an agent's poll may come so late that it begins a run that is over, and does a step in vain.
-                let before = before.filter(|_| books.scenario.agents.is_empty());
-                if let Some(before) = before.filter(|before| before < run) {
+                // What an earlier lease's holder does late, it does in vain: it was given the task before the step was kept.
+                if let Some((_, before)) = before.filter(|before| *before < self.rank(*run)) {
                     let label = books.label(*task);
                     books.broken(
                         "a kept step is not done again",
@@ -98,11 +118,20 @@ impl Effects {
                 }
             }
             What::StepKept { run, task, step } => {
-                self.steps_kept.entry((*task, *step)).or_insert(*run);
+                let rank = self.rank(*run);
+                // Whoever is put back after an end begins anew.
+                if books.tasks.get(task).is_none_or(|book| rank.0 >= book.holds_before) {
+                    self.steps_kept.entry((*task, *step)).or_insert(rank);
+                }
             }
             What::Revived(task) => self.steps_kept.retain(|(of, _), _| of != task),
             _ => {}
         }
+    }
+
+    /// Runs of a later lease know what was kept under an earlier one.
+    fn rank(&self, run: u64) -> (usize, u64) {
+        (self.places.get(&run).copied().unwrap_or_default(), run)
     }
 
     /// An agent starts nothing that was not given to it, sooner or later.
@@ -163,7 +192,10 @@ impl Effects {
         let book = books.tasks.get(&id).unwrap_or(&blank);
         let (retried, touched) = (book.retried, book.touched);
         let own_end = book.ends.last().map(|(_, state)| *state);
-        let crashes = book.holds.iter().filter(|hold| !hold.closed).count();
+        let crashes = book.holds[book.holds_before..]
+            .iter()
+            .filter(|hold| !hold.closed)
+            .count();
         let is = |kind: EventKind| matches!(kind, EventKind::Completed | EventKind::Failed | EventKind::Cancelled);
         let ends = task.events.iter().filter(|event| is(event.kind)).count();
         if ends == 0 || ends > retried + 1 {
@@ -185,12 +217,11 @@ impl Effects {
         }
         let kind = task.record.error.as_ref().map_or("", |error| error.kind.as_str());
         let is_blamed = matches!(kind, "crashed_node" | "crashed_agent");
-        // What an agent held ends with its session, too, and not only by running out.
-        if kind == "crashed_node" && crashes < CRASHES_MAX {
+        if is_blamed && crashes < CRASHES_MAX {
             books.broken(
                 "only what kills nodes is blamed for it",
                 None,
-                format!("{label} is blamed for crashes, and only {crashes} of its leases ran out"),
+                format!("{label} is blamed for crashes, and only {crashes} of its leases were taken back"),
             );
         }
         let Some(plan) = books.plan(id) else { return };

@@ -13,12 +13,18 @@ const RETRIES_DEFAULT: u32 = 3;
 impl Books<'_> {
     /// A lease is over once its holder said so, or once any clock that the store was shown had passed its end.
     pub(super) fn is_live(&self, hold: &Hold) -> bool {
-        !hold.closed && !hold.over && self.latest < hold.until
+        !hold.is_over() && self.latest < hold.until
     }
 
     pub(super) fn leases(&mut self, at: usize, entry: &Entry) {
         match &entry.what {
-            What::Reaped { now, .. } => self.latest = self.latest.max(*now),
+            What::Reaped { now, .. } => {
+                self.latest = self.latest.max(*now);
+                let last = self.tasks.values_mut().filter_map(|book| book.holds.last_mut());
+                for hold in last.filter(|hold| hold.until <= *now) {
+                    hold.over = true;
+                }
+            }
             What::Granted {
                 task,
                 lease,
@@ -151,7 +157,7 @@ impl Books<'_> {
             None => "nobody was ever given that lease",
             Some(place) if place + 1 < book.holds.len() => "a newer lease was given out",
             Some(place) if book.holds[place].closed => "its run had ended",
-            Some(place) if book.holds[place].over => "its session had ended",
+            Some(place) if book.holds[place].over => "it had been taken back",
             Some(_) => return,
         };
         self.broken(
@@ -187,6 +193,12 @@ impl Books<'_> {
                 format!("{label} is {other:?} after failure {failures}, with {retries} retries"),
             ),
         }
+    }
+}
+
+impl Hold {
+    pub(super) fn is_over(&self) -> bool {
+        self.closed || self.over
     }
 }
 

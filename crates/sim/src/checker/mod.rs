@@ -42,7 +42,7 @@ struct Hold {
     until: Time,
     /// A report of the holder ended it.
     closed: bool,
-    /// The session that had it was replaced, or its agent removed.
+    /// It was taken back: it ran out, the session that had it was replaced, or its agent removed.
     over: bool,
 }
 
@@ -64,6 +64,8 @@ struct Book {
     /// How often somebody's retry was carried out, after an end or within a delay.
     retried: usize,
     holds: Vec<Hold>,
+    /// How many leases it had had when it was last put back after an end.
+    holds_before: usize,
     /// Where in the history it ended, and how.
     ends: Vec<(usize, State)>,
     /// Failures that the store took since it was last put back.
@@ -164,6 +166,7 @@ impl<'a> Books<'a> {
                 if book.ends.len() > book.revived {
                     book.revived += 1;
                     book.failures = 0;
+                    book.holds_before = book.holds.len();
                 }
             }
             _ => {}
