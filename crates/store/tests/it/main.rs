@@ -4,6 +4,7 @@
 
 mod conformance;
 mod copies;
+mod nodes;
 mod postgres_agents;
 mod postgres_breakers;
 mod postgres_intake;

@@ -6,58 +6,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use pensum_core::agent::{AgentCommand, AgentSettings, Amounts, Demand};
-use pensum_core::store::{AgentClaim, Call, Checkpoint, ClaimRequest, Claimed, Finish, Rejected, Store, StoreError};
+use pensum_core::store::{AgentClaim, Call, Checkpoint, ClaimRequest, Claimed, Finish, Rejected, StoreError};
 use pensum_core::task::Resources;
 use pensum_core::time::Span;
-use pensum_core::{ExecutionId, Json, Name, NewTask, NodeId, Outcome, TaskId, Time};
-use pensum_testing::postgres::{Database, Mode, Server, connect};
-use tokio::task::{JoinHandle, JoinSet};
+use pensum_core::{ExecutionId, Json, Name, NewTask, NodeId, Outcome, TaskId};
+use pensum_testing::postgres::{Mode, Server};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tokio_postgres::Client;
 
 use crate::conformance::world::{ids, json, task_with};
-
-/// How long anything may take before a test gives it up for stuck.
-const PATIENCE: Duration = Duration::from_secs(60);
-const LEASE: Duration = Duration::from_secs(3_600);
-
-/// Several nodes on one database, and somebody who looks in from the side.
-struct Nodes {
-    _database: Database,
-    stores: Vec<Arc<dyn Store>>,
-    watcher: Client,
-    now: Time,
-}
+use crate::nodes::{LEASE, Nodes, in_time, noon, of_node};
 
 impl Nodes {
-    async fn new(count: usize) -> Nodes {
-        let database = Database::from_template("agents", async |url: String| {
-            let store = pensum_store::connect(&url, "tests").await.unwrap();
-            store.close().await.unwrap();
-        })
-        .await;
-        let mut stores = Vec::new();
-        for node in 0..count {
-            let name = format!("node{node}");
-            stores.push(pensum_store::connect(&database.url(), &name).await.unwrap());
-        }
-        Nodes {
-            watcher: connect(&database.url()).await,
-            _database: database,
-            stores,
-            now: noon(),
-        }
-    }
-
-    fn call(&self) -> Call {
-        Call::new("tester", self.now)
-    }
-
-    async fn add(&self, node: usize, tasks: Vec<NewTask>) -> Vec<TaskId> {
-        let added = self.stores[node].enqueue(&self.call(), tasks).await.unwrap();
-        added.into_iter().map(|task| task.id).collect()
-    }
-
     /// Registers an agent and opens a session, both through this node.
     async fn agent(&self, node: usize, name: &str, session: u64, settings: AgentSettings) {
         let (store, call) = (&self.stores[node], self.call());
@@ -68,27 +28,6 @@ impl Nodes {
     async fn open(&self, node: usize, name: &str, session: u64) {
         let (store, call) = (&self.stores[node], self.call());
         store.open_session(&call, name.into(), NodeId(session)).await.unwrap();
-    }
-
-    async fn take(&self, node: usize, request: ClaimRequest) -> Vec<Claimed> {
-        in_time(self.stores[node].claim(request, self.now)).await.unwrap()
-    }
-
-    /// A claim that waits, at the side; when it was answered.
-    fn park(&self, node: usize, request: ClaimRequest) -> JoinHandle<(Vec<Claimed>, Instant)> {
-        let (store, now) = (Arc::clone(&self.stores[node]), self.now);
-        let wait = if request.wait.is_zero() { PATIENCE } else { request.wait };
-        let request = ClaimRequest { wait, ..request };
-        tokio::spawn(async move {
-            let claimed = store.claim(request, now).await.unwrap();
-            (claimed, Instant::now())
-        })
-    }
-
-    async fn end(&self, node: usize, claimed: &[Claimed]) {
-        let finishes = claimed.iter().map(done);
-        let ended = self.stores[node].finish(finishes.collect(), self.now).await.unwrap();
-        assert!(ended.iter().all(Result::is_ok), "{ended:?}");
     }
 
     /// How many leases there are, and what their tasks take together.
@@ -108,19 +47,6 @@ impl Nodes {
         let sql = "SELECT count(*) FROM pensum.live WHERE node = $1";
         self.watcher.query_one(sql, &[&(session as i64)]).await.unwrap().get(0)
     }
-
-    async fn verify(&self) {
-        let verified = self.stores[0].verify().await.unwrap();
-        assert_eq!(verified.violations, Vec::<String>::new());
-    }
-}
-
-async fn in_time<T>(work: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, work).await.expect("stuck")
-}
-
-fn noon() -> Time {
-    Time::parse("2026-03-01T12:00:00Z").unwrap()
 }
 
 fn able(slots: u32, cpu: f64) -> AgentSettings {
@@ -152,20 +78,6 @@ fn preferring(agent: &str) -> NewTask {
         task.spec.handler = "work".into();
         task.spec.details_mut().agent_id = Some(agent.to_owned());
     })
-}
-
-fn of_node(node: u64, slots: usize) -> ClaimRequest {
-    ClaimRequest {
-        node: NodeId(node),
-        executor: Name::from(format!("node{node}")),
-        slots,
-        capabilities: None,
-        queues: None,
-        resources: None,
-        agent: None,
-        lease: LEASE,
-        wait: Duration::ZERO,
-    }
 }
 
 fn of_agent(name: &str, session: u64, slots: usize, have: &[ExecutionId]) -> ClaimRequest {

@@ -7,86 +7,26 @@ use std::time::Duration;
 use pensum_core::agent::AgentSettings;
 use pensum_core::breaker::{BreakerCommand, BreakerRecord, BreakerSettings, BreakerState};
 use pensum_core::queue::QueueSettings;
-use pensum_core::store::{AgentClaim, Call, ClaimRequest, Claimed, Finish, Store};
+use pensum_core::store::{AgentClaim, ClaimRequest, Claimed, Finish, Store};
 use pensum_core::time::Span;
 use pensum_core::{ErrorInfo, Json, Name, NewTask, NodeId, Outcome, Time};
-use pensum_testing::postgres::{Database, connect};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tokio_postgres::Client;
 
 use crate::conformance::world::task_with;
+use crate::nodes::{Nodes, PATIENCE, in_time, of_node};
 
-/// How long anything may take before a test gives it up for stuck.
-const PATIENCE: Duration = Duration::from_secs(60);
 const OPEN_FOR: Duration = Duration::from_secs(10);
 
-/// Several nodes on one database, and somebody who looks in from the side.
-struct Nodes {
-    _database: Database,
-    stores: Vec<Arc<dyn Store>>,
-    watcher: Client,
-    now: Time,
-}
-
 impl Nodes {
-    async fn new(count: usize) -> Nodes {
-        let database = Database::from_template("breakers", async |url: String| {
-            let store = pensum_store::connect(&url, "tests").await.unwrap();
-            store.close().await.unwrap();
-        })
-        .await;
-        let mut stores = Vec::new();
-        for node in 0..count {
-            let name = format!("node{node}");
-            stores.push(pensum_store::connect(&database.url(), &name).await.unwrap());
-        }
-        Nodes {
-            watcher: connect(&database.url()).await,
-            _database: database,
-            stores,
-            now: Time::parse("2026-03-01T12:00:00Z").unwrap(),
-        }
-    }
-
-    fn call(&self) -> Call {
-        Call::new("tester", self.now)
-    }
-
-    async fn add(&self, handler: &str, count: usize) {
-        let tasks = (0..count).map(|_| of(handler)).collect();
-        self.stores[0].enqueue(&self.call(), tasks).await.unwrap();
-    }
-
-    async fn put(&self, node: usize, name: &str, settings: BreakerSettings) {
+    async fn put_breaker(&self, node: usize, name: &str, settings: BreakerSettings) {
         let (store, call) = (&self.stores[node], self.call());
         store.put_breaker(&call, name.into(), settings, None).await.unwrap();
     }
 
-    async fn ask(&self, node: usize, command: BreakerCommand) {
+    async fn ask_breaker(&self, node: usize, command: BreakerCommand) {
         let (store, call) = (&self.stores[node], self.call());
         store.command_breaker(&call, "b".into(), command).await.unwrap();
-    }
-
-    async fn claim(&self, node: usize, slots: usize) -> Vec<Claimed> {
-        let claimed = self.stores[node].claim(request(node, slots, Duration::ZERO), self.now);
-        in_time(claimed).await.unwrap()
-    }
-
-    /// A claim that waits, at the side; when it was answered.
-    fn park(&self, request: ClaimRequest) -> JoinHandle<(Vec<Claimed>, Instant)> {
-        let store = Arc::clone(&self.stores[(request.node.0 as usize - 1) % self.stores.len()]);
-        let now = self.now;
-        tokio::spawn(async move {
-            let claimed = in_time(store.claim(request, now)).await.unwrap();
-            (claimed, Instant::now())
-        })
-    }
-
-    async fn end(&self, node: usize, claimed: &[Claimed], outcome: fn() -> Outcome) {
-        let finishes = claimed.iter().map(|c| Finish::new(c.lease, outcome()));
-        let ended = self.stores[node].finish(finishes.collect(), self.now).await.unwrap();
-        assert!(ended.iter().all(Result::is_ok), "{ended:?}");
     }
 
     /// The breaker of a name, as every node shows it.
@@ -110,11 +50,6 @@ impl Nodes {
         self.known("b").await.state(self.now)
     }
 
-    async fn verify(&self) {
-        let verified = self.stores[0].verify().await.unwrap();
-        assert_eq!(verified.violations, Vec::<String>::new());
-    }
-
     /// Closes the nodes; that none of them waited for another one in a circle. Connections tell that at their ends.
     async fn close_without_deadlocks(self) {
         for store in &self.stores {
@@ -135,26 +70,10 @@ impl Nodes {
     }
 }
 
-async fn in_time<T>(work: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, work).await.expect("stuck")
-}
-
-fn request(node: usize, slots: usize, wait: Duration) -> ClaimRequest {
-    ClaimRequest {
-        node: NodeId(node as u64 + 1),
-        executor: Name::from(format!("node{node}")),
-        slots,
-        capabilities: None,
-        queues: None,
-        resources: None,
-        agent: None,
-        lease: Duration::from_secs(3_600),
-        wait,
-    }
-}
-
-fn of(handler: &str) -> NewTask {
-    task_with(|task| task.spec.handler = Name::from(handler))
+fn of(handler: &str, count: usize) -> Vec<NewTask> {
+    (0..count)
+        .map(|_| task_with(|task| task.spec.handler = Name::from(handler)))
+        .collect()
 }
 
 /// Opens at the third failure.
@@ -189,28 +108,28 @@ fn failed() -> Outcome {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn failures_on_different_nodes_open_a_breaker_and_its_probes_close_it_for_all() {
     let mut nodes = Nodes::new(3).await;
-    nodes.put(0, "b", flaky(4)).await;
-    nodes.add("flaky", 40).await;
+    nodes.put_breaker(0, "b", flaky(4)).await;
+    nodes.add(0, of("flaky", 40)).await;
     let mut held = Vec::new();
     for node in 0..3 {
         held.push(nodes.claim(node, 2).await);
     }
     for (node, held) in held.iter().enumerate() {
         assert_eq!(nodes.state().await, BreakerState::Closed);
-        nodes.end(node, &held[..1], failed).await;
+        nodes.end_as(node, &held[..1], failed).await;
     }
     assert_eq!(nodes.state().await, BreakerState::Open);
     for node in 0..3 {
-        nodes.add("sound", 1).await;
+        nodes.add(0, of("sound", 1)).await;
         let others = nodes.claim(node, 10).await;
         assert_eq!(others.len(), 1);
         assert_eq!(&*others[0].spec.handler, "sound");
-        nodes.end(node, &others, done).await;
+        nodes.end_as(node, &others, done).await;
     }
     nodes.now = nodes.now.plus(OPEN_FOR);
     for (node, held) in held.iter().enumerate() {
         // These say nothing of how it is now.
-        nodes.end(node, &held[1..], done).await;
+        nodes.end_as(node, &held[1..], done).await;
     }
     // Of many claims at once on all nodes no more than the probes get something, each time.
     let mut probes: Vec<(usize, Claimed)> = Vec::new();
@@ -220,7 +139,7 @@ async fn failures_on_different_nodes_open_a_breaker_and_its_probes_close_it_for_
         let claims: JoinSet<_> = (0..24)
             .map(|claim| {
                 let (node, now) = (claim % 3, nodes.now);
-                let (store, request) = (Arc::clone(&nodes.stores[node]), request(node, 10, Duration::ZERO));
+                let (store, request) = (Arc::clone(&nodes.stores[node]), of_node(node as u64 + 1, 10));
                 async move { (node, store.claim(request, now).await.unwrap()) }
             })
             .collect();
@@ -232,19 +151,21 @@ async fn failures_on_different_nodes_open_a_breaker_and_its_probes_close_it_for_
     }
     // One that comes back makes room for another, on whichever node.
     let (node, probe) = probes.pop().unwrap();
-    let parked = nodes.park(request((node + 1) % 3, 10, PATIENCE));
-    nodes.end(node, &[probe], || Outcome::Released).await;
+    let parked = nodes.park((node + 1) % 3, of_node((node as u64 + 1) % 3 + 1, 10));
+    nodes.end_as(node, &[probe], || Outcome::Released).await;
     let another = in_time(parked).await.unwrap().0;
     assert_eq!(another.len(), 1);
     probes.push(((node + 1) % 3, another.into_iter().next().unwrap()));
-    let parked: Vec<_> = (0..3).map(|node| nodes.park(request(node, 1, PATIENCE))).collect();
+    let parked: Vec<_> = (0..3)
+        .map(|node| nodes.park(node, of_node(node as u64 + 1, 1)))
+        .collect();
     let mut waiting = JoinSet::new();
     for claim in parked {
         waiting.spawn(async move { claim.await.unwrap().0 });
     }
     let mut ended = 0;
     while let Some((node, probe)) = probes.pop() {
-        nodes.end(node, &[probe], done).await;
+        nodes.end_as(node, &[probe], done).await;
         ended += 1;
         let expected = if ended < 4 {
             BreakerState::HalfOpen
@@ -267,19 +188,19 @@ async fn failures_on_different_nodes_open_a_breaker_and_its_probes_close_it_for_
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ends_of_a_node_that_claims_nothing_count_once_it_has_heard_of_the_breaker() {
     let nodes = Nodes::new(2).await;
-    nodes.add("flaky", 1_000).await;
+    nodes.add(0, of("flaky", 1_000)).await;
     let held = nodes.claim(1, 1_000).await;
-    nodes.put(0, "b", patient(&["flaky"], &[])).await;
+    nodes.put_breaker(0, "b", patient(&["flaky"], &[])).await;
     let counted = async || nodes.known("b").await.counted(nodes.now);
     let mut left = held.as_slice();
     while counted().await == (0, 0) {
         let (first, rest) = left.split_first().expect("it should have heard of the breaker by now");
-        nodes.end(1, std::slice::from_ref(first), done).await;
+        nodes.end_as(1, std::slice::from_ref(first), done).await;
         left = rest;
     }
     let (well, failing) = left.split_at(left.len() / 2);
-    nodes.end(1, well, done).await;
-    nodes.end(1, failing, failed).await;
+    nodes.end_as(1, well, done).await;
+    nodes.end_as(1, failing, failed).await;
     assert_eq!(counted().await, (1 + left.len() as u64, failing.len() as u64));
     nodes.verify().await;
 }
@@ -296,14 +217,13 @@ async fn parked_claims_hear_when_a_breaker_is_reset_and_when_it_is_half_open() {
     store.put_agent(&call, "agent".into(), settings).await.unwrap();
     store.open_session(&call, "agent".into(), NodeId(71)).await.unwrap();
     let agent = || ClaimRequest {
-        node: NodeId(71),
         executor: "agent".into(),
         agent: Some(AgentClaim {
             namespace: "default".into(),
             name: "agent".into(),
             have: Vec::new(),
         }),
-        ..request(0, 1, PATIENCE)
+        ..of_node(71, 1)
     };
     let short = Duration::from_millis(300);
     for (settings, wakes) in [(OPEN_FOR * 1_000, true), (short, false)] {
@@ -312,17 +232,19 @@ async fn parked_claims_hear_when_a_breaker_is_reset_and_when_it_is_half_open() {
             agents: vec!["agent".into()],
             ..flaky(100)
         };
-        nodes.put(0, "b", covering).await;
-        nodes.ask(0, BreakerCommand::Trip).await;
-        nodes.add("flaky", 3).await;
+        nodes.put_breaker(0, "b", covering).await;
+        nodes.ask_breaker(0, BreakerCommand::Trip).await;
+        nodes.add(0, of("flaky", 3)).await;
         let opened = Instant::now();
-        let mut parked: Vec<_> = (0..2).map(|node| nodes.park(request(node, 1, PATIENCE))).collect();
-        parked.push(nodes.park(agent()));
+        let mut parked: Vec<_> = (0..2)
+            .map(|node| nodes.park(node, of_node(node as u64 + 1, 1)))
+            .collect();
+        parked.push(nodes.park(1, agent()));
         tokio::time::sleep(short / 3).await;
         assert!(parked.iter().all(|claim| !claim.is_finished()));
         let asked = Instant::now();
         if wakes {
-            nodes.ask(1, BreakerCommand::Reset).await;
+            nodes.ask_breaker(1, BreakerCommand::Reset).await;
         }
         for parked in parked {
             let (claimed, at) = in_time(parked).await.unwrap();
@@ -332,7 +254,7 @@ async fn parked_claims_hear_when_a_breaker_is_reset_and_when_it_is_half_open() {
                 false => (at - opened).checked_sub(short).expect("it was open for a while"),
             };
             assert!(late < Duration::from_secs(5), "{late:?}");
-            nodes.end(0, &claimed, done).await;
+            nodes.end_as(0, &claimed, done).await;
         }
     }
     nodes.verify().await;
@@ -343,7 +265,7 @@ async fn parked_claims_hear_when_a_breaker_is_reset_and_when_it_is_half_open() {
 async fn work(store: Arc<dyn Store>, node: usize, now: Time) -> Vec<(Name, bool)> {
     let mut ended = Vec::new();
     loop {
-        let claimed = store.claim(request(node, 120, Duration::ZERO), now).await.unwrap();
+        let claimed = store.claim(of_node(node as u64 + 1, 120), now).await.unwrap();
         if claimed.is_empty() {
             return ended;
         }
@@ -366,11 +288,11 @@ async fn ends_in_big_batches_on_several_nodes_lose_no_count_and_wait_for_nobody_
     let covered = [
         ("z", patient(&["one", "two"], &[])),
         ("m", patient(&["two", "three"], &[])),
-        ("a", patient(&["three"], &["node0"])),
-        ("k", patient(&[], &["node1", "node2"])),
+        ("a", patient(&["three"], &["node1"])),
+        ("k", patient(&[], &["node2", "node3"])),
     ];
     for (node, (name, settings)) in covered.iter().enumerate() {
-        nodes.put(node % 3, name, settings.clone()).await;
+        nodes.put_breaker(node % 3, name, settings.clone()).await;
     }
     // This one is half-open all the time, with room for all.
     let tried = BreakerSettings {
@@ -379,10 +301,10 @@ async fn ends_in_big_batches_on_several_nodes_lose_no_count_and_wait_for_nobody_
         open_for: Span(Duration::ZERO),
         ..patient(&["tried"], &[])
     };
-    nodes.put(0, "b", tried).await;
-    nodes.ask(0, BreakerCommand::Trip).await;
+    nodes.put_breaker(0, "b", tried).await;
+    nodes.ask_breaker(0, BreakerCommand::Trip).await;
     for handler in ["one", "two", "three", "tried"] {
-        nodes.add(handler, 500).await;
+        nodes.add(0, of(handler, 500)).await;
     }
     let over = Arc::new(AtomicBool::new(false));
     // Meanwhile queues and another breaker change.
@@ -423,7 +345,7 @@ async fn ends_in_big_batches_on_several_nodes_lose_no_count_and_wait_for_nobody_
     let rest = work(Arc::clone(&nodes.stores[0]), 0, nodes.now).await;
     ended.extend(rest.into_iter().map(|(handler, fails)| (0, handler, fails)));
     for (name, settings) in &covered {
-        let covers = |(node, handler, _): &&(usize, Name, bool)| settings.covers(handler, &format!("node{node}"));
+        let covers = |(node, handler, _): &&(usize, Name, bool)| settings.covers(handler, &format!("node{}", node + 1));
         let covered: Vec<_> = ended.iter().filter(covers).collect();
         let failures = covered.iter().filter(|(.., fails)| *fails).count();
         let counted = nodes.known(name).await.counted(nodes.now);

@@ -5,119 +5,36 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use pensum_core::queue::{QueueCommand, QueueRecord, QueueSettings, Rate};
-use pensum_core::store::{Call, ClaimRequest, Claimed, Finish, Rejected, Store, StoreError};
+use pensum_core::store::{ClaimRequest, Claimed, Finish, Rejected, StoreError};
 use pensum_core::time::Span;
-use pensum_core::{Json, Name, NewTask, NodeId, Outcome, Time};
-use pensum_testing::postgres::{Database, connect};
+use pensum_core::{Json, Name, NewTask, Outcome};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tokio_postgres::Client;
 
 use crate::conformance::world::task_with;
-
-/// How long anything may take before a test gives it up for stuck.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Several nodes on one database, and somebody who looks in from the side.
-struct Nodes {
-    _database: Database,
-    stores: Vec<Arc<dyn Store>>,
-    watcher: Client,
-    now: Time,
-}
+use crate::nodes::{Nodes, in_time, of_node};
 
 impl Nodes {
-    async fn new(count: usize) -> Nodes {
-        let database = Database::from_template("queues", async |url: String| {
-            let store = pensum_store::connect(&url, "tests").await.unwrap();
-            store.close().await.unwrap();
-        })
-        .await;
-        let mut stores = Vec::new();
-        for node in 0..count {
-            let name = format!("node{node}");
-            stores.push(pensum_store::connect(&database.url(), &name).await.unwrap());
-        }
-        Nodes {
-            watcher: connect(&database.url()).await,
-            _database: database,
-            stores,
-            now: Time::parse("2026-03-01T12:00:00Z").unwrap(),
-        }
-    }
-
-    fn call(&self) -> Call {
-        Call::new("tester", self.now)
-    }
-
-    async fn add(&self, queue: &str, count: usize) {
-        let tasks = (0..count).map(|_| of(queue)).collect();
-        self.stores[0].enqueue(&self.call(), tasks).await.unwrap();
-    }
-
-    async fn put(&self, node: usize, queue: &str, settings: QueueSettings) -> QueueRecord {
+    async fn put_queue(&self, node: usize, queue: &str, settings: QueueSettings) -> QueueRecord {
         let (store, call) = (&self.stores[node], self.call());
         store.put_queue(&call, Name::from(queue), settings, None).await.unwrap()
     }
 
-    async fn ask(&self, node: usize, queue: &str, command: QueueCommand) {
+    async fn ask_queue(&self, node: usize, queue: &str, command: QueueCommand) {
         let (store, call) = (&self.stores[node], self.call());
         store.command_queue(&call, Name::from(queue), command).await.unwrap();
-    }
-
-    async fn claim(&self, node: usize, slots: usize) -> Vec<Claimed> {
-        let claimed = self.stores[node].claim(request(node, slots, Duration::ZERO), self.now);
-        in_time(claimed).await.unwrap()
-    }
-
-    /// A claim that waits, at the side.
-    fn park(&self, node: usize) -> tokio::task::JoinHandle<(Vec<Claimed>, Instant)> {
-        let (store, now) = (Arc::clone(&self.stores[node]), self.now);
-        tokio::spawn(async move {
-            let claimed = store.claim(request(node, 1, PATIENCE), now).await.unwrap();
-            (claimed, Instant::now())
-        })
-    }
-
-    async fn end(&self, node: usize, claimed: &[Claimed]) {
-        let finishes = claimed
-            .iter()
-            .map(|c| Finish::new(c.lease, Outcome::Done(Json::null())));
-        let ended = self.stores[node].finish(finishes.collect(), self.now).await.unwrap();
-        assert!(ended.iter().all(Result::is_ok), "{ended:?}");
     }
 
     async fn leases(&self) -> usize {
         let sql = "SELECT count(*) FROM pensum.live WHERE lease IS NOT NULL";
         self.watcher.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) as usize
     }
-
-    async fn verify(&self) {
-        let verified = self.stores[0].verify().await.unwrap();
-        assert_eq!(verified.violations, Vec::<String>::new());
-    }
 }
 
-async fn in_time<T>(work: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, work).await.expect("stuck")
-}
-
-fn request(node: usize, slots: usize, wait: Duration) -> ClaimRequest {
-    ClaimRequest {
-        node: NodeId(node as u64 + 1),
-        executor: Name::from(format!("node{node}")),
-        slots,
-        capabilities: None,
-        queues: None,
-        resources: None,
-        agent: None,
-        lease: Duration::from_secs(3_600),
-        wait,
-    }
-}
-
-fn of(queue: &str) -> NewTask {
-    task_with(|task| task.spec.queue = Name::from(queue))
+fn of(queue: &str, count: usize) -> Vec<NewTask> {
+    (0..count)
+        .map(|_| task_with(|task| task.spec.queue = Name::from(queue)))
+        .collect()
 }
 
 fn width(max: u32) -> QueueSettings {
@@ -144,8 +61,8 @@ async fn never_more_of_a_queue_run_than_its_width_whoever_claims() {
     const TASKS: usize = 500;
     const WIDTH: usize = 3;
     let nodes = Nodes::new(3).await;
-    nodes.put(0, "narrow", width(WIDTH as u32)).await;
-    nodes.add("narrow", TASKS).await;
+    nodes.put_queue(0, "narrow", width(WIDTH as u32)).await;
+    nodes.add(0, of("narrow", TASKS)).await;
     let (running, done, most) = (
         Arc::new(AtomicUsize::new(0)),
         Arc::new(AtomicUsize::new(0)),
@@ -157,7 +74,10 @@ async fn never_more_of_a_queue_run_than_its_width_whoever_claims() {
         let (running, done, most) = (Arc::clone(&running), Arc::clone(&done), Arc::clone(&most));
         workers.spawn(async move {
             while done.load(Ordering::SeqCst) < TASKS {
-                let request = request(worker, 2, Duration::from_millis(200));
+                let request = ClaimRequest {
+                    wait: Duration::from_millis(200),
+                    ..of_node(worker as u64 + 1, 2)
+                };
                 let claimed = store.claim(request, now).await.unwrap();
                 // These are counted as running for a shorter time than they are.
                 let before = running.fetch_add(claimed.len(), Ordering::SeqCst);
@@ -194,8 +114,8 @@ async fn never_more_of_a_queue_run_than_its_width_whoever_claims() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nodes_share_the_rate_of_a_queue_to_the_last_token() {
     let mut nodes = Nodes::new(3).await;
-    nodes.put(0, "paced", rate(100, 10)).await;
-    nodes.add("paced", 150).await;
+    nodes.put_queue(0, "paced", rate(100, 10)).await;
+    nodes.add(0, of("paced", 150)).await;
     let (begin, mut started) = (nodes.now, 0);
     for step in 0..200 {
         nodes.now = begin.plus(Duration::from_millis(5 * step));
@@ -210,23 +130,23 @@ async fn nodes_share_the_rate_of_a_queue_to_the_last_token() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_change_on_one_node_is_obeyed_by_the_next_claim_on_another() {
     let nodes = Nodes::new(2).await;
-    nodes.add("shy", 60).await;
-    nodes.add("bold", 60).await;
+    nodes.add(0, of("shy", 60)).await;
+    nodes.add(0, of("bold", 60)).await;
     for _ in 0..10 {
-        nodes.ask(0, "shy", QueueCommand::Pause).await;
+        nodes.ask_queue(0, "shy", QueueCommand::Pause).await;
         let claimed = nodes.claim(1, 1).await;
         assert_eq!(queues_of(&claimed), ["bold"]);
-        nodes.ask(0, "shy", QueueCommand::Resume).await;
+        nodes.ask_queue(0, "shy", QueueCommand::Resume).await;
         let claimed = nodes.claim(1, 1).await;
         assert_eq!(queues_of(&claimed), ["shy"]);
         nodes.end(1, &claimed).await;
-        nodes.put(0, "shy", width(1)).await;
+        nodes.put_queue(0, "shy", width(1)).await;
         let claimed = nodes.claim(1, 2).await;
         assert_eq!(queues_of(&claimed), ["shy", "bold"]);
-        nodes.put(0, "shy", width(2)).await;
+        nodes.put_queue(0, "shy", width(2)).await;
         let another = nodes.claim(1, 2).await;
         assert_eq!(queues_of(&another), ["shy", "bold"]);
-        nodes.put(0, "shy", QueueSettings::default()).await;
+        nodes.put_queue(0, "shy", QueueSettings::default()).await;
         let rest = nodes.claim(1, 1).await;
         assert_eq!(queues_of(&rest), ["shy"]);
         for claimed in [claimed, another, rest] {
@@ -239,13 +159,13 @@ async fn a_change_on_one_node_is_obeyed_by_the_next_claim_on_another() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_place_that_becomes_free_on_one_node_is_taken_on_another_at_once() {
     let nodes = Nodes::new(2).await;
-    nodes.put(0, "narrow", width(1)).await;
-    nodes.add("narrow", 22).await;
+    nodes.put_queue(0, "narrow", width(1)).await;
+    nodes.add(0, of("narrow", 22)).await;
     let mut held = nodes.claim(0, 1).await;
     let mut waits = Vec::new();
     for round in 0..20 {
         let (here, there) = (round % 2, 1 - round % 2);
-        let parked = nodes.park(there);
+        let parked = nodes.park(there, of_node(there as u64 + 1, 1));
         // It is full for this node as well, and the parked claim has looked meanwhile, or does so after the end.
         assert!(nodes.claim(here, 1).await.is_empty());
         nodes.end(here, &held).await;
@@ -263,15 +183,15 @@ async fn a_place_that_becomes_free_on_one_node_is_taken_on_another_at_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_stands_still_in_a_claim_keeps_nobody_from_other_queues() {
     let nodes = Nodes::new(1).await;
-    nodes.put(0, "narrow", width(5)).await;
-    nodes.add("narrow", 3).await;
-    nodes.add("wide", 3).await;
+    nodes.put_queue(0, "narrow", width(5)).await;
+    nodes.add(0, of("narrow", 3)).await;
+    nodes.add(0, of("wide", 3)).await;
     let held = "BEGIN; SELECT 1 FROM pensum.queue FOR UPDATE";
     nodes.watcher.batch_execute(held).await.unwrap();
     let claimed = nodes.claim(0, 10).await;
     assert_eq!(queues_of(&claimed), ["wide"; 3]);
     nodes.watcher.batch_execute("ROLLBACK").await.unwrap();
-    let claimed = in_time(nodes.park(0)).await.unwrap().0;
+    let claimed = in_time(nodes.park(0, of_node(1, 1))).await.unwrap().0;
     assert_eq!(queues_of(&claimed), ["narrow"]);
     nodes.verify().await;
 }

@@ -240,6 +240,8 @@ pub(crate) async fn executions_tell_every_attempt(w: &World) {
         cpu_seconds: Some(1.5),
         memory_mb: Some(20.0),
         cpu_percent: Some(75.0),
+        read_mb: Some(0.5),
+        written_mb: Some(2.25),
         wall_seconds: 2.0,
     };
     w.end(Finish {

@@ -107,6 +107,8 @@ async fn add_ended(w: &World) {
             cpu_seconds: Some(0.1 + 0.2),
             cpu_percent: Some(33.333_333_333_333_336),
             memory_mb: None,
+            read_mb: None,
+            written_mb: None,
             wall_seconds: 1.0 / 3.0,
         },
         progress: Some(Progress {
