@@ -498,7 +498,7 @@ pub const MUTANTS: &[Mutant] = &[
             "        && polling != agent\n",
             "        && polling.len() > agent.len() + 1_000\n",
         )],
-        1_000,
+        1_500,
     ),
     model(
         "resources-of-one-claim",
@@ -514,7 +514,7 @@ pub const MUTANTS: &[Mutant] = &[
             ".saturating_sub(probing) {",
             ".saturating_sub(probing / 1_000) {",
         )],
-        1_000,
+        300,
     ),
     model(
         "breaker-stays-closed",
