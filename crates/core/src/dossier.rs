@@ -282,7 +282,7 @@ impl Dossier {
             task.lifecycle.backing_off; task.lifecycle.crashes; task.lifecycle.suspect; task.lifecycle.unmet;
             task.lifecycle.on_dependency_failure; task.lifecycle.ready_at; task.lifecycle.started_at;
             task.lifecycle.finished_at; task.lifecycle.paused_at; task.lifecycle.cancel_requested_at;
-            task.lifecycle.pause_requested_at; task.lifecycle.dead_lettered_at; task.lifecycle.lease;
+            task.lifecycle.pause_requested_at; task.lifecycle.dead_lettered_at; task.lifecycle.lease; task.lifecycle.accepted_by;
             unique; checkpoint; executions; events; logs; inbox; steps;
         }
         if found.is_empty() && self != other {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::transition::Report;
-use crate::{Json, Name, RetryPolicy, Time};
+use crate::{Json, Name, NodeId, RetryPolicy, Time};
 
 /// The whole vocabulary of a handler's answer.
 #[derive(Clone, Debug, PartialEq)]
@@ -141,6 +141,12 @@ impl ErrorInfo {
     /// The error of a run whose agent died.
     pub fn agent_crashed(agent: &str) -> ErrorInfo {
         ErrorInfo::new("crashed_agent", format!("agent `{agent}` died while it ran the task"))
+    }
+
+    /// The error of a task that was not durable and whose process is gone.
+    pub fn process_ended(process: NodeId) -> ErrorInfo {
+        let message = format!("{process}, which accepted it, has ended, and its queue was not persistent");
+        ErrorInfo::new("process_ended", message)
     }
 
     /// An error of a kind with a message, cut to [`ERROR_MESSAGE_MAX`] and freed of NUL characters.

@@ -24,6 +24,8 @@ pub struct QueueSettings {
     pub max_concurrent: Option<u32>,
     /// False: its tasks start only when someone asks for it, see [`QueueCommand::Process`].
     pub auto_start: bool,
+    /// False: its tasks are not durable, and end with the process that accepts them.
+    pub persistent: bool,
     /// How many of its tasks start within a time, on all nodes together.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate: Option<Rate>,
@@ -47,6 +49,7 @@ impl Default for QueueSettings {
             title: None,
             max_concurrent: None,
             auto_start: true,
+            persistent: true,
             rate: None,
             priority: None,
             timeout: None,

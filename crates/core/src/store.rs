@@ -50,6 +50,8 @@ pub struct Call {
     pub now: Time,
     /// Makes a repeat of the same request answer as the first one did.
     pub idempotency: Option<IdempotencyKey>,
+    /// The process that answers for tasks that are not durable and are revived by this call.
+    pub process: Option<NodeId>,
 }
 
 impl Call {
@@ -60,6 +62,7 @@ impl Call {
             actor: actor.into(),
             now,
             idempotency: None,
+            process: None,
         }
     }
 }
@@ -394,10 +397,19 @@ pub struct Reaped {
     pub overdue: u64,
     /// Waits that came to their time.
     pub woken: u64,
+    /// Tasks that are not durable, and whose process has ended.
+    pub abandoned: u64,
     /// Tasks that ended in this pass.
     pub ended: Vec<(TaskId, State)>,
     /// When the next pass has something to do, as far as is known.
     pub next_due: Option<Time>,
+}
+
+impl Reaped {
+    /// How many tasks it moved, those aside that followed.
+    pub const fn moved(&self) -> u64 {
+        self.leases_expired + self.overdue + self.woken + self.abandoned
+    }
 }
 
 /// Which finished tasks may go.
@@ -747,7 +759,8 @@ pub enum StoreError {
 /// The verbs.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
-    /// Adds tasks, all or none. The ids come back in order.
+    /// Adds tasks, all or none. The ids come back in order. A batch of nothing but tasks that are
+    /// [not durable](NewTask::is_volatile) may be lost in a power cut.
     ///
     /// A dependency that ended already counts at once: completed as met, failed or cancelled by the task's policy.
     async fn enqueue(&self, call: &Call, tasks: Vec<NewTask>) -> Result<Vec<Enqueued>, StoreError>;
@@ -802,7 +815,8 @@ pub trait Store: Send + Sync + 'static {
     /// Notes that a node lives. Not acknowledged as durable.
     async fn heartbeat(&self, beat: NodeBeat, now: Time) -> Result<NodeReply, StoreError>;
 
-    /// Notes that a node has ended in good order: it holds no lease and is not listed any more.
+    /// Notes that a node has ended in good order: it holds no lease and is not listed any more. What it accepted that is not
+    /// durable is cancelled by the next [reap](Store::reap).
     async fn leave(&self, node: NodeId, now: Time) -> Result<(), StoreError>;
 
     /// The nodes that have said something within [`NODE_LISTED`] and did not leave, oldest first, then by id.
@@ -814,6 +828,9 @@ pub trait Store: Send + Sync + 'static {
     }
 
     /// Ends what is overdue: leases, expiries, queue timeouts, waits. At most `limit` tasks a pass.
+    ///
+    /// Cancels tasks that are not durable and were accepted by a process that is not among the nodes any more, or is silent
+    /// for longer than it said. A store that one process owns cancels them when it is opened, before anything can start.
     ///
     /// A lease that ran out is blamed on its node's death when that node beat before and is silent for longer than it
     /// said; then a task that had just started is suspected of it.

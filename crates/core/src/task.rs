@@ -8,6 +8,7 @@ use smallvec::SmallVec;
 
 use crate::outcome::{ErrorInfo, Progress, Usage};
 use crate::time::Span;
+use crate::transition::Refusal;
 use crate::{Json, LeaseId, Name, NodeId, Priority, RetryPolicy, State, TaskId, Time, WaitingFor};
 
 /// The longest a task may run when it does not say otherwise.
@@ -94,6 +95,10 @@ pub struct Details {
     pub workflow_id: Option<TaskId>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub schedule: Option<String>,
+    /// Enqueued into a queue that was not persistent: users see `durable: false`. Whoever enqueues says it with
+    /// [`NewTask::accept_by`].
+    #[serde(skip_serializing_if = "is_default")]
+    pub volatile: bool,
     /// W3C Trace Context of whoever enqueued the task.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
@@ -233,6 +238,26 @@ impl Spec {
         self.details.as_ref().and_then(|d| d.expires_at)
     }
 
+    /// False for a task that need not survive the process which accepted it.
+    pub fn is_durable(&self) -> bool {
+        self.details.as_ref().is_none_or(|d| !d.volatile)
+    }
+
+    /// Who answers for the task when a process revives it from this state; a durable one needs nobody.
+    ///
+    /// # Errors
+    /// Where a task that is not durable would be nobody's.
+    pub fn accepted_again(&self, state: State, process: Option<NodeId>) -> Result<Option<NodeId>, Refusal> {
+        let is_revived = matches!(state, State::Failed | State::Cancelled) && !self.is_durable();
+        match (is_revived, process) {
+            (false, _) => Ok(None),
+            (true, Some(process)) => Ok(Some(process)),
+            (true, None) => Err(Refusal::Forbidden(
+                "it is not durable, and no process here would answer for it; retry it through a running node",
+            )),
+        }
+    }
+
     /// The name that people see: the given one, else the handler.
     pub fn display_name(&self) -> &str {
         self.details
@@ -256,6 +281,8 @@ pub struct NewTask {
     pub depends_on: SmallVec<[Dependency; 2]>,
     /// At most one unfinished task per key.
     pub unique: Option<Box<Unique>>,
+    /// Not durable: the process with whose end it is cancelled.
+    pub accepted_by: Option<NodeId>,
 }
 
 impl NewTask {
@@ -266,7 +293,21 @@ impl NewTask {
             run_at: None,
             depends_on: SmallVec::new(),
             unique: None,
+            accepted_by: None,
         }
+    }
+
+    /// Makes it a task that is not durable: it ends with this process at the latest.
+    pub fn accept_by(&mut self, process: NodeId) {
+        self.accepted_by = Some(process);
+        self.spec.details_mut().volatile = true;
+    }
+
+    /// True when no promise is broken by losing this task in a power cut, and nothing that is durable would be changed by
+    /// adding it. (A replaced task may be durable.)
+    pub fn is_volatile(&self) -> bool {
+        let replaces = |unique: &Unique| unique.on_conflict == OnConflict::Replace;
+        self.accepted_by.is_some() && !self.unique.as_deref().is_some_and(replaces)
     }
 }
 
@@ -349,6 +390,8 @@ pub struct Lifecycle {
     pub dead_lettered_at: Option<Time>,
     /// The fence, while it runs.
     pub lease: Option<Lease>,
+    /// Not durable and not ended: the process with whose end it is cancelled.
+    pub accepted_by: Option<NodeId>,
 }
 
 impl Lifecycle {
@@ -377,6 +420,7 @@ impl Lifecycle {
             pause_requested_at: None,
             dead_lettered_at: None,
             lease: None,
+            accepted_by: None,
         }
     }
 

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::outcome::Wait;
 use crate::task::{ExecutionStatus, Lease, Lifecycle, OnDependencyFailure};
-use crate::{LeaseId, State, Time, WaitingFor};
+use crate::{LeaseId, NodeId, State, Time, WaitingFor};
 
 /// How often a task may bring down a node that runs nothing else before it is dead-lettered.
 pub const CRASHES_ALONE_MAX: u32 = 3;
@@ -36,6 +36,8 @@ pub enum Event {
     Retry {
         /// How many of its dependencies have not ended (any more): the retried task waits for them.
         unmet: u32,
+        /// Who answers for it from now on, when it is not durable.
+        accepted_by: Option<NodeId>,
     },
     /// Someone wants it to run now instead of at its time.
     RunNow,
@@ -45,6 +47,8 @@ pub enum Event {
     Expired,
     /// It was ready for longer than its `queue_timeout`.
     QueueTimeout,
+    /// The process that accepted it has ended, and it is not durable.
+    Abandoned,
     /// A signal of the name that it waits for arrived.
     Signalled,
     /// The time that it waits for came.
@@ -257,7 +261,7 @@ pub fn apply(task: &Lifecycle, event: &Event, now: Time) -> Result<Transition, R
         (Queued | Waiting | Running, Event::Resume) => Err(Forbidden("it is not paused")),
         (Completed | Failed | Cancelled, Event::Resume) => Err(Forbidden("it has ended; retry it to run it again")),
 
-        (Failed | Cancelled, Event::Retry { unmet }) => Ok(revived(task, *unmet, now)),
+        (Failed | Cancelled, Event::Retry { unmet, accepted_by }) => Ok(revived(task, *unmet, *accepted_by, now)),
         (Queued, Event::Retry { .. }) if task.backing_off && task.paused_at.is_none() => {
             Ok(due(task, EventKind::Retried, now))
         }
@@ -282,6 +286,12 @@ pub fn apply(task: &Lifecycle, event: &Event, now: Time) -> Result<Transition, R
         (Queued, Event::Expired) if !task.has_started() => Ok(ended(task, Cancelled, EventKind::Cancelled, now)),
         (Queued, Event::QueueTimeout) if task.is_claimable(now) => Ok(ended(task, Failed, EventKind::Failed, now)),
         (_, Event::Expired | Event::QueueTimeout) => Err(Nothing),
+
+        // Whoever runs it at this moment, on whichever node, has lost its lease.
+        (Queued | Running | Waiting, Event::Abandoned) if task.accepted_by.is_some() => {
+            Ok(ended(task, Cancelled, EventKind::Cancelled, now))
+        }
+        (_, Event::Abandoned) => Err(Nothing),
 
         (Waiting, Event::Signalled) if task.waiting_for == Some(WaitingFor::Signal) => Ok(woken(task, now)),
         (Waiting, Event::ChildrenEnded) if task.waiting_for == Some(WaitingFor::Children) => Ok(woken(task, now)),
@@ -477,6 +487,7 @@ fn ended(task: &Lifecycle, state: State, kind: EventKind, now: Time) -> Transiti
         paused_at: None,
         pause_requested_at: None,
         dead_lettered_at: failed.then_some(now),
+        accepted_by: None,
         ..task.clone()
     };
     transition(
@@ -554,7 +565,7 @@ fn resumed_running(task: &Lifecycle) -> Transition {
 }
 
 /// An ended task is queued again with all its retries; its attempts go on counting.
-fn revived(task: &Lifecycle, unmet: u32, now: Time) -> Transition {
+fn revived(task: &Lifecycle, unmet: u32, accepted_by: Option<NodeId>, now: Time) -> Transition {
     let next = Lifecycle {
         state: State::Queued,
         waiting_for: (unmet > 0).then_some(WaitingFor::Dependencies),
@@ -567,6 +578,7 @@ fn revived(task: &Lifecycle, unmet: u32, now: Time) -> Transition {
         finished_at: None,
         cancel_requested_at: None,
         dead_lettered_at: None,
+        accepted_by,
         ..task.clone()
     };
     transition(

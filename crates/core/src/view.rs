@@ -55,6 +55,8 @@ pub struct TaskView {
     pub created_by: Option<String>,
     pub assigned_to: Option<String>,
     pub tags: Vec<String>,
+    /// False: accepted by a queue that was not persistent, and cancelled when the process that accepted it ends.
+    pub durable: bool,
     pub attempt: u32,
     pub retry_count: u32,
     pub progress: Option<Progress>,
@@ -98,6 +100,7 @@ impl TaskView {
             version,
         } = record;
         let retry = spec.retry();
+        let durable = spec.is_durable();
         let timeout = Span(spec.timeout().unwrap_or_default());
         let max_retries = spec.max_retries();
         let name = spec.display_name().to_owned();
@@ -133,6 +136,7 @@ impl TaskView {
             created_by: details.created_by,
             assigned_to: details.assigned_to,
             tags: details.tags,
+            durable,
             attempt: lifecycle.attempt,
             retry_count: lifecycle.failures,
             progress,

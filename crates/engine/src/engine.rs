@@ -212,10 +212,12 @@ impl Engine {
 
 /// Verbs.
 impl Engine {
-    /// Adds tasks, all or none. `Ok` means that they are on disk.
+    /// Adds tasks, all or none. `Ok` means that they are on disk, but for a batch of nothing but tasks of queues that are not
+    /// persistent.
     ///
     /// # Errors
-    /// [`EngineError::Invalid`] for what a handler of this node says of its parameters, by path (`tasks[2].parameters.url`).
+    /// [`EngineError::Invalid`] for what a handler of this node says of its parameters, by path (`tasks[2].parameters.url`),
+    /// and for tasks of queues that are not persistent, as long as the engine is not [started](Engine::start) and not [about to be](Engine::stay).
     pub async fn enqueue(&self, call: &Call, tasks: Vec<NewTask>) -> Result<Vec<Enqueued>, EngineError> {
         let prepared = self.prepare(&call.namespace, tasks).await?;
         self.enqueue_prepared(call, prepared).await
@@ -322,6 +324,12 @@ impl Engine {
             Command::Pause => self.live().unpausable(&tasks),
             _ => Vec::new(),
         };
+        let mut call = call.clone();
+        if command == Command::Retry && self.live().stays() && heartbeat::be_heard(self).await.is_ok() {
+            call.process = Some(self.node().id);
+            self.live().answer();
+        }
+        let call = &call;
         let mut asked = tasks.clone();
         asked.retain(|task| !unpausable.contains(task));
         let mut answers = match asked.is_empty() {
@@ -544,6 +552,12 @@ impl Engine {
             seams.spawn("intake", intake::run(self.clone()));
         }
         seams.spawn("claims", claim::run(self.clone()));
+    }
+
+    /// Says that the engine is about to be started: it takes tasks of queues that are not persistent, which end with this
+    /// process, already before.
+    pub fn stay(&self) {
+        self.live().stay();
     }
 
     /// True from [`Engine::start`] until a shutdown begins.

@@ -86,6 +86,14 @@ async fn beat(engine: &Engine, sent: Time) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// Tells the store of this node, where it has not heard of it yet.
+pub(crate) async fn be_heard(engine: &Engine) -> Result<(), StoreError> {
+    match engine.live().was_heard() {
+        true => Ok(()),
+        false => beat(engine, engine.now()).await,
+    }
+}
+
 /// True when the store has not heard of this node for so long that others may take it for dead: the store was gone, or
 /// the machine slept. The other nodes may be as silent, and alive; this is no time to judge them.
 pub(crate) fn is_unheard(engine: &Engine, now: Time) -> bool {

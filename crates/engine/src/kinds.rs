@@ -47,5 +47,7 @@ pub const QUEUE_TIMEOUT: &str = "queue_timeout";
 pub const DEPENDENCY_FAILED: &str = "dependency_failed";
 /// Given by the stores: it brought its node down too often.
 pub const CRASHED_NODE: &str = "crashed_node";
+/// Given by the stores: cancelled, for it was not durable and the process that accepted it has ended.
+pub const PROCESS_ENDED: &str = "process_ended";
 /// Given by the stores: cancelled on request.
 pub const CANCELLED: &str = "cancelled";

@@ -45,6 +45,9 @@ pub(crate) struct Node {
     pub(crate) beating: tokio::sync::Mutex<()>,
     /// When the store last heard that the node lives, in microseconds.
     heard_at: AtomicI64,
+    was_heard: AtomicBool,
+    /// The node has accepted tasks that are not durable.
+    answers: AtomicBool,
     /// When it was last said that the store does not answer, in microseconds.
     complained_at: AtomicI64,
     /// How often the store says that somebody asked something of what runs here.
@@ -60,6 +63,7 @@ pub(crate) struct Node {
     /// `due` came closer.
     pub(crate) due_sooner: Notify,
     started: AtomicBool,
+    stays: AtomicBool,
     /// No claims any more.
     pub(crate) stopping: CancellationToken,
     /// Everything ends.
@@ -92,6 +96,8 @@ impl Node {
             finish_ready: Notify::new(),
             beating: tokio::sync::Mutex::new(()),
             heard_at: AtomicI64::new(now.as_micros()),
+            was_heard: AtomicBool::new(false),
+            answers: AtomicBool::new(false),
             complained_at: AtomicI64::new(i64::MIN),
             commands: AtomicU64::new(0),
             renewal_wanted: AtomicBool::new(false),
@@ -100,6 +106,7 @@ impl Node {
             due: AtomicI64::new(i64::MAX),
             due_sooner: Notify::new(),
             started: AtomicBool::new(false),
+            stays: AtomicBool::new(false),
             stopping: CancellationToken::new(),
             stopped: CancellationToken::new(),
             claims_over: CancellationToken::new(),
@@ -109,6 +116,15 @@ impl Node {
     /// True for the first caller.
     pub(crate) fn begin(&self) -> bool {
         !self.started.swap(true, Ordering::SeqCst)
+    }
+
+    /// Notes that the process is there for as long as its tasks.
+    pub(crate) fn stay(&self) {
+        self.stays.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn stays(&self) -> bool {
+        self.is_started() || self.stays.load(Ordering::SeqCst)
     }
 
     pub(crate) fn is_started(&self) -> bool {
@@ -222,6 +238,7 @@ impl Node {
     /// The store heard at `sent` that the node lives, and has counted `commands` for what runs here.
     pub(crate) fn heard(&self, sent: Time, commands: u64) {
         self.heard_at.store(sent.as_micros(), Ordering::SeqCst);
+        self.was_heard.store(true, Ordering::SeqCst);
         // A store that had forgotten the node counts from the start.
         if self.commands.swap(commands, Ordering::SeqCst) != commands {
             self.want_renewal();
@@ -236,6 +253,21 @@ impl Node {
         self.complained_at
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |last| passed(last).then_some(now))
             .is_ok()
+    }
+
+    /// True once the store has heard that the node lives.
+    pub(crate) fn was_heard(&self) -> bool {
+        self.was_heard.load(Ordering::SeqCst)
+    }
+
+    /// Notes that tasks are to end with this node.
+    pub(crate) fn answer(&self) {
+        self.answers.store(true, Ordering::SeqCst);
+    }
+
+    /// True once the node has accepted tasks that are to end with it.
+    pub(crate) fn answers(&self) -> bool {
+        self.answers.load(Ordering::SeqCst)
     }
 
     pub(crate) fn heard_at(&self) -> Time {

@@ -12,7 +12,7 @@ const PASS_MAX: Duration = Duration::from_secs(1);
 /// Shortest time between two passes.
 const PASS_MIN: Duration = Duration::from_millis(10);
 /// Most tasks in one pass.
-const PASS_TASKS_MAX: usize = 1_000;
+pub(crate) const PASS_TASKS_MAX: usize = 1_000;
 /// How long a node that was cut off from the store itself leaves the others to say that they live.
 const UNHEARD_PAUSE: Duration = heartbeat::BEAT_EVERY.saturating_mul(2);
 /// Time between two clean-ups.
@@ -37,7 +37,7 @@ pub(crate) async fn run(engine: Engine) {
             Ok(reaped) => {
                 failures.over();
                 engine.announce_ended(&reaped.ended, now);
-                let moved = reaped.leases_expired + reaped.overdue + reaped.woken;
+                let moved = reaped.moved();
                 if moved > 0 {
                     engine.wake_claims();
                 }

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use pensum_core::Time;
+use pensum_core::{StoreError, Time};
 use serde::Serialize;
 
 use crate::executor::{End, conclude};
+use crate::reaper::PASS_TASKS_MAX;
 use crate::run::{Run, StopReason};
 use crate::{Engine, heartbeat};
 
@@ -18,6 +19,8 @@ const CLAIMS_END_MAX: Duration = Duration::from_secs(1);
 const DROP_TIME_MAX: Duration = Duration::from_secs(1);
 /// How long the last outcomes may take to reach the store.
 const FLUSH_TIME_MAX: Duration = Duration::from_secs(5);
+/// How long the cancelling of tasks may take that end with the node.
+const ABANDON_TIME_MAX: Duration = Duration::from_secs(5);
 /// How often the end is looked for between notices of it.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -74,6 +77,9 @@ pub(crate) async fn shutdown(engine: &Engine, grace: Duration) -> ShutdownReport
     if node.is_started() {
         heartbeat::leave(engine).await;
     }
+    if node.answers() {
+        abandon(engine).await;
+    }
     node.stopped.cancel();
     report
 }
@@ -87,6 +93,32 @@ pub(crate) async fn abort(engine: &Engine) {
         run.kill();
     }
     until(engine, DROP_TIME_MAX, || node.busy() == 0).await;
+}
+
+/// Cancels what this node accepted that is not durable: now that it has left, nobody answers for it any more. Whatever is not
+/// done in time, another node does, or the next start.
+async fn abandon(engine: &Engine) {
+    let end = engine.now().plus(ABANDON_TIME_MAX);
+    let abandoning = async {
+        loop {
+            let now = engine.now();
+            let reaped = engine.store().reap(now, PASS_TASKS_MAX).await?;
+            engine.announce_ended(&reaped.ended, now);
+            if (reaped.moved() as usize) < PASS_TASKS_MAX {
+                return Ok::<_, StoreError>(());
+            }
+        }
+    };
+    tokio::select! {
+        biased;
+        done = abandoning => match done {
+            Ok(()) | Err(StoreError::Closed) => {}
+            Err(error) => tracing::warn!(%error, "tasks that are not durable could not be cancelled yet"),
+        },
+        () = engine.seams().clock.sleep_until(end) => {
+            tracing::warn!("not all tasks that are not durable could be cancelled in time; the rest is later");
+        }
+    }
 }
 
 fn stop(engine: &Engine, now: Time, which: impl Fn(&Run) -> bool) {

@@ -134,6 +134,7 @@ fn caller(parts: &Parts, app: &App) -> Call {
         actor,
         now: app.engine.now(),
         idempotency: None,
+        process: None,
     }
 }
 

@@ -29,7 +29,8 @@ pub struct QueueInput {
     pub max_concurrent: Option<u32>,
     /// False: its tasks start only when somebody asks for it with `process`. True by default.
     pub auto_start: bool,
-    /// Whether its tasks outlive the process. Only true, which is the default: every task is kept on disk.
+    /// False: its tasks are not durable. Accepting one does not wait for the disk, and it is cancelled when the process that
+    /// accepted it ends. True by default.
     pub persistent: bool,
     /// How many of its tasks start within a time, on all nodes together: `{starts, per, burst}`, or text such as "50/s".
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -208,9 +209,6 @@ impl QueueInput {
         if self.max_concurrent == Some(0) {
             check.fail("max_concurrent", "must be 1 or more; pause the queue to start nothing");
         }
-        if !self.persistent {
-            check.fail("persistent", "must be true: this version keeps every task on disk");
-        }
         check.retries(self.max_retries);
         if let Some(retry) = &self.retry {
             check.retry(retry);
@@ -223,6 +221,7 @@ impl QueueInput {
             title: self.name,
             max_concurrent: self.max_concurrent,
             auto_start: self.auto_start,
+            persistent: self.persistent,
             rate,
             priority: self.priority,
             timeout: self.timeout,
@@ -239,7 +238,7 @@ impl From<QueueSettings> for QueueInput {
             name: settings.title,
             max_concurrent: settings.max_concurrent,
             auto_start: settings.auto_start,
-            persistent: true,
+            persistent: settings.persistent,
             rate_limit: settings.rate.map(RateInput::from),
             priority: settings.priority,
             timeout: settings.timeout,
@@ -307,7 +306,7 @@ mod tests {
         check(r#"{"max_concurrent":-1}"#, "max_concurrent: invalid value");
         check(r#"{"max_concurrent":"many"}"#, "max_concurrent: invalid type");
         check(r#"{"auto_start":"no"}"#, "auto_start: invalid type");
-        check(r#"{"persistent":false}"#, "persistent: must be true");
+        check(r#"{"persistent":"no"}"#, "persistent: invalid type");
         check(r#"{"name":" "}"#, "name: must not be empty");
         check(r#"{"name":"a\u0000b"}"#, "name: contains the NUL");
         check(r#"{"priority":"huge"}"#, "priority: `huge` is not a priority");
@@ -318,7 +317,7 @@ mod tests {
         check(r#"{"colour":1}"#, "colour: unknown field `colour`");
         check(r#"{"status":"open"}"#, "status: `status` is set by the engine");
         check("[]", "expected an object");
-        let all = read(r#"{"max_concurrent":0,"persistent":false,"rate_limit":"0/s"}"#).unwrap_err();
+        let all = read(r#"{"max_concurrent":0,"name":" ","rate_limit":"0/s"}"#).unwrap_err();
         assert_eq!(all.0.len(), 3, "{all}");
     }
 
@@ -361,7 +360,7 @@ mod tests {
 
     #[test]
     fn settings_can_be_written_down_and_read_again() {
-        let text = r#"{"name":"Mail","max_concurrent":3,"auto_start":false,"rate_limit":{"starts":7,"per":60,"burst":2},
+        let text = r#"{"name":"Mail","max_concurrent":3,"auto_start":false,"persistent":false,"rate_limit":{"starts":7,"per":60,"burst":2},
             "priority":"high","timeout":0,"max_retries":0,"retry":{"strategy":"fixed","delay":4}}"#;
         let settings = read(text).unwrap();
         let written = serde_json::to_string(&QueueInput::from(settings.clone())).unwrap();

@@ -210,6 +210,7 @@ impl TaskInput {
             run_at,
             depends_on,
             unique,
+            accepted_by: None,
         })
     }
 
@@ -339,6 +340,7 @@ impl From<NewTask> for TaskInput {
             run_at,
             depends_on,
             unique,
+            accepted_by: _,
         } = task;
         let details = spec.details.map(|details| *details).unwrap_or_default();
         let named = details.named;
@@ -396,6 +398,7 @@ pub fn check_new(task: &NewTask, now: Time) -> Result<(), Invalid> {
         run_at,
         depends_on,
         unique,
+        accepted_by: _,
     } = task;
     check.identifier("handler", &spec.handler);
     check.identifier("queue", &spec.queue);

@@ -53,8 +53,13 @@ impl Model {
             Command::Resume => Event::Resume,
             Command::Retry => {
                 let unmet = self.unfinished_dependencies(entry);
+                let state = entry.lifecycle.state;
+                let accepted_by = entry
+                    .spec
+                    .accepted_again(state, call.process)
+                    .map_err(|refusal| Rejected::from_refusal(id, state, refusal))?;
                 self.retake_unique(call, id)?;
-                Event::Retry { unmet }
+                Event::Retry { unmet, accepted_by }
             }
             Command::RunNow => Event::RunNow,
             Command::Signal { name, payload } => {

@@ -227,7 +227,10 @@ impl Model {
             id,
             namespace: call.namespace.clone(),
             created_at: call.now,
-            lifecycle: Lifecycle::new(call.now, task.run_at, unmet, policy),
+            lifecycle: Lifecycle {
+                accepted_by: task.accepted_by,
+                ..Lifecycle::new(call.now, task.run_at, unmet, policy)
+            },
             spec: task.spec,
             holder: None,
             unique: task.unique.map(|u| *u),

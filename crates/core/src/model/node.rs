@@ -1,8 +1,8 @@
 //! Nodes: who lives, who fell silent, and who is to look at what was asked of its tasks.
 
-use super::{Entry, Model, PROBATION};
+use super::{Entry, Facts, Model, PROBATION};
 use crate::outcome::ErrorInfo;
-use crate::store::{NODE_LISTED, NodeBeat, NodeRecord, NodeReply};
+use crate::store::{Applied, NODE_LISTED, NodeBeat, NodeRecord, NodeReply};
 use crate::transition::{Blame, Event};
 use crate::{NodeId, Time};
 
@@ -58,6 +58,31 @@ impl Model {
             }
             None => (Event::LeaseExpired, None),
         }
+    }
+
+    /// The tasks that are not durable and whose process is not heard any more, by row.
+    pub(super) fn abandoned(&self, now: Time) -> Vec<(i64, NodeId)> {
+        let lives = |process: &NodeId| {
+            let known = self.nodes.get(process);
+            known.is_some_and(|known| !known.beat.is_lost(known.seen_at, now))
+        };
+        let accepted = self
+            .tasks
+            .iter()
+            .filter_map(|(row, e)| Some((*row, e.lifecycle.accepted_by?)));
+        accepted.filter(|(_, process)| !lives(process)).collect()
+    }
+
+    /// Cancels a task that is not durable, for its process has ended.
+    pub(super) fn abandon(&mut self, row: i64, process: NodeId, now: Time, applied: &mut Applied) -> bool {
+        if let Some(lease) = self.tasks.get(&row).and_then(|e| e.lifecycle.lease) {
+            self.commanded(lease.node);
+        }
+        let facts = Facts {
+            error: Some(ErrorInfo::process_ended(process)),
+            ..Facts::default()
+        };
+        self.happen(row, &Event::Abandoned, facts, now, applied).is_ok()
     }
 
     /// Forgets nodes that are not listed any more and that nothing can be blamed on.

@@ -305,6 +305,7 @@ impl Model {
             actor: Name::from(format!("task:{parent}")),
             now,
             idempotency: None,
+            process: None,
         };
         match self.enqueue(&call, spawn, bits) {
             Ok(ids) => Ok(ids.into_iter().map(|e| e.id).collect()),
@@ -347,6 +348,13 @@ impl Model {
                 Event::WakeDue => reaped.woken += 1,
                 _ => reaped.overdue += 1,
             }
+        }
+        for (row, process) in self.abandoned(now) {
+            if done == limit {
+                break;
+            }
+            reaped.abandoned += u64::from(self.abandon(row, process, now, &mut applied));
+            done += 1;
         }
         self.forget_nodes(now);
         reaped.ended = applied.ended;

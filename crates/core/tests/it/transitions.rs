@@ -65,6 +65,10 @@ fn situations() -> Vec<(&'static str, Lifecycle)> {
         ..children.clone()
     };
     let pausing = after(&running, &Event::Pause);
+    let accepted = Lifecycle {
+        accepted_by: Some(NodeId(3)),
+        ..ready.clone()
+    };
     vec![
         ("ready", ready.clone()),
         ("scheduled", later),
@@ -84,12 +88,22 @@ fn situations() -> Vec<(&'static str, Lifecycle)> {
                 ..running.clone()
             },
         ),
-        ("waiting for children", children),
+        ("waiting for children", children.clone()),
         ("waiting for a signal", signal),
         ("waiting, time is up", due),
         ("completed", after(&running, &holder(Report::Done))),
         ("failed", after(&running, &holder(Report::Failed { retry_after: None }))),
         ("cancelled", after(&ready, &Event::Cancel)),
+        ("ready, not durable", accepted.clone()),
+        ("running, not durable", after(&accepted, &Event::Claim(lease(LEASE)))),
+        (
+            "waiting, not durable",
+            Lifecycle {
+                accepted_by: accepted.accepted_by,
+                ..children
+            },
+        ),
+        ("cancelled, was not durable", after(&accepted, &Event::Abandoned)),
     ]
 }
 
@@ -132,12 +146,14 @@ fn events() -> Vec<(&'static str, Event)> {
         ("cancel", Event::Cancel),
         ("pause", Event::Pause),
         ("resume", Event::Resume),
-        ("retry", Event::Retry { unmet: 0 }),
-        ("retry, one dependency unfinished", Event::Retry { unmet: 1 }),
+        ("retry", retry(0, None)),
+        ("retry, one dependency unfinished", retry(1, None)),
+        ("retry by a process", retry(0, Some(NodeId(4)))),
         ("run now", Event::RunNow),
         ("reschedule", Event::Reschedule(NOW.plus(second))),
         ("expired", Event::Expired),
         ("queue timeout", Event::QueueTimeout),
+        ("process ended", Event::Abandoned),
         ("signalled", Event::Signalled),
         ("wake due", Event::WakeDue),
         ("children ended", Event::ChildrenEnded),
@@ -145,6 +161,10 @@ fn events() -> Vec<(&'static str, Event)> {
         ("dependency failed", Event::DependencyEnded(false)),
         ("dependency retried", Event::DependencyRevived),
     ]
+}
+
+fn retry(unmet: u32, accepted_by: Option<NodeId>) -> Event {
+    Event::Retry { unmet, accepted_by }
 }
 
 fn cell(outcome: &Result<Transition, Refusal>) -> String {
@@ -163,6 +183,9 @@ fn cell(outcome: &Result<Transition, Refusal>) -> String {
             }
             if next.suspect {
                 text.push_str(", suspect");
+            }
+            if let Some(process) = next.accepted_by {
+                text.push_str(&format!(", lives with {process}"));
             }
             text
         }
@@ -212,6 +235,7 @@ fn check_invariants(task: &Lifecycle) {
             task.paused_at.is_none() && task.wake_at.is_none() && task.signal.is_none(),
             "{task:?}"
         );
+        assert_eq!(task.accepted_by, None, "nobody answers for what has ended: {task:?}");
     }
     if task.unmet > 0 {
         assert_eq!(task.state, State::Queued, "{task:?}");

@@ -2,11 +2,12 @@
 
 use foldhash::HashMap;
 use parking_lot::RwLock;
+use pensum_core::input::{Invalid, Problem};
 use pensum_core::queue::QueueSettings;
 use pensum_core::task::{Named, QUEUE_DEFAULT};
 use pensum_core::{Details, Name, NewTask, Priority, StoreError};
 
-use crate::Engine;
+use crate::{Engine, EngineError, heartbeat};
 
 /// Most namespaces whose queues are remembered; tasks of further ones get no defaults.
 const NAMESPACES_MAX: usize = 1_000;
@@ -43,15 +44,18 @@ impl Queues {
     }
 
     /// Fills in what tasks leave to their queue. A task that was filled in once must not be again: its author's notes of
-    /// what he named are gone.
-    fn fill(&self, namespace: &str, tasks: &mut [NewTask]) {
+    /// what he named are gone. Tasks of a queue that is not persistent are handed to `accept`.
+    fn fill(&self, namespace: &str, tasks: &mut [NewTask], mut accept: impl FnMut(usize, &mut NewTask)) {
         let seen = self.seen.read();
         let settings = seen.get(namespace).and_then(Option::as_ref);
         let settings = settings.filter(|settings| !settings.is_empty());
-        for task in tasks {
+        for (index, task) in tasks.iter_mut().enumerate() {
             let named = take_named(task);
             if let Some(settings) = settings {
                 fill(settings, named, task);
+                if settings.get(&task.spec.queue).is_some_and(|queue| !queue.persistent) {
+                    accept(index, task);
+                }
             }
         }
     }
@@ -59,9 +63,12 @@ impl Queues {
 
 /// Takes the notes off a task, so that none of them is stored.
 fn take_named(task: &mut NewTask) -> Named {
+    // Who made the task has no say in this.
+    task.accepted_by = None;
     let Some(details) = &mut task.spec.details else {
         return Named::default();
     };
+    details.volatile = false;
     let named = std::mem::take(&mut details.named);
     if named != Named::default() && **details == Details::default() {
         task.spec.details = None;
@@ -91,12 +98,37 @@ fn fill(settings: &Settings, named: Named, task: &mut NewTask) {
 }
 
 impl Engine {
-    /// Fills in what tasks leave to their queue: the queue itself where they name none, then priority, timeout and retries.
+    /// Fills in what tasks leave to their queue: the queue itself where they name none, then priority, timeout, retries and
+    /// whether they are durable.
     ///
     /// The first tasks of a namespace cost one read of the store, all others none.
-    pub(crate) async fn fill_from_queues(&self, namespace: &Name, tasks: &mut [NewTask]) -> Result<(), StoreError> {
+    ///
+    /// # Errors
+    /// [`EngineError::Invalid`] for tasks that are to end with this process, where it runs no node that could be missed.
+    pub(crate) async fn fill_from_queues(&self, namespace: &Name, tasks: &mut [NewTask]) -> Result<(), EngineError> {
         self.know_queues(namespace).await?;
-        self.seen_queues().fill(namespace, tasks);
+        let (stays, mut problems, mut accepted) = (self.live().stays(), Vec::new(), false);
+        self.seen_queues().fill(namespace, tasks, |index, task| {
+            if stays {
+                self.accept(task);
+                accepted = true;
+            } else {
+                let queue = &task.spec.queue;
+                let message = format!(
+                    "`{queue}` is not persistent: its tasks end with the process that accepts them, and this one runs no \
+                     node; send them to a running node, or name another queue"
+                );
+                let path = format!("tasks[{index}].queue");
+                problems.push(Problem { path, message });
+            }
+        });
+        if !problems.is_empty() {
+            return Err(Invalid(problems).into());
+        }
+        if accepted {
+            // Whoever was never heard is not among the living.
+            heartbeat::be_heard(self).await?;
+        }
         Ok(())
     }
 
@@ -108,10 +140,21 @@ impl Engine {
         }
     }
 
-    /// The same without a look at the store: the queues of a namespace that was never heard of are known a second later.
+    /// The same without a look at the store: the queues of a namespace that was never heard of are known a second later,
+    /// and tasks are durable as long as the store has not heard of this node.
     pub(crate) fn fill_from_seen_queues(&self, namespace: &Name, tasks: &mut [NewTask]) {
         self.seen_queues().note(namespace);
-        self.seen_queues().fill(namespace, tasks);
+        let stays = self.live().stays() && self.live().was_heard();
+        self.seen_queues().fill(namespace, tasks, |_, task| {
+            if stays {
+                self.accept(task);
+            }
+        });
+    }
+
+    fn accept(&self, task: &mut NewTask) {
+        task.accept_by(self.node().id);
+        self.live().answer();
     }
 
     /// Reads the queues of a namespace.

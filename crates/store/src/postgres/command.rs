@@ -135,6 +135,7 @@ impl Work {
             .collect();
         let event = Event::Retry {
             unmet: u32::try_from(unfinished.len()).unwrap_or(u32::MAX),
+            accepted_by: call.process,
         };
         let Some(Place::Ended(outcome)) = self.place(id).cloned() else {
             return self.carry_out(id, &event, facts).await;
@@ -144,6 +145,12 @@ impl Work {
         }
         let Some(stored) = self.stored(&[row]).await?.remove(&row) else {
             return Ok(Err(Rejected::NotFound(id)));
+        };
+        let state = outcome.life.state;
+        let event = match (event, stored.spec.accepted_again(state, call.process)) {
+            (Event::Retry { unmet, .. }, Ok(accepted_by)) => Event::Retry { unmet, accepted_by },
+            (_, Err(refusal)) => return Ok(Err(Rejected::from_refusal(id, state, refusal))),
+            (event, Ok(_)) => event,
         };
         if outcome.marks & mark::UNIQUE != 0
             && let Some(holder) = self.retake_unique(call, &stored).await?

@@ -68,6 +68,14 @@ pub(super) fn is_simple(task: &NewTask) -> bool {
         && task.spec.details.as_ref().is_none_or(|d| d.parent_id.is_none())
 }
 
+/// How new tasks are committed: nobody waits for the disk where none of them is durable.
+fn durability(tasks: &[Prepared]) -> Durability {
+    match !tasks.is_empty() && tasks.iter().all(|prepared| prepared.task.is_volatile()) {
+        true => Durability::Relaxed,
+        false => Durability::Acknowledged,
+    }
+}
+
 /// A call on its way into a transaction with others.
 struct Job {
     now: Time,
@@ -138,18 +146,18 @@ impl Departures {
             waiting.1 -= 1;
             return None;
         }
-        let mut tasks = 0;
-        let fits = waiting
-            .0
-            .iter()
-            .take_while(|job| {
-                let first = tasks == 0;
-                tasks += job.tasks.len();
-                first || tasks <= FLIGHT_TASKS_MAX
-            })
-            .count();
-        let rest = waiting.0.split_off(fits);
-        Some(std::mem::replace(&mut waiting.0, rest))
+        let (mut tasks, mut full) = (0, false);
+        // What need not wait for the disk does not travel with what must.
+        let first = waiting.0.first().map(|job| durability(&job.tasks));
+        let fits = |job: &mut Job| {
+            if full || Some(durability(&job.tasks)) != first {
+                return false;
+            }
+            full = tasks > 0 && tasks + job.tasks.len() > FLIGHT_TASKS_MAX;
+            tasks += job.tasks.len();
+            !full
+        };
+        Some(waiting.0.extract_if(.., fits).collect())
     }
 }
 
@@ -206,7 +214,7 @@ async fn fly(inner: &Arc<Inner>, jobs: Vec<Job>) {
 }
 
 /// The columns of `live` that a task without ties fills.
-const NEW_LIVE: [(&str, &str); 12] = [
+const NEW_LIVE: [(&str, &str); 13] = [
     ("row", "bigint"),
     ("class", "integer"),
     ("rank", "smallint"),
@@ -219,6 +227,7 @@ const NEW_LIVE: [(&str, &str); 12] = [
     ("ready_at", "bigint"),
     ("expires_at", "bigint"),
     ("queue_timeout", "bigint"),
+    ("acceptor", "bigint"),
 ];
 
 pub(super) static INSERT_NEW_LIVE: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
@@ -246,7 +255,10 @@ pub(super) fn live_of(id: TaskId, prepared: &Prepared, scope: Option<Name>, unme
         parent: spec.details.as_ref().and_then(|d| d.parent_id).map(TaskId::row),
         ..LiveRow::plain(id.row(), prepared.class, spec.priority, now)
     };
-    live.life = Lifecycle::new(now, task.run_at, unmet, policy(spec));
+    live.life = Lifecycle {
+        accepted_by: task.accepted_by,
+        ..Lifecycle::new(now, task.run_at, unmet, policy(spec))
+    };
     let mut marked = |on: bool, mark: u32| {
         if on {
             live.marks |= mark;
@@ -296,12 +308,10 @@ async fn simple(inner: &Arc<Inner>, jobs: &[Job]) -> Result<Vec<TaskId>, Fault> 
         tally_statement(&tallies),
     ];
     statements.extend(tag_statement(&fresh));
-    inner
-        .pool
-        .begin(Durability::Acknowledged)
-        .await?
-        .commit(&statements)
-        .await?;
+    let durability = jobs
+        .first()
+        .map_or(Durability::Acknowledged, |job| durability(&job.tasks));
+    inner.pool.begin(durability).await?.commit(&statements).await?;
     Ok(ids)
 }
 
@@ -331,6 +341,7 @@ pub(super) fn new_live_values(lives: &[(LiveRow, Time)]) -> Vec<Value<'static>> 
             l.queue_timeout
                 .map(|d| i64::try_from(d.as_micros()).unwrap_or(i64::MAX))
         }),
+        int8(&|l, _| row::acceptor(&l.life)),
     ]
 }
 
@@ -432,7 +443,7 @@ async fn special(
     call: &Call,
     tasks: &[Prepared],
 ) -> Result<Result<Vec<Enqueued>, Rejected>, Fault> {
-    let mut work = Work::begin(inner, Durability::Acknowledged, call.now).await?;
+    let mut work = Work::begin(inner, durability(tasks), call.now).await?;
     let outcome = work.enqueue(call, tasks).await?;
     match outcome {
         Ok(enqueued) => {

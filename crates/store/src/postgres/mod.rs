@@ -44,6 +44,7 @@ mod tls;
 mod trial;
 mod update;
 mod verify;
+mod volatile;
 mod wake;
 
 use std::path::Path;

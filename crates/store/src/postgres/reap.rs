@@ -17,6 +17,7 @@ use super::error::Fault;
 use super::pool::{Durability, Statement, Value};
 use super::row::{self, LiveRow, gate};
 use super::step::{Facts, Work};
+use super::volatile;
 
 /// How many passes go by between two foldings of the counts.
 const FOLD_EVERY: u64 = 4;
@@ -68,6 +69,7 @@ pub(super) async fn reap(inner: &Arc<Inner>, now: Time, limit: usize) -> Result<
                 sql: &NEXT_DUE,
                 params: Vec::new(),
             },
+            volatile::abandoned(now, limit),
         ])
         .await?;
     let column = |answer: usize| -> Result<Vec<i64>, Fault> {
@@ -87,11 +89,12 @@ pub(super) async fn reap(inner: &Arc<Inner>, now: Time, limit: usize) -> Result<
         .and_then(|rows| rows.first())
         .map_or(Ok(None), |found| found.try_get(0))?;
     let (leases, timers) = (column(1)?, column(2)?);
+    let abandoned = volatile::read(answers.get(4).map_or(&[], Vec::as_slice))?;
     let mut reaped = Reaped {
         next_due: next.map(Time::from_micros),
         ..Reaped::default()
     };
-    if !mine || leases.is_empty() && timers.is_empty() {
+    if !mine || leases.is_empty() && timers.is_empty() && abandoned.is_empty() {
         work.tx.rollback().await?;
         if mine {
             keep_up(inner, now).await?;
@@ -120,6 +123,8 @@ pub(super) async fn reap(inner: &Arc<Inner>, now: Time, limit: usize) -> Result<
             }
         }
     }
+    work.abandon(&abandoned, limit - done.min(limit), &mut reaped, &mut applied)
+        .await?;
     if work.commit().await? {
         inner.wake.ready();
     }

@@ -135,7 +135,7 @@ pub(super) fn scope_of(namespace: &str, key: &str) -> Name {
 }
 
 /// The columns of `live` with their types, in the order in which [`LiveRow::read`] and [`LiveRow::values`] take them.
-pub(super) const LIVE: [(&str, &str); 36] = [
+pub(super) const LIVE: [(&str, &str); 37] = [
     ("row", "bigint"),
     ("class", "integer"),
     ("rank", "smallint"),
@@ -172,6 +172,7 @@ pub(super) const LIVE: [(&str, &str); 36] = [
     ("node", "bigint"),
     ("executor", "integer"),
     ("taken_at", "bigint"),
+    ("acceptor", "bigint"),
 ];
 
 /// The columns of `outcome`, in the order of [`OutcomeRow::read`] and [`OutcomeRow::values`].
@@ -366,6 +367,11 @@ pub(super) fn rank(priority: Priority) -> i16 {
     -i16::try_from(priority.level()).unwrap_or(0)
 }
 
+/// Who answers for a task, as it is in the row.
+pub(super) fn acceptor(life: &Lifecycle) -> Option<i64> {
+    life.accepted_by.map(|process| process.0 as i64)
+}
+
 impl LiveRow {
     /// A task of which nothing was asked but to run, just enqueued at `run_at`.
     pub(super) fn plain(row: i64, class: u32, priority: Priority, run_at: Time) -> LiveRow {
@@ -442,6 +448,7 @@ impl LiveRow {
         live.progress = read_progress(found, at(28))?;
         live.error = read_error(found, at(29))?;
         live.cancel_reason = found.try_get(at(31))?;
+        live.life.accepted_by = found.try_get::<_, Option<i64>>(at(36))?.map(|id| NodeId(id as u64));
         if let Some(stored) = found.try_get::<_, Option<Uuid>>(at(32))? {
             live.life.lease = Some(Lease {
                 id: lease_of(stored, row),
@@ -526,6 +533,7 @@ impl LiveRow {
             int8(rows, |r| r.life.lease.map(|l| l.node.0 as i64)),
             Value::Int4s(rows.iter().map(|r| r.run.map(|run| run.executor as i32)).collect()),
             int8(rows, |r| r.run.map(|run| run.taken_at.as_micros())),
+            int8(rows, |r| acceptor(&r.life)),
         ]
     }
 

@@ -13,7 +13,7 @@ const MIGRATIONS: [&str; 4] = [
     include_str!("schema.sql"),
     include_str!("queue.sql"),
     include_str!("agent.sql"),
-    include_str!("breaker.sql"),
+    concat!(include_str!("breaker.sql"), include_str!("volatile.sql")),
 ];
 /// The schema version that this program writes.
 pub(super) const VERSION: u64 = MIGRATIONS.len() as u64;

@@ -105,7 +105,7 @@ pub(super) struct Work {
     /// Rows whose checkpoint and inbox go.
     emptied: Vec<i64>,
     /// Nodes that were asked something.
-    commanded: BTreeSet<i64>,
+    pub(super) commanded: BTreeSet<i64>,
     /// What ends of attempts tell breakers.
     notes: Notes,
     /// Whatever else goes into the transaction.

@@ -26,7 +26,7 @@ const KEYS: i64 = 10_000;
 
 /// Queries that find nothing in a sound store among the rows in `($1, $2]`; each row is the violation's one number. Both
 /// sides of a comparison name the window: else the planner may read all of one to compare it with a part of the other.
-const CHECKS: [(&str, &str); 19] = [
+const CHECKS: [(&str, &str); 20] = [
     (
         "SELECT t.row FROM pensum.task t WHERE t.row > $1 AND t.row <= $2
          AND NOT EXISTS (SELECT 1 FROM pensum.live l WHERE l.row = t.row AND l.row > $1 AND l.row <= $2)
@@ -87,6 +87,12 @@ const CHECKS: [(&str, &str); 19] = [
         "SELECT l.row FROM pensum.live l JOIN pensum.task t ON t.row = l.row
          WHERE l.row > $1 AND l.row <= $2 AND t.row > $1 AND t.row <= $2 AND l.parent IS DISTINCT FROM t.parent",
         "task {} would tell another parent of its end than its own",
+    ),
+    (
+        "SELECT l.row FROM pensum.live l JOIN pensum.task t ON t.row = l.row
+         WHERE l.row > $1 AND l.row <= $2 AND t.row > $1 AND t.row <= $2
+         AND (l.acceptor IS NOT NULL) <> coalesce(t.details::json ->> 'volatile' = 'true', false)",
+        "task {} is durable and ends with a process, or the reverse",
     ),
     (
         "SELECT l.row FROM pensum.live l WHERE l.row > $1 AND l.row <= $2 AND l.unmet IS NOT NULL

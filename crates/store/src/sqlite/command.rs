@@ -121,7 +121,14 @@ impl Writer {
                  AND EXISTS (SELECT 1 FROM live WHERE live.row = prerequisite)",
             )?
             .query_row([row], |r| r.get(0))?;
-        let event = Event::Retry { unmet };
+        let accepted_by = match &subject.origin {
+            Origin::Outcome(outcome) => match self.accepted_again(call, outcome)? {
+                Ok(accepted_by) => accepted_by,
+                Err(rejected) => return Ok(Err(rejected)),
+            },
+            _ => None,
+        };
+        let event = Event::Retry { unmet, accepted_by };
         let Origin::Outcome(outcome) = &subject.origin else {
             return self.carry_out(call, subject, &event, facts);
         };
@@ -321,6 +328,7 @@ impl Writer {
                 self.memory.unplace(&self.shared, &mut view, &live)
             };
             self.group.count(live.class, cell, -1);
+            self.answer_for(live.row, live.life.accepted_by, None);
             applied.ended.push((id, State::Cancelled));
         }
         self.erase(live.row, live.class, live.marks)?;

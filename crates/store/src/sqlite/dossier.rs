@@ -399,6 +399,7 @@ impl Writer {
 
     fn take_in_unfinished(&mut self, class: u32, marks: u32, task: TaskRecord, now: Time) -> Result<(), Fault> {
         let row = task.id.row();
+        self.answer_for(row, None, task.lifecycle.accepted_by);
         let spec = &task.spec;
         let live = LiveRow {
             row,

@@ -436,8 +436,14 @@ impl Writer {
         if unmet > 0 {
             live.marks |= mark::DEPENDS;
         }
-        live.life = Lifecycle::new(now, task.run_at, unmet, policy(spec));
+        live.life = Lifecycle {
+            accepted_by: task.accepted_by,
+            ..Lifecycle::new(now, task.run_at, unmet, policy(spec))
+        };
         live.save(&self.db, now)?;
+        self.memory
+            .accepted
+            .extend(task.accepted_by.map(|process| (process, row)));
         if let Some(parent) = live.parent {
             *self.memory.children.entry(parent).or_default() += 1;
         }

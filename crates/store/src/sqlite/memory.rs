@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use foldhash::fast::FixedState;
-use pensum_core::{Json, Lifecycle, Spec, State, TaskId, Time, WaitingFor};
+use pensum_core::{Json, Lifecycle, NodeId, Spec, State, TaskId, Time, WaitingFor};
 use rusqlite::Connection;
 
 use super::error::Fault;
@@ -87,6 +87,8 @@ pub(super) struct Memory {
     pub(super) children: HashMap<i64, u32, FixedState>,
     /// Rows that unfinished tasks may depend on.
     pub(super) awaited: HashSet<i64, FixedState>,
+    /// Unfinished tasks that are not durable, by the process that accepted them.
+    pub(super) accepted: BTreeSet<(NodeId, i64)>,
     pub(super) fresh: Fresh,
     /// The latest time seen; [`CLOCK_UNKNOWN`] before the first.
     pub(super) clock: Time,
@@ -286,6 +288,8 @@ impl Memory {
         while let Some(row) = rows.next()? {
             let live = LiveRow::read(row)?;
             let plain = row.get_ref(4)? == rusqlite::types::ValueRef::Null;
+            self.accepted
+                .extend(live.life.accepted_by.map(|process| (process, live.row)));
             if let Some(parent) = live.parent {
                 *self.children.entry(parent).or_default() += 1;
             }

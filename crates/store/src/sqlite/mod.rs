@@ -32,6 +32,7 @@ mod update;
 mod verb;
 mod verify;
 mod view;
+mod volatile;
 mod writer;
 
 use std::path::{Path, PathBuf};

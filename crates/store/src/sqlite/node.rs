@@ -61,6 +61,12 @@ impl Nodes {
         }
     }
 
+    /// True for a node that was heard and is not given up for dead.
+    pub(super) fn lives(&self, node: NodeId, now: Time) -> bool {
+        let known = self.known.get(&node);
+        known.is_some_and(|known| !known.beat.is_lost(known.seen_at, now))
+    }
+
     /// When a node that is given up for dead was last heard.
     pub(super) fn died_at(&self, node: NodeId, now: Time) -> Option<Time> {
         let known = self.known.get(&node)?;

@@ -111,6 +111,7 @@ impl Writer {
                 }
             }
         }
+        reaped.abandoned = self.abandon_the_dead(limit - done.min(limit), now, &mut applied)?;
         self.forget_keys(now, limit.saturating_mul(KEYS_PER_TASK))?;
         self.forget_nodes(now);
         reaped.ended = applied.ended;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pensum_core::outcome::Progress;
 use pensum_core::task::{ExecutionStatus, OnDependencyFailure};
-use pensum_core::{ErrorInfo, Json, Lifecycle, Name, Priority, State, Time, Usage, WaitingFor};
+use pensum_core::{ErrorInfo, Json, Lifecycle, Name, NodeId, Priority, State, Time, Usage, WaitingFor};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::error::Fault;
@@ -68,7 +68,8 @@ pub(super) struct LiveRow {
 /// The columns of `live`, in the order in which [`LiveRow::read`] takes them.
 pub(super) const COLUMNS: &str = "row, class, run_at, priority, flags, deadline, key, state, waiting_for, wake_at, \
     signal, attempt, failures, crashes, unmet, ready_at, started_at, paused_at, cancel_requested_at, \
-    pause_requested_at, expires_at, queue_timeout, parent, version, progress, error_kind, error_message, cancel_reason";
+    pause_requested_at, expires_at, queue_timeout, parent, version, progress, error_kind, error_message, cancel_reason, \
+    acceptor";
 
 fn time(row: &Row<'_>, column: usize) -> Result<Option<Time>, rusqlite::Error> {
     Ok(row.get::<_, Option<i64>>(column)?.map(Time::from_micros))
@@ -192,6 +193,7 @@ impl LiveRow {
         live.progress = read_progress(row, 24)?;
         live.error = read_error(row, 25)?;
         live.cancel_reason = row.get(27)?;
+        live.life.accepted_by = row.get::<_, Option<i64>>(28)?.map(|id| NodeId(id as u64));
         Ok(live)
     }
 
@@ -240,6 +242,7 @@ impl LiveRow {
             kind,
             message,
             self.cancel_reason,
+            life.accepted_by.map(|process| process.0 as i64),
             self.gate(now),
         ])?;
         Ok(())
@@ -281,7 +284,7 @@ static LOAD: std::sync::LazyLock<String> =
 static SAVE: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
     format!(
         "REPLACE INTO live({COLUMNS}, gate) VALUES ({})",
-        vec!["?"; 29].join(", ")
+        vec!["?"; 30].join(", ")
     )
 });
 

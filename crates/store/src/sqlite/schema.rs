@@ -16,7 +16,7 @@ const MIGRATIONS: [&str; 4] = [
     include_str!("schema.sql"),
     include_str!("queue.sql"),
     include_str!("agent.sql"),
-    include_str!("breaker.sql"),
+    concat!(include_str!("breaker.sql"), include_str!("volatile.sql")),
 ];
 /// How every SQLite database begins.
 const MAGIC: &[u8] = b"SQLite format 3\0";

@@ -156,6 +156,9 @@ impl Writer {
         let Transition { next, kind, effects } = transition;
         let before = live.life.state;
         self.leave(&live, &origin);
+        if live.life.accepted_by != next.accepted_by {
+            self.answer_for(live.row, live.life.accepted_by, next.accepted_by);
+        }
         live.life = next;
         live.version += 1;
         let mut facts = facts;

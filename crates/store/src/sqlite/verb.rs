@@ -44,6 +44,11 @@ pub(super) fn prepare(tasks: Vec<NewTask>) -> Vec<Prepared> {
         .collect()
 }
 
+/// True for tasks none of which is durable, or changes one that is.
+fn are_volatile(tasks: &[Prepared]) -> bool {
+    !tasks.is_empty() && tasks.iter().all(|prepared| prepared.task.is_volatile())
+}
+
 /// One claimed task, as the writer knows it.
 pub(super) struct Grant {
     pub(super) row: i64,
@@ -224,11 +229,13 @@ impl Verb {
     }
 
     /// True when its answer promises that a change is on disk.
-    pub(super) const fn is_acknowledged(&self) -> bool {
+    pub(super) fn is_acknowledged(&self) -> bool {
         matches!(
             self,
-            Verb::Enqueue { .. }
-                | Verb::Finish { .. }
+            Verb::Enqueue { tasks, .. } if !are_volatile(tasks)
+        ) || matches!(
+            self,
+            Verb::Finish { .. }
                 | Verb::Checkpoint { .. }
                 | Verb::Command { .. }
                 | Verb::Update { .. }
@@ -239,6 +246,11 @@ impl Verb {
                 | Verb::Agent { .. }
                 | Verb::Breaker { .. }
         )
+    }
+
+    /// True for an enqueue whose answer does not wait for the disk.
+    pub(super) fn is_relaxed(&self) -> bool {
+        matches!(self, Verb::Enqueue { tasks, .. } if are_volatile(tasks))
     }
 
     /// The present that it names.

@@ -13,7 +13,7 @@ use super::view::{Cell, Shared};
 use super::writer::Writer;
 
 /// Queries that find nothing in a sound store; each row is the violation's one number.
-const CHECKS: [(&str, &str); 15] = [
+const CHECKS: [(&str, &str); 16] = [
     (
         "SELECT row FROM task WHERE NOT EXISTS (SELECT 1 FROM live WHERE live.row = task.row)
       AND NOT EXISTS (SELECT 1 FROM outcome WHERE outcome.row = task.row)",
@@ -72,6 +72,11 @@ const CHECKS: [(&str, &str); 15] = [
     (
         "SELECT row FROM agent_lease WHERE NOT EXISTS (SELECT 1 FROM live WHERE live.row = agent_lease.row)",
         "an agent holds a lease on row {}, which is not unfinished",
+    ),
+    (
+        "SELECT l.row FROM live l JOIN task t USING (row)
+      WHERE (l.acceptor IS NOT NULL) <> ifnull(json_extract(t.details, '$.volatile'), 0)",
+        "task {} is durable and ends with a process, or the reverse",
     ),
     (
         "SELECT DISTINCT row FROM (SELECT row FROM event UNION SELECT row FROM execution UNION SELECT row FROM inbox
@@ -208,6 +213,9 @@ impl Writer {
         expected.sort_unstable();
         if children != expected {
             sentences.push("the counts of unfinished children differ from what the disk says".to_owned());
+        }
+        if self.memory.accepted != memory.accepted {
+            sentences.push("the memory of who accepted what differs from what the disk says".to_owned());
         }
         for row in memory.awaited.difference(&self.memory.awaited) {
             sentences.push(format!("row {row} has dependants, and its end would not tell them"));

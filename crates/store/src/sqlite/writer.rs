@@ -110,6 +110,8 @@ pub(super) struct Writer {
     pub(super) parked: Vec<Claim>,
     /// What was in flight when the file was last let go, until a verb names the time.
     pub(super) recovery: Option<Recovery>,
+    /// Tasks that are not durable are left of the process before this one, until a verb names the time.
+    pub(super) forsaken: bool,
     /// Until then a claim is answered only once its manifest is on disk; set by the first verb after an unclean end.
     pub(super) careful_until: Option<Time>,
     pub(super) careful: bool,
@@ -170,6 +172,7 @@ impl Writer {
             breakers: Breakers::default(),
             parked: Vec::new(),
             recovery: None,
+            forsaken: false,
             careful_until: None,
             careful: false,
             manifest_changed: false,
@@ -216,6 +219,7 @@ impl Writer {
         let orphans = self.memory.rebuild(&self.shared, &self.db)?;
         self.careful = !clean;
         self.recovery = Recovery::read(&self.db, orphans, !clean)?;
+        self.forsaken = !self.memory.accepted.is_empty();
         self.db
             .execute("REPLACE INTO meta(key, value) VALUES ('clean', 0)", [])?;
         self.publish();
@@ -276,7 +280,12 @@ impl Writer {
                 verb => writes.push(verb),
             }
         }
-        if !writes.is_empty() {
+        if writes.iter().any(Verb::is_relaxed) && writes.iter().any(Verb::is_acknowledged) {
+            // What does not wait for the disk goes first, and is answered while the rest waits.
+            let (relaxed, rest) = writes.into_iter().partition(Verb::is_relaxed);
+            self.commit_group(relaxed);
+            self.commit_group(rest);
+        } else if !writes.is_empty() {
             self.commit_group(writes);
         }
         self.serve_parked();
@@ -376,10 +385,13 @@ impl Writer {
             self.undo();
             return Err(fault);
         }
+        if self.forsaken {
+            self.abandon_all(now)?;
+        }
         Ok(())
     }
 
-    fn set_sync(&mut self, full: bool) -> Result<(), Fault> {
+    pub(super) fn set_sync(&mut self, full: bool) -> Result<(), Fault> {
         if self.full_sync != full && !self.memory_only {
             self.db.execute_batch(if full {
                 "PRAGMA synchronous = FULL"
@@ -392,7 +404,7 @@ impl Writer {
     }
 
     /// Runs `work` in a transaction; whatever fails undoes all of it, in memory too.
-    fn transaction(&mut self, work: impl FnOnce(&mut Writer) -> Result<(), Fault>) -> Result<(), Fault> {
+    pub(super) fn transaction(&mut self, work: impl FnOnce(&mut Writer) -> Result<(), Fault>) -> Result<(), Fault> {
         let done = self
             .db
             .prepare_cached("BEGIN IMMEDIATE")

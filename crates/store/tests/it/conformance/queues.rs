@@ -338,6 +338,7 @@ pub(crate) async fn settings_come_back_as_they_were_put(w: &World) {
         title: Some("Design System".to_owned()),
         max_concurrent: Some(2),
         auto_start: false,
+        persistent: false,
         rate: rate(50, 10).rate,
         priority: Some(Priority::High),
         timeout: Some(Span(Duration::from_millis(1_500))),
