@@ -332,15 +332,19 @@ mod tests {
     fn queues_gather_and_the_later_file_wins() {
         let config = read(&[
             "queues:\n  mail: { max_concurrent: 3, rate_limit: 50/s }\n  plain:\n",
-            "{\"queues\": {\"mail\": {\"auto_start\": false}}, \"agents\": {\"worker-1\": {\"id\": \"worker-1\", \"capabilities\": [\"a\"], \"status\": \"idle\"}}}",
+            "{\"queues\": {\"mail\": {\"auto_start\": false, \"persistent\": false}}, \"agents\": {\"worker-1\": {\"id\": \"worker-1\", \"capabilities\": [\"a\"], \"status\": \"idle\"}}}",
         ])
         .unwrap();
         let names: Vec<&str> = config.queues.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["plain", "mail"]);
         assert_eq!(config.queues[0].1, QueueInput::default());
         assert_eq!(
-            (config.queues[1].1.auto_start, config.queues[1].1.max_concurrent),
-            (false, None)
+            (
+                config.queues[1].1.auto_start,
+                config.queues[1].1.persistent,
+                config.queues[1].1.max_concurrent
+            ),
+            (false, false, None)
         );
         let agents: Vec<&str> = config.agents.iter().map(|agent| agent.input.id.as_str()).collect();
         assert_eq!(agents, ["worker-1"]);
@@ -355,9 +359,12 @@ mod tests {
         );
         check("queues: { stats: {} }\n", "c.yaml:1:11: queues.stats: `stats` is taken");
         check("queues: { a: [] }\n", "c.yaml:1:14: queues.a: invalid type");
-        let text = "queues:\n  a: { max_concurrent: 0, persistent: false }\n  b: { colour: 1 }\n  c: { rate_limit: { starts: 0 } }\n";
+        let text = "queues:\n  a: { max_concurrent: 0 }\n  b: { colour: 1 }\n  c: { rate_limit: { starts: 0 } }\n";
+        check(
+            "queues: { a: { persistent: 1 } }\n",
+            "c.yaml:1:28: queues.a.persistent: invalid type",
+        );
         check(text, "c.yaml:2:24: queues.a.max_concurrent: must be 1 or more");
-        check(text, "c.yaml:2:39: queues.a.persistent: must be true");
         check(text, "c.yaml:3:8: queues.b.colour: unknown field `colour`");
         check(text, "c.yaml:4:30: queues.c.rate_limit.starts: must be 1");
     }

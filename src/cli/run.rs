@@ -95,8 +95,6 @@ pub(crate) async fn run(global: &Global, args: Args) -> anyhow::Result<Exit> {
         .lease(LEASE)
         .queue(resume::queue(&run_id))
         .build();
-    // Its tasks run within this command, those included that need not outlive it.
-    engine.stay();
     let result = match (earlier, prepared) {
         (Some(earlier), _) => go_on(&engine, &source, &args, earlier).await,
         (None, Some(tasks)) => start(&engine, &source, &db, run_id, tasks).await,

@@ -38,4 +38,5 @@ mod sleepers;
 mod steering;
 mod survive;
 mod timeouts;
+mod volatile;
 mod wrong;

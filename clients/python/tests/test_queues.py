@@ -28,6 +28,14 @@ def test_settings_go_there_and_back(client: Any, name: str) -> None:
         client.queues.get(name)
 
 
+def test_tasks_of_a_queue_that_is_not_persistent_say_so(client: Any, name: str) -> None:
+    assert client.queues.put(name, persistent=False).settings.persistent is False
+    task = client.tasks.create("noop", queue=name, delay="1h")
+    assert not task.durable and not client.tasks.get(task).durable
+    assert client.tasks.create("noop", delay="1h", tags=[name]).durable
+    client.tasks.cancel(task)
+
+
 def test_a_paused_queue_waits_and_a_manual_one_is_processed(client: Any, name: str) -> None:
     client.add_queue(name, pensum.QueueSettings(max_concurrent=1))
     assert client.queues.pause(name).status == "paused"

@@ -121,7 +121,7 @@ def test_wrong_changes_filters_and_settings(client: Any, name: str) -> None:
         ("max_concurrent", lambda: client.queues.put(name, max_concurrent=0)),
         ("rate_limit", lambda: client.queues.put(name, rate_limit="often")),
         ("settings", lambda: client.queues.put(name, 5)),
-        ("persistent", lambda: client.queues.put(name, persistent=False)),
+        ("persistent", lambda: client.queues.put(name, persistent="no")),
         ("name", lambda: client.queues.put("")),
         ("name", lambda: client.queues.get(None)),
         ("name", lambda: client.queues.delete("..")),

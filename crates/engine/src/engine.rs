@@ -217,7 +217,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`EngineError::Invalid`] for what a handler of this node says of its parameters, by path (`tasks[2].parameters.url`),
-    /// and for tasks of queues that are not persistent, as long as the engine is not [started](Engine::start) and not [about to be](Engine::stay).
+    /// and for tasks of queues that are not persistent, as long as the engine is not [started](Engine::start).
     pub async fn enqueue(&self, call: &Call, tasks: Vec<NewTask>) -> Result<Vec<Enqueued>, EngineError> {
         let prepared = self.prepare(&call.namespace, tasks).await?;
         self.enqueue_prepared(call, prepared).await
@@ -325,7 +325,7 @@ impl Engine {
             _ => Vec::new(),
         };
         let mut call = call.clone();
-        if command == Command::Retry && self.live().stays() && heartbeat::be_heard(self).await.is_ok() {
+        if command == Command::Retry && self.live().is_started() && heartbeat::be_heard(self).await.is_ok() {
             call.process = Some(self.node().id);
             self.live().answer();
         }
@@ -552,12 +552,6 @@ impl Engine {
             seams.spawn("intake", intake::run(self.clone()));
         }
         seams.spawn("claims", claim::run(self.clone()));
-    }
-
-    /// Says that the engine is about to be started: it takes tasks of queues that are not persistent, which end with this
-    /// process, already before.
-    pub fn stay(&self) {
-        self.live().stay();
     }
 
     /// True from [`Engine::start`] until a shutdown begins.

@@ -63,7 +63,6 @@ pub(crate) struct Node {
     /// `due` came closer.
     pub(crate) due_sooner: Notify,
     started: AtomicBool,
-    stays: AtomicBool,
     /// No claims any more.
     pub(crate) stopping: CancellationToken,
     /// Everything ends.
@@ -106,7 +105,6 @@ impl Node {
             due: AtomicI64::new(i64::MAX),
             due_sooner: Notify::new(),
             started: AtomicBool::new(false),
-            stays: AtomicBool::new(false),
             stopping: CancellationToken::new(),
             stopped: CancellationToken::new(),
             claims_over: CancellationToken::new(),
@@ -116,15 +114,6 @@ impl Node {
     /// True for the first caller.
     pub(crate) fn begin(&self) -> bool {
         !self.started.swap(true, Ordering::SeqCst)
-    }
-
-    /// Notes that the process is there for as long as its tasks.
-    pub(crate) fn stay(&self) {
-        self.stays.store(true, Ordering::SeqCst);
-    }
-
-    pub(crate) fn stays(&self) -> bool {
-        self.is_started() || self.stays.load(Ordering::SeqCst)
     }
 
     pub(crate) fn is_started(&self) -> bool {

@@ -101,6 +101,10 @@ fn describe(queue: &Value, now: Time) -> String {
         Some(false) => "when asked to",
         _ => "by itself",
     };
+    let tasks = match settings["persistent"].as_bool() {
+        Some(false) => "not durable: they end with the process that accepts them",
+        _ => "",
+    };
     let retry = match settings["retry"].is_null() {
         true => String::new(),
         false => settings["retry"].to_string(),
@@ -117,6 +121,7 @@ fn describe(queue: &Value, now: Time) -> String {
         ("completed", plain(&queue["tasks"]["completed"])),
         ("failed", plain(&queue["tasks"]["failed"])),
         ("starts", starts.to_owned()),
+        ("tasks", tasks.to_owned()),
         ("rate", rate(&settings["rate_limit"])),
         ("priority", plain(&settings["priority"])),
         ("timeout", plain(&settings["timeout"])),

@@ -57,6 +57,10 @@ struct Settings {
     /// Start tasks by itself, which is the default.
     #[arg(long)]
     auto: bool,
+    /// Whether its tasks are durable, which is the default; those of a queue that is not persistent end with the process that
+    /// accepts them.
+    #[arg(long, value_name = "true|false", action = clap::ArgAction::Set)]
+    persistent: Option<bool>,
     /// The priority of tasks that name none: low, normal, high, urgent, critical, or 1 to 5.
     #[arg(long)]
     priority: Option<Priority>,
@@ -118,6 +122,7 @@ impl Settings {
             ("name", self.name.map(Value::from)),
             ("max_concurrent", self.max_concurrent.map(Value::from)),
             ("auto_start", auto_start.map(Value::from)),
+            ("persistent", self.persistent.map(Value::from)),
             ("rate_limit", rate),
             ("priority", self.priority.map(|priority| Value::from(priority.as_str()))),
             ("timeout", self.task_timeout.map(serde_json::to_value).transpose()?),

@@ -168,6 +168,7 @@ pub(crate) fn describe(task: &Value, now: Time) -> String {
         ("key", plain(&task["key"])),
         ("tags", list_of(&task["tags"])),
         ("depends on", list_of(&task["depends_on"])),
+        ("durable", durable(task)),
         ("created", when("created_at")),
         ("runs at", later("run_at")),
         ("started", when("started_at")),
@@ -179,6 +180,14 @@ pub(crate) fn describe(task: &Value, now: Time) -> String {
         ("parent", plain(&task["parent_id"])),
         ("version", plain(&task["version"])),
     ])
+}
+
+/// Said of a task that is not.
+fn durable(task: &Value) -> String {
+    match task["durable"].as_bool() {
+        Some(false) => "no: it ends with the process that accepted it".to_owned(),
+        _ => String::new(),
+    }
 }
 
 pub(crate) async fn events(global: &Global, client: &Client, id: TaskId) -> anyhow::Result<Exit> {

@@ -97,6 +97,7 @@ class Task(Record):
     on_dependency_failure: str = "cancel"
     requires: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
+    durable: bool = True
     description: str | None = None
     metadata: Any = None
     execution_context: Any = None

@@ -29,7 +29,7 @@ pub const TASK_TYPES: [&str; 8] = [
     "custom",
 ];
 /// Fields of a task that only the engine sets.
-pub const ENGINE_FIELDS: [&str; 20] = [
+pub const ENGINE_FIELDS: [&str; 21] = [
     "id",
     "status",
     "state",
@@ -47,6 +47,7 @@ pub const ENGINE_FIELDS: [&str; 20] = [
     "parent_id",
     "schedule",
     "dead_lettered_at",
+    "durable",
     "version",
     "lease",
     "node",

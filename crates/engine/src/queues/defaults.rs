@@ -107,7 +107,7 @@ impl Engine {
     /// [`EngineError::Invalid`] for tasks that are to end with this process, where it runs no node that could be missed.
     pub(crate) async fn fill_from_queues(&self, namespace: &Name, tasks: &mut [NewTask]) -> Result<(), EngineError> {
         self.know_queues(namespace).await?;
-        let (stays, mut problems, mut accepted) = (self.live().stays(), Vec::new(), false);
+        let (stays, mut problems, mut accepted) = (self.live().is_started(), Vec::new(), false);
         self.seen_queues().fill(namespace, tasks, |index, task| {
             if stays {
                 self.accept(task);
@@ -144,7 +144,7 @@ impl Engine {
     /// and tasks are durable as long as the store has not heard of this node.
     pub(crate) fn fill_from_seen_queues(&self, namespace: &Name, tasks: &mut [NewTask]) {
         self.seen_queues().note(namespace);
-        let stays = self.live().stays() && self.live().was_heard();
+        let stays = self.live().is_started() && self.live().was_heard();
         self.seen_queues().fill(namespace, tasks, |_, task| {
             if stays {
                 self.accept(task);

@@ -17,3 +17,4 @@ mod running;
 mod stores;
 mod subprocess;
 mod support;
+mod volatile;

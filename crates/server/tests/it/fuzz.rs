@@ -119,7 +119,7 @@ fn valid() -> Vec<Value> {
         json!({"action": "cancel", "filter": {"status": ["ready"], "queue": "default"}, "dry_run": true}),
         json!({"name": "go", "payload": {"b": [null]}}),
         json!({"reason": "why"}),
-        json!({"name": "q", "max_concurrent": 2, "auto_start": false, "persistent": true, "rate_limit": "50/s"}),
+        json!({"name": "q", "max_concurrent": 2, "auto_start": false, "persistent": false, "rate_limit": "50/s"}),
         json!({"rate_limit": {"starts": 5, "per": "1m", "burst": 2}, "priority": 2, "timeout": 5, "max_retries": 1,
             "retry": {"strategy": "fixed", "delay": 1}}),
         json!({"id": "b", "capabilities": ["x"], "max_concurrent_tasks": 2, "resources": {"cpu_cores": 1}, "labels": {"k": "v"},

@@ -35,6 +35,8 @@ pub(crate) struct Plan {
     policy: u8,
     queue: u8,
     demand: u8,
+    /// Not durable: the process that accepts it.
+    process: Option<u64>,
     /// How far back the tasks that it depends on were enqueued.
     depends_on: Vec<u8>,
 }
@@ -64,6 +66,8 @@ pub(crate) enum Op {
     Prune,
     Heartbeat(u64),
     Leave(u64),
+    /// What runs is given back, and the process that owns the store ends and starts again.
+    Restart,
     Queue {
         queue: u8,
         what: u8,
@@ -202,7 +206,11 @@ fn plan() -> impl Strategy<Value = Plan> {
         (
             0u32..3,
             0u8..3,
-            (0u8..3, prop_oneof![3 => Just(0u8), 2 => 1u8..7]),
+            (
+                0u8..3,
+                prop_oneof![3 => Just(0u8), 2 => 1u8..7],
+                prop::option::weighted(0.25, 1u64..4),
+            ),
             prop_oneof![3 => Just(Vec::new()), 1 => depends_on],
         ),
     )
@@ -210,7 +218,7 @@ fn plan() -> impl Strategy<Value = Plan> {
             |(
                 (priority, key, unique),
                 (delay, deadline, expires, impatient),
-                (retries, policy, (queue, demand), depends_on),
+                (retries, policy, (queue, demand, process), depends_on),
             )| {
                 Plan {
                     priority,
@@ -224,6 +232,7 @@ fn plan() -> impl Strategy<Value = Plan> {
                     policy,
                     queue,
                     demand,
+                    process,
                     depends_on,
                 }
             },
@@ -259,7 +268,12 @@ pub(crate) struct Side {
     pub(crate) leases: Vec<LeaseRef>,
     /// The executions of all claims.
     pub(crate) have: Vec<ExecutionId>,
+    /// Opens the store of a process that has ended.
+    pub(crate) reopen: Option<Reopen>,
 }
+
+/// Opens a store again.
+pub(crate) type Reopen = Arc<dyn Fn() -> Arc<dyn Store> + Send + Sync>;
 
 impl Side {
     pub(crate) fn of(store: Arc<dyn Store>) -> Side {
@@ -268,6 +282,7 @@ impl Side {
             tasks: Vec::new(),
             leases: Vec::new(),
             have: Vec::new(),
+            reopen: None,
         }
     }
 
@@ -385,6 +400,8 @@ impl Side {
                 let Some(id) = self.task(*task) else {
                     return String::new();
                 };
+                let process = (*what == 4).then_some(NodeId(2));
+                let call = Call { process, ..call };
                 let result = self
                     .store
                     .command(&call, vec![id], command(*what))
@@ -394,13 +411,37 @@ impl Side {
                 self.told(result)
             }
             Op::Pass(_) => String::new(),
+            Op::Restart => {
+                for lease in self.leases.clone() {
+                    let finish = Finish::new(lease, Outcome::Released);
+                    // Those of before are lost.
+                    let _ = self.store.finish(vec![finish], now).await.unwrap();
+                }
+                // So that nothing is left that a first pass might end in another order.
+                self.store.reap(now, 1000).await.unwrap();
+                match &self.reopen {
+                    Some(reopen) => {
+                        self.store.close().await.unwrap();
+                        self.store = reopen();
+                    }
+                    None => {
+                        for node in 1..5 {
+                            self.store.leave(NodeId(node), now).await.unwrap();
+                        }
+                    }
+                }
+                let reaped = self.store.reap(now, 1000).await.unwrap();
+                // The end of the process was worked off by the opening, where there was one.
+                format!("{} {} {}", reaped.leases_expired, reaped.overdue, reaped.woken)
+            }
             Op::Reap => {
                 let reaped = self.store.reap(now, 1000).await.unwrap();
                 format!(
-                    "{} {} {} {:?}",
+                    "{} {} {} {} {:?}",
                     reaped.leases_expired,
                     reaped.overdue,
                     reaped.woken,
+                    reaped.abandoned,
                     self.ended(&reaped.ended)
                 )
             }
@@ -575,6 +616,9 @@ impl Side {
                 on_conflict,
             })
         });
+        if let Some(process) = plan.process {
+            task.accept_by(NodeId(process));
+        }
         for back in &plan.depends_on {
             let back = usize::from(*back);
             // Small numbers name an earlier item of the same batch, larger ones a task of before.
@@ -747,14 +791,41 @@ where
     };
     TestRunner::new(config)
         .run(&prop::collection::vec(op(), 1..60), |ops| {
-            runtime.block_on(history(&ops, make()))
+            runtime.block_on(async { history(&ops, Side::of(make().await)).await })
         })
         .unwrap_or_else(|failure| panic!("{failure}"));
 }
 
-async fn history(ops: &[Op], other: impl Future<Output = Arc<dyn Store>>) -> Result<(), TestCaseError> {
+/// The same with a process that ends and starts again. What agents hold outlives it, and they are left out.
+pub(crate) fn compare_with_restarts(cases: u32, make: impl Fn() -> Reopen) {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let config = Config {
+        cases,
+        max_shrink_iters: 500,
+        failure_persistence: None,
+        ..Config::default()
+    };
+    let step = prop_oneof![1 => Just(Op::Restart), 12 => op()];
+    TestRunner::new(config)
+        .run(&prop::collection::vec(step, 1..60), |mut ops| {
+            ops.retain(|op| !matches!(op, Op::Agent { .. } | Op::Poll { .. }));
+            let reopen = make();
+            let store = reopen();
+            let side = Side {
+                reopen: Some(reopen),
+                ..Side::of(store)
+            };
+            runtime.block_on(history(&ops, side))
+        })
+        .unwrap_or_else(|failure| panic!("{failure}"));
+}
+
+async fn history(ops: &[Op], mut other: Side) -> Result<(), TestCaseError> {
     let mut model = Side::of(Arc::new(ModelStore::new(1)));
-    let mut other = Side::of(other.await);
     let mut now = Time::parse("2026-03-01T12:00:00Z").unwrap();
     for (number, op) in ops.iter().enumerate() {
         if let Op::Pass(seconds) = op {

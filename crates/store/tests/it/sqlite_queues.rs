@@ -124,7 +124,8 @@ async fn a_store_of_the_first_version_gets_its_table_of_queues() {
     store.close().await.unwrap();
     let db = rusqlite::Connection::open(path(&home)).unwrap();
     db.execute_batch(
-        "DROP TABLE queue; DROP TABLE agent; DROP TABLE agent_lease; DROP TABLE breaker; PRAGMA user_version = 1;",
+        "DROP TABLE queue; DROP TABLE agent; DROP TABLE agent_lease; DROP TABLE breaker;
+         ALTER TABLE live DROP COLUMN acceptor; PRAGMA user_version = 1;",
     )
     .unwrap();
     drop(db);

@@ -21,6 +21,18 @@ store_suite!(sqlite_in_memory, crate::sqlite_suite::in_memory());
 store_suite!(sqlite_on_a_file, crate::sqlite_suite::on_a_file());
 
 #[test]
+fn random_operations_with_restarts_on_sqlite_equal_the_model() {
+    crate::random::compare_with_restarts(100, || {
+        let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        // The directory goes with whoever may open the store again.
+        Arc::new(move || {
+            let path = directory.path().join("store.db");
+            Arc::new(SqliteStore::open(SqliteOptions::new(path)).unwrap())
+        })
+    });
+}
+
+#[test]
 fn random_operations_on_sqlite_equal_the_model() {
     crate::random::compare(300, in_memory);
 }

@@ -14,6 +14,7 @@ pub(crate) mod order;
 pub(crate) mod queues;
 pub(crate) mod reads;
 pub(crate) mod settled;
+pub(crate) mod volatile;
 pub(crate) mod world;
 
 pub(crate) use world::World;
@@ -134,6 +135,16 @@ macro_rules! store_suite {
                     a_task_that_was_alone_when_its_node_died_thrice_fails,
                     a_lease_that_ran_out_on_a_living_node_is_no_crash,
                     a_command_for_a_held_task_is_counted_for_its_holder_alone;
+                volatile: a_task_that_is_not_durable_says_so_to_its_end,
+                    a_task_ends_with_the_process_that_accepted_it,
+                    a_process_that_is_silent_or_was_never_heard_has_ended,
+                    nothing_ends_while_its_process_lives,
+                    whoever_ran_it_has_lost_its_lease,
+                    what_it_held_up_goes_on,
+                    a_revived_task_lives_with_the_process_that_revived_it,
+                    a_pass_cancels_no_more_than_its_limit,
+                    durable_tasks_of_the_same_batch_stay,
+                    a_copy_carries_it_and_cancels_it;
                 reads: a_list_pages_from_the_newest_to_the_oldest,
                     every_filter_selects_what_it_says,
                     statuses_follow_the_columns_and_the_clock,
