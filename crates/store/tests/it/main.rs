@@ -21,4 +21,5 @@ mod sqlite_hard_cases;
 mod sqlite_queues;
 mod sqlite_stress;
 mod sqlite_suite;
+mod sqlite_volatile;
 mod stores;
