@@ -77,11 +77,7 @@ fn a_task_says_that_it_is_not_durable_wherever_it_is_shown() {
     );
     server.command(&id, "cancel").expect(200);
     let retried = server.command(&id, "retry").expect(200);
-    assert_eq!(
-        (&retried["status"], &retried["durable"]),
-        (&json!("ready"), &json!(false)),
-        "{retried}"
-    );
+    assert_eq!(retried["durable"], false);
     server.wait(&id, "completed");
     server.finish();
 }

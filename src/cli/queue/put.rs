@@ -59,7 +59,7 @@ struct Settings {
     auto: bool,
     /// Whether its tasks are durable, which is the default; those of a queue that is not persistent end with the process that
     /// accepts them.
-    #[arg(long, value_name = "true|false", action = clap::ArgAction::Set)]
+    #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set)]
     persistent: Option<bool>,
     /// The priority of tasks that name none: low, normal, high, urgent, critical, or 1 to 5.
     #[arg(long)]
