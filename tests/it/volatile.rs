@@ -86,7 +86,7 @@ fn a_task_says_that_it_is_not_durable_wherever_it_is_shown() {
 fn a_killed_process_takes_along_what_it_accepted_and_nothing_else() {
     let mut server = Server::start(&[]);
     make_queue(&server, false);
-    let (file, kept_file) = (server.file("pid"), server.file("kept"));
+    let file = server.file("pid");
     let in_previews = json!({ "queue": "previews" });
     let runs = server.create(&with(shell(STAY, &file), in_previews));
     let pid = server.pid_in(&file);
@@ -99,14 +99,11 @@ fn a_killed_process_takes_along_what_it_accepted_and_nothing_else() {
     let paused = server.create(&later("previews"));
     server.command(&paused, "pause").expect(200);
     let kept = server.create(&later("other"));
-    let kept_running = server.create(&shell(STAY, &kept_file));
-    server.pid_in(&kept_file);
     let cancelled = server.create(&json!({ "handler": "noop", "depends_on": [waits] }));
     let goes_on = json!({ "handler": "noop", "depends_on": [waits], "on_dependency_failure": "run" });
     let goes_on = server.create(&goes_on);
     server.kill();
     server.verify();
-    std::fs::remove_file(&kept_file).unwrap();
     server.restart();
     for id in [&runs, &waits, &paused] {
         is_abandoned(&server.task(id));
@@ -115,15 +112,11 @@ fn a_killed_process_takes_along_what_it_accepted_and_nothing_else() {
     assert_eq!(server.task(&cancelled)["error"]["type"], "dependency_failed");
     server.wait(&goes_on, "completed");
     assert_eq!(server.task(&kept)["status"], "pending");
-    server.pid_in(&kept_file);
-    assert_eq!(server.task(&kept_running)["attempt"], 2);
     eventually("what ran to be gone", SOON, || (!alive(pid)).then_some(()));
     // The unique key is free again, and a retry lives with this process.
     server.http.post("/api/v1/tasks", &unique).expect(201);
     let retried = server.command(&paused, "retry").expect(200);
     assert_eq!(retried["durable"], false);
-    server.command(&kept_running, "cancel");
-    server.wait(&kept_running, "cancelled");
     server.finish();
 }
 
@@ -254,7 +247,7 @@ fn what_is_wrong_is_refused_and_what_files_say_is_put() {
 
 #[test]
 fn what_a_stopped_process_gave_back_is_cancelled_too() {
-    let mut server = Server::start(&[]);
+    let mut server = Server::start(&["--grace", "1"]);
     make_queue(&server, false);
     let file = server.file("pid");
     let runs = server.create(&with(shell(STAY, &file), json!({ "queue": "previews" })));
