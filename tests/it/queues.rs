@@ -6,7 +6,7 @@ use pensum_testing::postgres::Database;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-use crate::harness::{Answer, Cli, Server, items, lines, seconds_between, shell, text, throughout, with};
+use crate::harness::{Answer, Cli, Server, eventually, items, lines, seconds_between, shell, text, throughout, with};
 
 const NAME_INTO_FILE: &str = r#"echo "$PENSUM_TASK_ID" >> "$1""#;
 
@@ -76,6 +76,8 @@ on_each_store! {
     a_manual_queue_runs_only_what_was_there_when_it_was_asked_to,
     a_rate_holds_over_every_span_of_time,
     a_queue_that_is_paused_stays_so_over_a_restart,
+    a_low_task_starts_within_its_ageing_under_a_stream_of_high_ones,
+    a_noisy_key_of_a_fair_queue_lets_every_other_start_in_the_first_round,
 }
 
 fn a_queue_of_width_one_starts_its_tasks_by_priority(node: Node) {
@@ -348,4 +350,53 @@ fn a_plan_runs_in_a_queue_of_its_own_whatever_the_queues_of_its_store_say() {
     assert!(text(&task["queue"]).starts_with("run:"), "{task}");
     assert_eq!(task["max_retries"], 3);
     server.finish();
+}
+
+fn a_low_task_starts_within_its_ageing_under_a_stream_of_high_ones(node: Node) {
+    const QUEUES: [&str; 2] = ["aged", "strict"];
+    let server = &node.server;
+    node.put("aged", &json!({ "max_concurrent": 1, "ageing": "3s" }));
+    node.put("strict", &json!({ "max_concurrent": 1 }));
+    let high = |queue: &str| json!({ "handler": "sleep", "parameters": { "seconds": 0.3 }, "queue": queue, "priority": "high" });
+    let keep_up = || {
+        for queue in QUEUES {
+            let ready = node.queue(queue)["tasks"]["ready"].as_u64().unwrap();
+            // Of these none waits for long enough to rise itself.
+            if ready < 4 {
+                server.create_all(&vec![high(queue); 3]);
+            }
+        }
+    };
+    keep_up();
+    let low = QUEUES.map(|queue| server.create(&json!({ "handler": "noop", "queue": queue, "priority": "low" })));
+    let done = eventually("the low task starts", Duration::from_secs(40), || {
+        keep_up();
+        let task = server.task(&low[0]);
+        (task["status"] == "completed").then_some(task)
+    });
+    let waited = seconds_between(&done["created_at"], &done["started_at"]);
+    assert!((6.0..=15.0).contains(&waited), "it waited {waited} s");
+    assert_eq!(done["priority"], "low");
+    assert_eq!(server.task(&low[1])["status"], "ready");
+    node.server.finish();
+}
+
+fn a_noisy_key_of_a_fair_queue_lets_every_other_start_in_the_first_round(node: Node) {
+    let server = &node.server;
+    node.put("fair", &json!({ "max_concurrent": 1, "fair": true }));
+    node.ask("fair", "pause").expect(200);
+    let noop = |key: &str| json!({ "handler": "noop", "queue": "fair", "key": key });
+    let mut noisy = Vec::new();
+    for _ in 0..10 {
+        noisy.extend(server.create_all(&vec![noop("noisy"); 100]));
+    }
+    let quiet = ["a", "b", "c", "d", "e"].map(|key| server.create(&noop(key)));
+    node.ask("fair", "resume").expect(200);
+    let started = |id: &String| text(&server.wait(id, "completed")["started_at"]);
+    let last = quiet.iter().map(started).max().unwrap();
+    // The oldest of all goes first, and its key has its turn again after everyone else's.
+    let before = noisy[..10].iter().filter(|id| started(id) < last).count();
+    assert_eq!(before, 1);
+    node.ask("fair", "pause").expect(200);
+    node.server.finish();
 }

@@ -17,6 +17,7 @@ pub mod intake;
 pub mod json;
 #[cfg(feature = "testkit")]
 pub mod model;
+pub mod order;
 pub mod outcome;
 pub mod query;
 pub mod queue;

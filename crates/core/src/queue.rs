@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::order::OrderRule;
 use crate::store::Rejected;
 use crate::time::Span;
 use crate::{Name, Priority, RetryPolicy, Time};
@@ -41,6 +42,12 @@ pub struct QueueSettings {
     /// The delays between attempts of tasks that name none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry: Option<RetryPolicy>,
+    /// How long a task waits, ready, until it stands one priority level higher in the claim order; `None` for never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ageing: Option<Span>,
+    /// Keys take turns: among tasks of one level, a key that was served goes behind what is ready.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub fair: bool,
 }
 
 impl Default for QueueSettings {
@@ -55,6 +62,18 @@ impl Default for QueueSettings {
             timeout: None,
             max_retries: None,
             retry: None,
+            ageing: None,
+            fair: false,
+        }
+    }
+}
+
+impl QueueSettings {
+    /// How its tasks stand in the claim order.
+    pub fn order(&self) -> OrderRule {
+        OrderRule {
+            ageing: self.ageing.map(|ageing| ageing.0),
+            fair: self.fair,
         }
     }
 }
@@ -313,6 +332,9 @@ pub enum QueueCommand {
     /// asking.
     Process,
 }
+
+/// The shortest ageing: the store looks for who has waited for so long about once a second.
+pub const AGEING_MIN: Duration = Duration::from_secs(1);
 
 /// The longest time between two starts of a queue with a rate.
 pub const RATE_INTERVAL_MAX: Duration = Duration::from_secs(366 * 86_400);

@@ -832,6 +832,9 @@ pub trait Store: Send + Sync + 'static {
     /// Cancels tasks that are not durable and were accepted by a process that is not among the nodes any more, or is silent
     /// for longer than it said. A store that one process owns cancels them when it is opened, before anything can start.
     ///
+    /// It also lets tasks rise that have waited for long enough in queues that age them, and moves those that stand elsewhere
+    /// since their queue has changed: a bounded step, after which [`Reaped::next_due`] says when the next one is due.
+    ///
     /// A lease that ran out is blamed on its node's death when that node beat before and is silent for longer than it
     /// said; then a task that had just started is suspected of it.
     async fn reap(&self, now: Time, limit: usize) -> Result<Reaped, StoreError>;

@@ -2,12 +2,12 @@
 
 use pensum_core::agent::Demand;
 use pensum_core::task::Lifecycle;
-use pensum_core::{NodeId, State, Status, TaskId, TaskRecord, Time, WaitingFor};
+use pensum_core::{NodeId, Priority, State, Status, TaskId, TaskRecord, Time, WaitingFor};
 use serde::Serialize;
 
 use crate::agents::{Offers, scarce_here};
 use crate::breakers::OpenBreakers;
-use crate::queues::{closed_queue, turn_of_key};
+use crate::queues::{closed_queue, level_of, turn_of_key};
 use crate::{Engine, EngineError};
 
 /// How many unfinished dependencies are named.
@@ -259,7 +259,8 @@ async fn queued(
         gates.push(gate(GateKind::Alone, message));
     }
     if gates.is_empty() {
-        gates.push(turn(engine, record, is_here));
+        let level = level_of(engine, namespace, record, now).await?;
+        gates.push(turn(engine, record, level, is_here));
     }
     // Where nobody noted when a gate closed, the task has stood before it since it was ready to start, or was there at all.
     let since = match lifecycle.run_at > now {
@@ -273,8 +274,12 @@ async fn queued(
 }
 
 /// Of a task that only has to be claimed: why that has not happened.
-fn turn(engine: &Engine, record: &TaskRecord, is_here: bool) -> Gate {
+fn turn(engine: &Engine, record: &TaskRecord, level: Priority, is_here: bool) -> Gate {
     let (running, slots) = (engine.running(), engine.node().slots);
+    let risen = match level > record.spec.priority {
+        true => format!(", risen to {level} by waiting"),
+        false => String::new(),
+    };
     if !is_here {
         return gate(
             GateKind::Turn,
@@ -290,13 +295,13 @@ fn turn(engine: &Engine, record: &TaskRecord, is_here: bool) -> Gate {
     if running >= slots {
         return gate(
             GateKind::Slots,
-            format!("all {slots} slots of this node are taken; it waits for its turn"),
+            format!("all {slots} slots of this node are taken; it waits for its turn{risen}"),
         );
     }
     let priority = record.spec.priority.as_str();
     gate(
         GateKind::Turn,
-        format!("it is ready and is claimed after what goes before it (priority {priority})"),
+        format!("it is ready and is claimed after what goes before it (priority {priority}{risen})"),
     )
 }
 

@@ -127,6 +127,8 @@ fn describe(queue: &Value, now: Time) -> String {
         ("timeout", plain(&settings["timeout"])),
         ("max retries", plain(&settings["max_retries"])),
         ("retry", retry),
+        ("ageing", plain(&settings["ageing"])),
+        ("fair", plain(&settings["fair"])),
         ("put by", plain(&queue["put_by"])),
         ("changed", changed),
         ("version", plain(&queue["version"])),

@@ -14,7 +14,7 @@ use crate::cli::task::{json_of, read_file};
 use crate::yaml;
 
 /// What can be taken away from a queue.
-const CLEARABLE: [&str; 7] = [
+const CLEARABLE: [&str; 9] = [
     "name",
     "max_concurrent",
     "rate_limit",
@@ -22,6 +22,8 @@ const CLEARABLE: [&str; 7] = [
     "timeout",
     "max_retries",
     "retry",
+    "ageing",
+    "fair",
 ];
 
 #[derive(Args, Debug)]
@@ -73,7 +75,13 @@ struct Settings {
     /// The delays between attempts of tasks that name none, as JSON.
     #[arg(long, value_name = "JSON")]
     retry: Option<String>,
-    /// Take these away: name, max_concurrent, rate_limit, priority, timeout, max_retries, retry.
+    /// After how long a ready task starts as if it had the next higher priority, such as 5m; once more each time.
+    #[arg(long, value_name = "DURATION", value_parser = Span::parse)]
+    ageing: Option<Span>,
+    /// Let the keys of its tasks take turns.
+    #[arg(long)]
+    fair: bool,
+    /// Take these away: name, max_concurrent, rate_limit, priority, timeout, max_retries, retry, ageing, fair.
     #[arg(long, value_delimiter = ',', value_name = "FIELD")]
     clear: Vec<String>,
 }
@@ -128,6 +136,8 @@ impl Settings {
             ("timeout", self.task_timeout.map(serde_json::to_value).transpose()?),
             ("max_retries", self.max_retries.map(Value::from)),
             ("retry", retry),
+            ("ageing", self.ageing.map(serde_json::to_value).transpose()?),
+            ("fair", self.fair.then_some(Value::Bool(true))),
         ];
         fields.extend(
             named

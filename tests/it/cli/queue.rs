@@ -51,6 +51,9 @@ fn put_changes_only_what_is_named() {
         "2",
         "--retry",
         r#"{"strategy":"fixed","delay":4}"#,
+        "--ageing",
+        "5m",
+        "--fair",
     ];
     queues.ends(0, &first);
     let settings = queues.settings("mail");
@@ -60,6 +63,7 @@ fn put_changes_only_what_is_named() {
         (&settings["auto_start"], &settings["retry"]["delay"]),
         (&false.into(), &4.into())
     );
+    assert_eq!((&settings["ageing"], &settings["fair"]), (&300.into(), &true.into()));
     queues.ends(0, &["put", "mail", "--max-concurrent", "5", "--auto", "--burst", "7"]);
     let changed = queues.settings("mail");
     assert_eq!(
@@ -67,16 +71,17 @@ fn put_changes_only_what_is_named() {
         (&5.into(), &true.into())
     );
     assert_eq!(changed["rate_limit"]["burst"], 7);
-    for field in ["name", "priority", "timeout", "max_retries", "retry"] {
+    for field in ["name", "priority", "timeout", "max_retries", "retry", "ageing", "fair"] {
         assert_eq!(changed[field], settings[field], "{field}");
     }
-    queues.ends(0, &["put", "mail", "--clear", "rate_limit,priority,retry"]);
+    queues.ends(0, &["put", "mail", "--clear", "rate_limit,priority,retry,ageing,fair"]);
     let cleared = queues.settings("mail");
     assert!(
         cleared["rate_limit"].is_null() && cleared["retry"].is_null(),
         "{cleared}"
     );
     assert_eq!(cleared["max_concurrent"], 5);
+    assert!(cleared["ageing"].is_null() && cleared["fair"].is_null(), "{cleared}");
     // To name nothing makes a queue of the defaults, and changes none.
     queues.ends(0, &["put", "plain"]);
     assert_eq!(
@@ -105,6 +110,8 @@ fn wrong_settings_are_refused() {
         &["put", "mail", "--rate", "0/s"],
         "rate_limit.starts: must be 1 to 1000000",
     );
+    check(&["put", "mail", "--ageing", "10ms"], "ageing: must be at least 1 s");
+    check(&["put", "mail", "--ageing", "soon"], "is not a duration");
     check(&["put", "mail", "--burst", "5"], "--burst: the queue has no rate");
     check(&["put", "mail", "--manual", "--auto"], "cannot be used with");
     check(&["put", "mail", "--priority", "huge"], "is not a priority");

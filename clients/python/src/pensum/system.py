@@ -33,6 +33,8 @@ class QueueSettings(Record):
     timeout: timedelta | None = None
     max_retries: int | None = None
     retry: RetryPolicy | None = None
+    ageing: timedelta | None = None
+    fair: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

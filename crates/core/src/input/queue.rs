@@ -8,7 +8,7 @@ use super::TITLE_MAX;
 use super::check::Check;
 use super::parse::{Invalid, optional_object};
 use crate::id::clip;
-use crate::queue::{QueueSettings, RATE_INTERVAL_MAX, Rate};
+use crate::queue::{AGEING_MIN, QueueSettings, RATE_INTERVAL_MAX, Rate};
 use crate::time::{DURATION_MAX, Span};
 use crate::{Priority, RetryPolicy};
 
@@ -50,6 +50,15 @@ pub struct QueueInput {
     #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "optional_object")]
     #[schema(value_type = Option<Object>)]
     pub retry: Option<RetryPolicy>,
+    /// In seconds, 1 or more: a ready task that has waited for so long starts as if it had the next higher priority, after
+    /// twice the time as if it had the one above, up to critical. Its own priority stays. Nobody rises by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<f64>)]
+    pub ageing: Option<Span>,
+    /// True: the keys of its tasks take turns. Among tasks of one priority, a key whose task has run goes behind what is
+    /// ready then. False by default: the oldest task starts first, whatever its key.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub fair: bool,
 }
 
 impl Default for QueueInput {
@@ -209,6 +218,10 @@ impl QueueInput {
         if self.max_concurrent == Some(0) {
             check.fail("max_concurrent", "must be 1 or more; pause the queue to start nothing");
         }
+        if self.ageing.is_some_and(|ageing| ageing.0 < AGEING_MIN) {
+            let least = AGEING_MIN.as_secs();
+            check.fail("ageing", format!("must be at least {least} s; leave it out for none"));
+        }
         check.retries(self.max_retries);
         if let Some(retry) = &self.retry {
             check.retry(retry);
@@ -227,6 +240,8 @@ impl QueueInput {
             timeout: self.timeout,
             max_retries: self.max_retries,
             retry: self.retry,
+            ageing: self.ageing,
+            fair: self.fair,
         })
     }
 }
@@ -244,6 +259,8 @@ impl From<QueueSettings> for QueueInput {
             timeout: settings.timeout,
             max_retries: settings.max_retries,
             retry: settings.retry,
+            ageing: settings.ageing,
+            fair: settings.fair,
         }
     }
 }
@@ -311,6 +328,10 @@ mod tests {
         check(r#"{"name":"a\u0000b"}"#, "name: contains the NUL");
         check(r#"{"priority":"huge"}"#, "priority: `huge` is not a priority");
         check(r#"{"timeout":"soon"}"#, "timeout: `soon` is not a duration");
+        check(r#"{"ageing":0}"#, "ageing: must be at least 1 s");
+        check(r#"{"ageing":"999ms"}"#, "ageing: must be at least 1 s");
+        check(r#"{"ageing":"11 years"}"#, "ageing: `11 years` is not a duration");
+        check(r#"{"fair":"yes"}"#, "fair: invalid type");
         check(r#"{"max_retries":1001}"#, "max_retries: must be 0 to 1000");
         check(r#"{"retry":{"factor":0}}"#, "retry.factor: must be 1 to 100");
         check(r#"{"retry":[]}"#, "retry: invalid type");
@@ -361,7 +382,8 @@ mod tests {
     #[test]
     fn settings_can_be_written_down_and_read_again() {
         let text = r#"{"name":"Mail","max_concurrent":3,"auto_start":false,"persistent":false,"rate_limit":{"starts":7,"per":60,"burst":2},
-            "priority":"high","timeout":0,"max_retries":0,"retry":{"strategy":"fixed","delay":4}}"#;
+            "priority":"high","timeout":0,"max_retries":0,"retry":{"strategy":"fixed","delay":4},
+            "ageing":"5m","fair":true}"#;
         let settings = read(text).unwrap();
         let written = serde_json::to_string(&QueueInput::from(settings.clone())).unwrap();
         assert_eq!(read(&written).unwrap(), settings);

@@ -73,6 +73,8 @@ pub(crate) struct Model {
     nodes: BTreeMap<NodeId, node::Known>,
     /// By namespace and name.
     queues: BTreeMap<(Name, Name), QueueRecord>,
+    /// The number that a key's last run in a fair queue took at its end, by namespace and key.
+    served: BTreeMap<(Name, Name), i64>,
     /// By namespace and name.
     agents: BTreeMap<(Name, Name), AgentRecord>,
     /// By namespace and name.
@@ -270,10 +272,14 @@ impl Model {
             });
         }
         let holder = entry.holder.clone();
-        if running && entry.lifecycle.state != State::Running {
+        let is_over = running && entry.lifecycle.state != State::Running;
+        if is_over {
             entry.holder = None;
         }
         let id = entry.id;
+        if is_over {
+            self.note_turn(row);
+        }
         if let (Some(status), Some(holder)) = (effects.attempt_ended, &holder) {
             self.note_end(row, &holder.executor, holder.taken_at, status, now);
         }

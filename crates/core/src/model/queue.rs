@@ -1,11 +1,13 @@
 //! Queues with settings of their own.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use super::Model;
+use crate::order::{OrderRule, place};
 use crate::queue::{QUEUES_MAX, QueueCommand, QueueRecord, QueueSettings, Room};
 use crate::store::{Call, Rejected};
-use crate::{Name, Time};
+use crate::{Name, Priority, Time};
 
 impl Model {
     /// The queue of a task, and its namespace.
@@ -37,6 +39,38 @@ impl Model {
         if let Some(queue) = self.queues.get_mut(&place) {
             queue.started(1, now);
         }
+    }
+
+    fn order_rule(&self, row: i64) -> OrderRule {
+        let queue = self.queues.get(&self.queue_of(row));
+        queue.map_or(OrderRule::STRICT, |queue| queue.settings.order())
+    }
+
+    /// The number that the last run of its key took at its end.
+    pub(super) fn served(&self, row: i64) -> Option<i64> {
+        let entry = &self.tasks[&row];
+        let key = entry.spec.key.clone()?;
+        self.served.get(&(entry.namespace.clone(), key)).copied()
+    }
+
+    /// Where a task stands in the claim order, whose key was `served` last.
+    pub(super) fn rank(&self, row: i64, served: Option<i64>, now: Time) -> (Reverse<Priority>, i64, i64) {
+        let (entry, rule) = (&self.tasks[&row], self.order_rule(row));
+        let life = &entry.lifecycle;
+        let level = rule.level(entry.spec.priority, life.ready_at.unwrap_or(life.run_at), now);
+        let place = place(entry.spec.deadline, rule.age(row, served));
+        (Reverse(level), place, row)
+    }
+
+    /// A run ended: its key goes behind what is ready now.
+    pub(super) fn note_turn(&mut self, row: i64) {
+        let entry = &self.tasks[&row];
+        let Some(key) = entry.spec.key.clone().filter(|_| self.order_rule(row).fair) else {
+            return;
+        };
+        let key = (entry.namespace.clone(), key);
+        self.served.insert(key, self.next_row);
+        self.next_row += 1;
     }
 
     /// The queue as it is, or as it would be made.

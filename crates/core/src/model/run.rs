@@ -1,6 +1,5 @@
 //! What nodes do: claim, renew, finish, checkpoint, and what the reaper does in their stead.
 
-use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
@@ -52,16 +51,14 @@ impl Model {
             .filter(|(_, e)| overdue(e, now).is_none())
             .map(|(row, _)| *row)
             .collect();
-        order.sort_by_key(|row| {
-            let spec = &self.tasks[row].spec;
-            (Reverse(spec.priority), spec.deadline.unwrap_or(Time::MAX), *row)
-        });
+        order.sort_by_key(|row| self.rank(*row, None, now));
         // Of one key only the best task can be taken, and only while nobody holds the key.
         order.retain(|row| {
             let entry = &self.tasks[row];
             let key = entry.spec.key.clone();
             key.is_none_or(|key| busy_keys.insert((entry.namespace.clone(), key)))
         });
+        order.sort_by_key(|row| self.rank(*row, self.served(*row), now));
         order.retain(|row| offer.suits(&self.tasks[row]) && !self.is_kept(*row, request, now));
         let mut probes = self.probes(now);
         let covering = |row: &i64| self.breakers_of(*row, &request.executor);

@@ -1,10 +1,12 @@
 //! Why a task does not start: its queue, and the turn of its key.
 
 use std::cmp::Reverse;
+use std::collections::BTreeMap;
 
+use pensum_core::order::{OrderRule, place};
 use pensum_core::query::PAGE_MAX;
 use pensum_core::queue::Closed;
-use pensum_core::{Name, Page, Status, TaskFilter, TaskRecord, Time};
+use pensum_core::{Name, Page, Priority, Status, TaskFilter, TaskRecord, Time};
 
 use super::view::{closed_in_words, manual};
 use crate::explain::{Gate, GateKind, gate};
@@ -67,13 +69,12 @@ async fn first_of_key(
         before_row: None,
     };
     let mut first: Option<TaskRecord> = None;
+    let queues = engine.store().queues(namespace).await?;
+    let rules: BTreeMap<Name, OrderRule> = queues.into_iter().map(|q| (q.name, q.settings.order())).collect();
     let order = |task: &TaskRecord| {
-        let spec = &task.spec;
-        (
-            Reverse(spec.priority),
-            spec.deadline.unwrap_or(Time::MAX),
-            task.id.row(),
-        )
+        let rule = rules.get(&task.spec.queue).copied().unwrap_or_default();
+        let row = task.id.row();
+        (Reverse(level(rule, task, now)), place(task.spec.deadline, row), row)
     };
     for _ in 0..KEY_PAGES_MAX {
         let found = engine
@@ -87,6 +88,24 @@ async fn first_of_key(
         }
     }
     Ok(first)
+}
+
+/// The level at which a ready task stands.
+fn level(rule: OrderRule, task: &TaskRecord, now: Time) -> Priority {
+    let life = &task.lifecycle;
+    rule.level(task.spec.priority, life.ready_at.unwrap_or(life.run_at), now)
+}
+
+/// The level at which a task stands in the claim order: its priority, unless its queue lets what waits rise.
+pub(crate) async fn level_of(
+    engine: &Engine,
+    namespace: &str,
+    record: &TaskRecord,
+    now: Time,
+) -> Result<Priority, EngineError> {
+    let queue = engine.queue_record(namespace, &record.spec.queue).await?;
+    let rule = queue.map_or(OrderRule::STRICT, |queue| queue.settings.order());
+    Ok(level(rule, record, now))
 }
 
 /// The gate of a task's queue. That it is full, or out of starts for now, concerns only a task that is ready.

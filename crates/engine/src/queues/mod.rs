@@ -10,7 +10,7 @@ use pensum_core::store::Call;
 use pensum_core::{Counts, Name};
 
 pub(crate) use defaults::{NAMESPACE_DEFAULT, Queues};
-pub(crate) use gates::{closed_queue, turn_of_key};
+pub(crate) use gates::{closed_queue, level_of, turn_of_key};
 pub use view::{QueueStatus, QueueView};
 
 use crate::{Engine, EngineError};

@@ -35,7 +35,7 @@ impl Server {
 async fn a_queue_is_put_read_changed_and_deleted() {
     let server = Server::new();
     let body = r#"{"name":"Mail","max_concurrent":3,"rate_limit":"50/s","priority":"high","timeout":"1m","max_retries":2,
-        "retry":{"strategy":"fixed","delay":4}}"#;
+        "retry":{"strategy":"fixed","delay":4},"ageing":"5m","fair":true}"#;
     let put = server.put("mail", body).await.expect(200);
     assert_eq!(put.header("etag"), "\"1\"");
     let mut shown = put.json();
@@ -77,6 +77,8 @@ async fn every_wrong_setting_is_named() {
     check("mail", "[]", 422, "expected an object").await;
     check("mail", r#"{"max_concurrent":0}"#, 422, r#""path":"max_concurrent""#).await;
     check("mail", r#"{"persistent":0}"#, 422, r#""path":"persistent""#).await;
+    check("mail", r#"{"ageing":0.5}"#, 422, "ageing: must be at least 1 s").await;
+    check("mail", r#"{"fair":1}"#, 422, "fair").await;
     check("mail", r#"{"rate_limit":"fast"}"#, 422, "is not a rate").await;
     check(
         "mail",

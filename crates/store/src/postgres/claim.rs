@@ -378,7 +378,7 @@ pub(super) fn read_all(inner: &Inner, rows: &[Row]) -> Result<Vec<(LiveRow, Clai
 
 /// RETURNING keeps no order.
 pub(super) fn sort(taken: &mut [(LiveRow, Claimed)]) {
-    taken.sort_by_key(|(live, _)| (row::rank(live.priority), live.deadline.unwrap_or(Time::MAX), live.row));
+    taken.sort_by_key(|(live, _)| (live.stands, live.row));
 }
 
 /// Notes what this process holds now; `None` for nothing.
@@ -511,7 +511,8 @@ pub(super) async fn promote(inner: &Arc<Inner>, now: Time) -> Result<bool, Fault
         statements.push(Statement { sql, params });
     }
     let opening = before..statements.len();
-    statements.extend(key::settle(&scopes, now));
+    let fair = inner.fair_classes();
+    statements.extend(key::settle(&scopes, &fair, now));
     let answers = tx.commit(&statements).await?;
     let mut opened: i64 = 0;
     for found in answers[opening].iter().flatten() {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use pensum_core::agent::Demand;
+use pensum_core::order::place;
 use pensum_core::store::{Applied, Call, Enqueued, IDEMPOTENCY_TTL, Rejected};
 use pensum_core::task::{Dependency, OnConflict, OnDependencyFailure, Unique};
 use pensum_core::transition::Event;
@@ -234,6 +235,12 @@ pub(super) static INSERT_NEW_LIVE: std::sync::LazyLock<String> = std::sync::Lazy
     let (columns, arrays) = (row::names(&NEW_LIVE), row::unnest(&NEW_LIVE, 1));
     format!("INSERT INTO pensum.live({columns}) SELECT * FROM {arrays}")
 });
+/// The same for tasks of queues that age what waits.
+static INSERT_AGEING: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
+    let columns = [&NEW_LIVE[..], &[("rises_at", "bigint")]].concat();
+    let (names, arrays) = (row::names(&columns), row::unnest(&columns, 1));
+    format!("INSERT INTO pensum.live({names}) SELECT * FROM {arrays}")
+});
 pub(super) static INSERT_TASK: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
     format!(
         "INSERT INTO pensum.task({}) SELECT * FROM {}",
@@ -282,7 +289,10 @@ async fn simple(inner: &Arc<Inner>, jobs: &[Job]) -> Result<Vec<TaskId>, Fault> 
                 return Err(Fault::Damaged("too few row numbers".to_owned()));
             };
             let id = TaskId::mint(job.now, row, inner.bits());
-            let live = live_of(id, prepared, None, 0, job.now);
+            let mut live = live_of(id, prepared, None, 0, job.now);
+            if inner.queues.has_rules() {
+                live.age(inner.order_rule(prepared.class), job.now);
+            }
             *tallies
                 .entry((prepared.class, live.cell(live.gate_at(job.now))))
                 .or_default() += 1;
@@ -296,15 +306,21 @@ async fn simple(inner: &Arc<Inner>, jobs: &[Job]) -> Result<Vec<TaskId>, Fault> 
         }
     }
     let ids = fresh.iter().map(|new| new.id).collect();
+    let mut insert = Statement {
+        sql: &INSERT_NEW_LIVE,
+        params: new_live_values(&lives),
+    };
+    if lives.iter().any(|(live, _)| live.rises_at.is_some()) {
+        insert.sql = &INSERT_AGEING;
+        let rises_at = lives.iter().map(|(live, _)| micros(live.rises_at));
+        insert.params.push(Value::Int8s(rises_at.collect()));
+    }
     let mut statements = vec![
         Statement {
             sql: &INSERT_TASK,
             params: task_values(&fresh),
         },
-        Statement {
-            sql: &INSERT_NEW_LIVE,
-            params: new_live_values(&lives),
-        },
+        insert,
         tally_statement(&tallies),
     ];
     statements.extend(tag_statement(&fresh));
@@ -322,8 +338,8 @@ pub(super) fn new_live_values(lives: &[(LiveRow, Time)]) -> Vec<Value<'static>> 
     vec![
         int8(&|l, _| Some(l.row)),
         Value::Int4s(lives.iter().map(|(l, _)| Some(l.class as i32)).collect()),
-        Value::Int2s(lives.iter().map(|(l, _)| Some(row::rank(l.priority))).collect()),
-        int8(&|l, _| Some(l.deadline.unwrap_or(Time::MAX).as_micros())),
+        Value::Int2s(lives.iter().map(|(l, _)| Some(l.rank())).collect()),
+        int8(&|l, _| Some(place(l.deadline, l.row))),
         int8(&|l, _| Some(l.life.run_at.as_micros())),
         Value::Int2s(lives.iter().map(|(l, now)| Some(l.gate_at(*now))).collect()),
         Value::Int4s(lives.iter().map(|(l, _)| Some(l.flags() as i32)).collect()),

@@ -318,7 +318,7 @@ impl<'a> Page<'a> {
             );
             statements.extend(self.logs());
             statements.extend(self.ties());
-            statements.extend(key::settle(&self.scopes, now));
+            statements.extend(key::settle(&self.scopes, &[], now));
         }
         statements.extend(self.remembered());
         statements.extend(self.queues());

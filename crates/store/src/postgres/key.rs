@@ -65,37 +65,79 @@ pub(super) const LOCK_UNIQUES: &str = lock_names!(
 /// then found to run. A statement of its own, for the next one must see what this one waited for.
 const HOLD: &str = "SELECT row FROM pensum.live WHERE scope = ANY($1) AND gate = 0 FOR UPDATE";
 
+/// What stands behind all deadlines, where the age of a row without one is added; `pensum_core::order` decides it.
+macro_rules! undated {
+    () => {
+        "9223370937343148031"
+    };
+}
+
 /// The best row of each key that may start at `$2`, unless one runs. Between the two that could be the best, the one in
-/// turn and the first of those behind it, each probe reads one index entry.
+/// turn and the first of those behind it, each probe reads one index entry. Among its key a row goes by its own age.
 macro_rules! turns {
     () => {
-        "(SELECT given.scope, (
+        concat!(
+            "(SELECT given.scope, (
             SELECT b.row FROM (
-                (SELECT row, rank, deadline FROM pensum.live WHERE scope = given.scope AND gate = 0
+                (SELECT row, rank, CASE WHEN deadline < ",
+            undated!(),
+            " THEN deadline ELSE ",
+            undated!(),
+            " + row END AS place
+                 FROM pensum.live WHERE scope = given.scope AND gate = 0
                  AND (timer_at IS NULL OR timer_at > $2) ORDER BY rank, deadline, row LIMIT 1)
                 UNION ALL
-                (SELECT row, rank, deadline FROM pensum.live WHERE scope = given.scope AND gate = 7
+                (SELECT row, rank, deadline AS place FROM pensum.live WHERE scope = given.scope AND gate = 7
                  AND (timer_at IS NULL OR timer_at > $2) ORDER BY rank, deadline, row LIMIT 1)) b
             WHERE NOT EXISTS (SELECT 1 FROM pensum.live r WHERE r.scope = given.scope AND r.gate = 6)
-            ORDER BY b.rank, b.deadline, b.row LIMIT 1) AS head
+            ORDER BY b.rank, b.place, b.row LIMIT 1) AS head
           FROM unnest($1::text[]) AS given(scope)) turn"
+        )
     };
 }
 
 /// Takes the turn from a row that is not the best any more.
 const DEMOTE: &str = concat!(
-    "UPDATE pensum.live l SET gate = 7, due_at = NULL FROM ",
+    "UPDATE pensum.live l SET gate = 7, due_at = NULL, deadline = CASE WHEN l.deadline < ",
+    undated!(),
+    " THEN l.deadline ELSE ",
+    undated!(),
+    " + l.row END FROM ",
     turns!(),
     " WHERE l.scope = turn.scope AND l.gate = 0 AND l.row IS DISTINCT FROM turn.head"
 );
 
 /// Gives the turn to the best row, and notes when: it must not be seen to start before the one before it ended, by whatever
-/// clock its claim was made.
+/// clock its claim was made. In a fair queue it is as young as the last turn of its key: `$3` are their classes.
 const PROMOTE: &str = concat!(
-    "UPDATE pensum.live l SET gate = 0, due_at = $2 FROM ",
+    "UPDATE pensum.live l SET gate = 0, due_at = $2, deadline = CASE WHEN l.class <> ALL($3) OR l.deadline < ",
+    undated!(),
+    " THEN l.deadline ELSE ",
+    undated!(),
+    " + greatest(l.row, (SELECT t.number FROM pensum.turn t WHERE t.scope = l.scope)) END FROM ",
     turns!(),
     " WHERE l.row = turn.head AND l.gate = 7"
 );
+
+/// Notes that keys were served, in this order: each takes a number, which makes it younger than all tasks that there are.
+const SERVE: &str = "INSERT INTO pensum.turn(scope, number)
+    SELECT scope, nextval('pensum.task_row') FROM (
+        SELECT scope FROM unnest($1::text[]) WITH ORDINALITY AS given(scope, at) ORDER BY at) served
+    ON CONFLICT (scope) DO UPDATE SET number = EXCLUDED.number";
+
+/// The statement that notes turns of keys, which must be locked; nothing for none. Numbers that the node has taken ahead for
+/// new tasks are to be forgotten first: what it enqueues later is younger.
+pub(super) fn serve(served: &[Name]) -> Option<Statement<'_>> {
+    // A statement writes a row once.
+    let mut seen = BTreeSet::new();
+    let mut scopes: Vec<_> = served.iter().rev().filter(|scope| seen.insert(*scope)).collect();
+    scopes.reverse();
+    let texts = scopes.iter().map(|scope| Some(Cow::Borrowed(&***scope))).collect();
+    (!scopes.is_empty()).then(|| Statement {
+        sql: SERVE,
+        params: vec![Value::Texts(texts)],
+    })
+}
 
 pub(super) fn keys(scopes: &BTreeSet<Name>) -> Value<'_> {
     Value::Texts(scopes.iter().map(|s| Some(Cow::Borrowed(&**s))).collect())
@@ -109,12 +151,15 @@ pub(super) fn lock(scopes: &BTreeSet<Name>) -> Option<Statement<'_>> {
     })
 }
 
-/// The statements that settle the turns of keys, after the rows are written; nothing for none.
-pub(super) fn settle(scopes: &BTreeSet<Name>, now: Time) -> Vec<Statement<'_>> {
+/// The statements that settle the turns of keys, after the rows are written; nothing for none. `fair` are the classes of
+/// fair queues.
+pub(super) fn settle<'a>(scopes: &'a BTreeSet<Name>, fair: &[i32], now: Time) -> Vec<Statement<'a>> {
     if scopes.is_empty() {
         return Vec::new();
     }
     let with_time = || vec![keys(scopes), Value::Int8(Some(now.as_micros()))];
+    let mut with_fair = with_time();
+    with_fair.push(Value::Int4s(fair.iter().copied().map(Some).collect()));
     vec![
         Statement {
             sql: HOLD,
@@ -126,7 +171,7 @@ pub(super) fn settle(scopes: &BTreeSet<Name>, now: Time) -> Vec<Statement<'_>> {
         },
         Statement {
             sql: PROMOTE,
-            params: with_time(),
+            params: with_fair,
         },
     ]
 }

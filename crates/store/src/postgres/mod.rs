@@ -3,6 +3,7 @@
 //! Each verb is a transaction on a pooled connection; nothing that decides lives in a process. What a process does keep
 //! (interned names, what it holds itself) only spares questions, and every write proves that it still is so.
 
+mod ageing;
 mod agent;
 mod breaker;
 mod claim;
@@ -60,6 +61,7 @@ use pensum_core::breaker::{BreakerCommand, BreakerRecord, BreakerSettings};
 use pensum_core::dossier::{Bookmark, Import, Parcel};
 use pensum_core::input::Patch;
 use pensum_core::intake::{AdmitRequest, Admitted, IntakeRecord, IntakeStatus, Judge};
+use pensum_core::order::OrderRule;
 use pensum_core::query::{Counts, Page, Paged, TaskFilter};
 use pensum_core::queue::{QueueCommand, QueueRecord, QueueSettings};
 use pensum_core::seam::Clock;
@@ -107,6 +109,7 @@ struct Inner {
     server: schema::Server,
     catalog: names::Catalog,
     queues: queue::Queues,
+    ageing: ageing::Ageing,
     preferred: preferred::Preferred,
     parked: parked::Parked,
     rows: rows::Rows,
@@ -144,6 +147,24 @@ impl Inner {
                 .catalog
                 .known_class(class)
                 .is_some_and(|class| self.queues.reopen(&class))
+    }
+
+    /// How the tasks of a class stand in the claim order.
+    fn order_rule(&self, class: u32) -> OrderRule {
+        match self.queues.has_rules() {
+            true => (self.catalog.known_class(class)).map_or(OrderRule::STRICT, |class| self.queues.rule(&class)),
+            false => OrderRule::STRICT,
+        }
+    }
+
+    /// The classes of queues in which keys take turns.
+    fn fair_classes(&self) -> Vec<i32> {
+        if !self.queues.has_rules() {
+            return Vec::new();
+        }
+        let classes = self.catalog.classes();
+        let fair = classes.iter().filter(|class| self.queues.rule(class).fair);
+        fair.map(|class| class.id as i32).collect()
     }
 
     /// The longest time between two looks of a parked claim, beneath the notices.
@@ -210,6 +231,7 @@ impl PostgresStore {
             server,
             catalog: names::Catalog::default(),
             queues: queue::Queues::default(),
+            ageing: ageing::Ageing::default(),
             preferred: preferred::Preferred::default(),
             parked: parked::Parked::default(),
             rows: rows::Rows::default(),

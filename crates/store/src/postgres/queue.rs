@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use foldhash::fast::RandomState;
 use parking_lot::{Mutex, RwLock};
+use pensum_core::order::OrderRule;
 use pensum_core::queue::{Bucket, Closed, QUEUES_MAX, QueueCommand, QueueRecord, QueueSettings};
 use pensum_core::store::{Call, Rejected};
 use pensum_core::{Name, Time};
@@ -16,6 +17,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::Inner;
+use super::ageing::Rules;
 use super::breaker;
 use super::covering::Breakers;
 use super::error::Fault;
@@ -67,6 +69,7 @@ struct Snapshot {
     version: i64,
     by_place: HashMap<Name, HashMap<Name, Arc<Known>, RandomState>, RandomState>,
     breakers: Arc<Breakers>,
+    rules: Arc<Rules>,
 }
 
 /// Why a claim need not look at a queue.
@@ -223,6 +226,33 @@ impl Queues {
         !snapshot.by_place.is_empty() || snapshot.breakers.any_tripped()
     }
 
+    /// True when a queue has a claim order of its own.
+    pub(super) fn has_rules(&self) -> bool {
+        !self.snapshot.read().rules.is_empty()
+    }
+
+    /// Those that have.
+    pub(super) fn rules(&self) -> Arc<Rules> {
+        Arc::clone(&self.snapshot.read().rules)
+    }
+
+    /// How the tasks of a class stand in the claim order.
+    pub(super) fn rule(&self, class: &Class) -> OrderRule {
+        let snapshot = self.snapshot.read();
+        match snapshot.rules.is_empty() {
+            true => OrderRule::STRICT,
+            false => (snapshot.of(class)).map_or(OrderRule::STRICT, |known| known.record.settings.order()),
+        }
+    }
+
+    /// Reads queues again unless they are known at this version.
+    pub(super) async fn catch_up(&self, pool: &Arc<Pool>, version: i64) -> Result<(), Fault> {
+        if self.snapshot.read().version == version {
+            return Ok(());
+        }
+        self.refresh(pool).await
+    }
+
     /// The breakers, as they are remembered.
     pub(super) fn breakers(&self) -> Arc<Breakers> {
         Arc::clone(&self.snapshot.read().breakers)
@@ -281,14 +311,20 @@ impl Queues {
             breakers: Arc::new(Breakers::new(breakers)),
             ..Snapshot::default()
         };
+        let mut rules = Rules::new();
         for row in answers.iter().flatten() {
             fresh.version = row.try_get(0)?;
             if row.try_get::<_, Option<i32>>(1)?.is_some() {
                 let (id, namespace, record) = read(row, 1)?;
+                let rule = record.settings.order();
+                if rule != OrderRule::STRICT {
+                    rules.insert((namespace.clone(), record.name.clone()), rule);
+                }
                 let place = fresh.by_place.entry(namespace).or_default();
                 place.insert(record.name.clone(), Arc::new(Known { id, record }));
             }
         }
+        fresh.rules = Arc::new(rules);
         let mut snapshot = self.snapshot.write();
         // Lower after a failover that lost the last changes. An answer that was overtaken by a newer one is seen to be old by
         // the next claim.
@@ -383,6 +419,10 @@ impl Change {
             Ok(changed) if changed || id.is_none() => {
                 self.tx.commit(&[write(call, id, &record), GROW]).await?;
                 inner.wake.ready();
+                // What is enqueued next stands as it says. The queue has changed, whether that can be read now or not.
+                if let Err(fault) = inner.queues.refresh(&inner.pool).await {
+                    tracing::debug!(?fault, "queues could not be read after a change");
+                }
                 Ok(Ok(record))
             }
             Ok(_) => {

@@ -11,6 +11,7 @@ use pensum_core::{ErrorInfo, NodeId, State, Time};
 use tokio_postgres::types::Type;
 
 use super::Inner;
+use super::ageing;
 use super::agent;
 use super::claim::PROBATION;
 use super::error::Fault;
@@ -70,6 +71,10 @@ pub(super) async fn reap(inner: &Arc<Inner>, now: Time, limit: usize) -> Result<
                 params: Vec::new(),
             },
             volatile::abandoned(now, limit),
+            Statement {
+                sql: "SELECT value FROM pensum.queue_version",
+                params: Vec::new(),
+            },
         ])
         .await?;
     let column = |answer: usize| -> Result<Vec<i64>, Fault> {
@@ -90,13 +95,20 @@ pub(super) async fn reap(inner: &Arc<Inner>, now: Time, limit: usize) -> Result<
         .map_or(Ok(None), |found| found.try_get(0))?;
     let (leases, timers) = (column(1)?, column(2)?);
     let abandoned = volatile::read(answers.get(4).map_or(&[], Vec::as_slice))?;
+    let queues = column(5)?;
     let mut reaped = Reaped {
         next_due: next.map(Time::from_micros),
         ..Reaped::default()
     };
     if !mine || leases.is_empty() && timers.is_empty() && abandoned.is_empty() {
         work.tx.rollback().await?;
+        inner
+            .queues
+            .catch_up(&inner.pool, queues.first().copied().unwrap_or(0))
+            .await?;
         if mine {
+            let rises_at = ageing::step(inner, now).await?;
+            reaped.next_due = reaped.next_due.into_iter().chain(rises_at).min();
             keep_up(inner, now).await?;
         }
         return Ok(reaped);
@@ -132,7 +144,12 @@ pub(super) async fn reap(inner: &Arc<Inner>, now: Time, limit: usize) -> Result<
     reaped.ended = applied.ended;
     let rows = inner.pool.read(&NEXT_DUE, &[]).await?;
     let next: Option<i64> = rows.first().map_or(Ok(None), |found| found.try_get(0))?;
-    reaped.next_due = next.map(Time::from_micros);
+    inner
+        .queues
+        .catch_up(&inner.pool, queues.first().copied().unwrap_or(0))
+        .await?;
+    let rises_at = ageing::step(inner, now).await?;
+    reaped.next_due = next.map(Time::from_micros).into_iter().chain(rises_at).min();
     keep_up(inner, now).await?;
     Ok(reaped)
 }

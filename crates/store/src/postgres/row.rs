@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use pensum_core::order::{OrderRule, deadline_of, place};
 use pensum_core::outcome::Progress;
 use pensum_core::task::{ExecutionStatus, Lease, OnDependencyFailure};
 use pensum_core::{
@@ -46,6 +47,9 @@ pub(super) mod flag {
     pub(in crate::postgres) const CHECKPOINTED: u32 = 8_388_608;
     /// The lease is that of an agent's session.
     pub(in crate::postgres) const AGENT: u32 = 16_777_216;
+    /// By how many levels a task that waits has risen above its priority, which `rank` includes.
+    pub(in crate::postgres) const RISEN_SHIFT: u32 = 25;
+    pub(in crate::postgres) const RISEN: u32 = 7 << RISEN_SHIFT;
 }
 
 /// Why a row cannot be claimed. Never renumbered.
@@ -126,6 +130,12 @@ pub(super) struct LiveRow {
     pub(super) cancel_reason: Option<String>,
     /// As it was loaded; what it becomes follows from the rest when it is saved.
     pub(super) gate: i16,
+    /// Above its priority.
+    pub(super) risen: u8,
+    /// When it rises again. Not loaded: see [`LiveRow::age`].
+    pub(super) rises_at: Option<Time>,
+    /// Its place in the claim order, `rank` and `deadline`, as they were loaded.
+    pub(super) stands: (i16, i64),
 }
 
 /// The name of a key's turn: keys of different namespaces do not meet.
@@ -174,6 +184,9 @@ pub(super) const LIVE: [(&str, &str); 37] = [
     ("taken_at", "bigint"),
     ("acceptor", "bigint"),
 ];
+
+/// The same with what is only written.
+static KEPT: LazyLock<Vec<(&str, &str)>> = LazyLock::new(|| [&LIVE[..], &[("rises_at", "bigint")]].concat());
 
 /// The columns of `outcome`, in the order of [`OutcomeRow::read`] and [`OutcomeRow::values`].
 pub(super) const OUTCOME: [(&str, &str); 21] = [
@@ -278,14 +291,14 @@ pub(super) static LIVE_LIST: LazyLock<String> = LazyLock::new(|| list(&LIVE, "l"
 pub(super) static OUTCOME_LIST: LazyLock<String> = LazyLock::new(|| list(&OUTCOME, "o"));
 /// Inserts or replaces rows of unfinished tasks.
 pub(super) static SAVE_LIVE: LazyLock<String> = LazyLock::new(|| {
-    let set: Vec<String> = LIVE[1..]
+    let set: Vec<String> = KEPT[1..]
         .iter()
         .map(|(name, _)| format!("{name} = EXCLUDED.{name}"))
         .collect();
     format!(
         "INSERT INTO pensum.live({}) SELECT * FROM {} ON CONFLICT (row) DO UPDATE SET {}",
-        names(&LIVE),
-        unnest(&LIVE, 1),
+        names(&KEPT),
+        unnest(&KEPT, 1),
         set.join(", ")
     )
 });
@@ -393,7 +406,29 @@ impl LiveRow {
             error: None,
             cancel_reason: None,
             gate: gate::READY,
+            risen: 0,
+            rises_at: None,
+            stands: (0, 0),
         }
+    }
+
+    /// Says where it stands in a queue with this rule: a waiting task rises while it is ready.
+    pub(super) fn age(&mut self, rule: OrderRule, now: Time) {
+        if !matches!(
+            self.gate_at(now),
+            gate::READY | gate::KEY | gate::LATER | gate::RETRYING
+        ) {
+            (self.risen, self.rises_at) = (0, None);
+            return;
+        }
+        let level = rule.level(self.priority, self.ready_from(), now);
+        self.risen = u8::try_from(level.level() - self.priority.level()).unwrap_or(0);
+        self.rises_at = rule.rises_at(self.priority, self.ready_from(), level);
+    }
+
+    /// The priority as the claim order has it.
+    pub(super) fn rank(&self) -> i16 {
+        rank(self.priority) - i16::from(self.risen)
     }
 
     /// Since when it could have been claimed, or will be.
@@ -406,14 +441,19 @@ impl LiveRow {
         let at = |column: usize| from + column;
         let row: i64 = found.try_get(at(0))?;
         let run_at = Time::from_micros(found.try_get(at(4))?);
-        let level = -i64::from(found.try_get::<_, i16>(at(2))?);
-        let priority = Priority::from_level(level).ok_or_else(|| damaged(row, "priority"))?;
         let class = found.try_get::<_, i32>(at(1))? as u32;
         let flags = found.try_get::<_, i32>(at(6))? as u32;
+        let (risen, stands) = (
+            (flags & flag::RISEN) >> flag::RISEN_SHIFT,
+            (found.try_get(at(2))?, found.try_get(at(3))?),
+        );
+        let level = -i64::from(stands.0) - i64::from(risen);
+        let priority = Priority::from_level(level).ok_or_else(|| damaged(row, "priority"))?;
         let mut live = LiveRow::plain(row, class, priority, run_at);
+        (live.risen, live.stands) = (risen as u8, stands);
         live.gate = found.try_get(at(5))?;
         live.marks = flags & mark::ALL;
-        live.deadline = Some(Time::from_micros(found.try_get(at(3))?)).filter(|t| *t != Time::MAX);
+        live.deadline = deadline_of(stands.1);
         live.scope = name(found, at(9))?;
         let life = &mut live.life;
         let state = found.try_get::<_, Option<i16>>(at(10))?.unwrap_or(0);
@@ -478,8 +518,8 @@ impl LiveRow {
         vec![
             int8(rows, |r| Some(r.row)),
             Value::Int4s(rows.iter().map(|r| Some(r.class as i32)).collect()),
-            Value::Int2s(rows.iter().map(|r| Some(rank(r.priority))).collect()),
-            int8(rows, |r| Some(r.deadline.unwrap_or(Time::MAX).as_micros())),
+            Value::Int2s(rows.iter().map(|r| Some(r.rank())).collect()),
+            int8(rows, |r| Some(place(r.deadline, r.row))),
             int8(rows, |r| Some(r.life.run_at.as_micros())),
             Value::Int2s(rows.iter().map(|r| Some(r.gate_at(now))).collect()),
             Value::Int4s(rows.iter().map(|r| Some(r.flags() as i32)).collect()),
@@ -534,6 +574,7 @@ impl LiveRow {
             Value::Int4s(rows.iter().map(|r| r.run.map(|run| run.executor as i32)).collect()),
             int8(rows, |r| r.run.map(|run| run.taken_at.as_micros())),
             int8(rows, |r| acceptor(&r.life)),
+            int8(rows, |r| micros(r.rises_at)),
         ]
     }
 
@@ -545,6 +586,7 @@ impl LiveRow {
             | bit(self.run.is_some_and(|run| run.alone), flag::ALONE)
             | bit(self.run.is_some_and(|run| run.checkpointed), flag::CHECKPOINTED)
             | bit(self.run.is_some_and(|run| run.by_agent), flag::AGENT)
+            | u32::from(self.risen) << flag::RISEN_SHIFT
     }
 
     /// What gates the row at `now`, as far as the row itself says.

@@ -13,7 +13,11 @@ const MIGRATIONS: [&str; 4] = [
     include_str!("schema.sql"),
     include_str!("queue.sql"),
     include_str!("agent.sql"),
-    concat!(include_str!("breaker.sql"), include_str!("volatile.sql")),
+    concat!(
+        include_str!("breaker.sql"),
+        include_str!("volatile.sql"),
+        include_str!("order.sql")
+    ),
 ];
 /// The schema version that this program writes.
 pub(super) const VERSION: u64 = MIGRATIONS.len() as u64;

@@ -98,6 +98,8 @@ pub(super) struct Work {
     tallies: BTreeMap<(u32, Cell), i64>,
     /// Keys whose turn has to be settled at the end.
     scopes: BTreeSet<Name>,
+    /// Keys of fair queues whose run has ended, in that order.
+    served: Vec<Name>,
     /// Keys that this transaction will want, to be locked before rows are.
     pub(super) wanted: BTreeSet<Name>,
     unique_freed: Vec<i64>,
@@ -142,6 +144,7 @@ impl Work {
             executions: Vec::new(),
             tallies: BTreeMap::new(),
             scopes: BTreeSet::new(),
+            served: Vec::new(),
             wanted: BTreeSet::new(),
             unique_freed: Vec::new(),
             checkpoints: BTreeMap::new(),
@@ -495,6 +498,9 @@ impl Work {
             }
         }
         self.scopes.extend(live.scope.clone());
+        if run.is_some() && live.run.is_none() && self.inner.order_rule(live.class).fair {
+            self.served.extend(live.scope.clone());
+        }
         if let Some(state) = effects.ended {
             self.end(*live, id, state, effects.attempt_ended, facts, run, following)
                 .await?;
@@ -819,11 +825,12 @@ impl Work {
             mut tx,
             inner,
             now,
-            slots,
+            mut slots,
             events,
             executions,
             mut tallies,
             mut scopes,
+            served,
             unique_freed,
             checkpoints,
             emptied,
@@ -839,6 +846,14 @@ impl Work {
         let mut ended: Vec<&OutcomeRow> = Vec::new();
         let mut gone: Vec<Option<i64>> = Vec::new();
         let mut revived: Vec<Option<i64>> = Vec::new();
+        let has_rules = inner.queues.has_rules();
+        for slot in slots.values_mut() {
+            if let Place::Live(live) = &mut slot.place
+                && (has_rules || live.risen > 0)
+            {
+                live.age(inner.order_rule(live.class), now);
+            }
+        }
         for (row, slot) in slots.iter().filter(|(_, slot)| slot.changed) {
             if let Some((class, cell)) = slot.before {
                 *tallies.entry((class, cell)).or_default() -= 1;
@@ -933,7 +948,12 @@ impl Work {
                 nodes,
             ));
         }
-        statements.extend(key::settle(&scopes, now));
+        if !served.is_empty() {
+            inner.rows.forget().await;
+            statements.extend(key::serve(&served));
+        }
+        let fair = inner.fair_classes();
+        statements.extend(key::settle(&scopes, &fair, now));
         if notes.is_empty() {
             tx.commit(&statements).await?;
         } else {

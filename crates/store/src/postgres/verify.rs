@@ -74,7 +74,10 @@ const CHECKS: [(&str, &str); 20] = [
     (
         "SELECT l.row FROM pensum.live l JOIN pensum.task t ON t.row = l.row
          WHERE l.row > $1 AND l.row <= $2 AND t.row > $1 AND t.row <= $2
-         AND (l.rank <> -coalesce(t.priority, 2) OR l.deadline <> coalesce(t.deadline, 9223372036854775807))",
+         AND (l.rank + (l.flags >> 25 & 7) <> -coalesce(t.priority, 2) OR l.rank < -5
+           OR CASE WHEN t.deadline IS NOT NULL THEN l.deadline <> least(t.deadline, 9223370937343148030)
+                   WHEN l.gate = 7 THEN l.deadline <> 9223370937343148031 + l.row
+                   ELSE l.deadline < 9223370937343148031 + l.row END)",
         "task {} stands elsewhere in the order than it asks to",
     ),
     (

@@ -227,7 +227,7 @@ impl Writer {
                 for (namespace, record) in &parcel.queues {
                     queue::write(&self.db, namespace, record)?;
                 }
-                self.queues.load(&self.db)?;
+                self.load_queues()?;
                 for (namespace, record) in &parcel.agents {
                     agent::write(&self.db, namespace, record)?;
                 }
@@ -267,7 +267,7 @@ impl Writer {
         let spec = &dossier.task.spec;
         let details = spec.details.as_deref();
         let class = (&dossier.namespace, &spec.queue, &spec.handler, Demand::of(spec));
-        let class = self.names.class(&self.db, &self.shared.catalog, class)?;
+        let class = self.class(class)?;
         let parent = details.and_then(|d| d.parent_id);
         // A child's creator is its parent, which its row says already.
         let creator = dossier

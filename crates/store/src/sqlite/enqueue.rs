@@ -308,7 +308,7 @@ impl Writer {
         let Prepared { task, details } = prepared;
         let spec = &task.spec;
         let class = (origin.namespace, &spec.queue, &spec.handler, Demand::of(spec));
-        let class = self.names.class(&self.db, &self.shared.catalog, class)?;
+        let class = self.class(class)?;
         let plain = details.is_none()
             && task.unique.is_none()
             && task.depends_on.is_empty()
@@ -333,7 +333,7 @@ impl Writer {
         self.db
             .prepare_cached("INSERT INTO live(row, class, run_at, priority) VALUES (?, ?, ?, ?)")?
             .execute((row, class, run_at.as_micros(), level))?;
-        self.memory.order.push_plain(class, priority, row, run_at);
+        self.memory.stand_plain(&self.shared, class, priority, row, run_at);
         self.group.count(class, Cell::Ready, 1);
         Ok(())
     }

@@ -7,8 +7,9 @@ use foldhash::fast::FixedState;
 use pensum_core::{Json, Lifecycle, NodeId, Spec, State, TaskId, Time, WaitingFor};
 use rusqlite::Connection;
 
+use super::ageing::Ageing;
 use super::error::Fault;
-use super::order::{Entry, Key, Order};
+use super::order::{Entry, Key, Order, Rank};
 use super::row::{COLUMNS, LiveRow};
 use super::view::{Cell, Shared, View};
 
@@ -82,6 +83,7 @@ impl Fresh {
 #[derive(Default)]
 pub(super) struct Memory {
     pub(super) order: Order,
+    pub(super) ageing: Ageing,
     pub(super) timers: BTreeSet<(Time, i64, Timer)>,
     /// Unfinished children, by parent row.
     pub(super) children: HashMap<i64, u32, FixedState>,
@@ -103,15 +105,6 @@ pub(super) const CLOCK_UNKNOWN: Time = Time::from_micros(i64::MIN);
 pub(super) fn key_of(shared: &Shared, live: &LiveRow) -> Option<Key> {
     let key = live.key.clone()?;
     Some((shared.catalog.class(live.class)?.namespace.clone(), key))
-}
-
-fn entry(shared: &Shared, live: &LiveRow) -> Entry {
-    Entry {
-        class: live.class,
-        rank: live.rank(),
-        key: key_of(shared, live),
-        suspect: live.life.suspect,
-    }
 }
 
 fn later_cell(life: &Lifecycle) -> Cell {
@@ -142,6 +135,16 @@ fn timers(live: &LiveRow) -> impl Iterator<Item = (Time, i64, Timer)> {
 }
 
 impl Memory {
+    /// Where a task stands in the ready order, or would.
+    pub(super) fn entry(&self, shared: &Shared, live: &LiveRow) -> Entry {
+        Entry {
+            class: live.class,
+            rank: Rank::new(self.ageing.level(live), live.deadline, live.row),
+            key: key_of(shared, live),
+            suspect: live.life.suspect,
+        }
+    }
+
     /// Puts an unleased task where it belongs; answers where it counts.
     pub(super) fn place(&mut self, shared: &Shared, view: &mut View, live: &LiveRow) -> Cell {
         self.timers.extend(timers(live));
@@ -159,7 +162,7 @@ impl Memory {
                 cell
             }
             _ => {
-                self.order.push(entry(shared, live));
+                self.stand(shared, live);
                 Cell::Ready
             }
         }
@@ -179,7 +182,7 @@ impl Memory {
             _ if life.waiting_for == Some(WaitingFor::Dependencies) => Cell::Dependencies,
             _ if view.later.remove(&(life.run_at, live.row)).is_some() => later_cell(life),
             _ => {
-                self.order.remove(&entry(shared, live));
+                self.unstand(shared, live);
                 Cell::Ready
             }
         }
@@ -187,6 +190,7 @@ impl Memory {
 
     /// Takes the timers of a task that was just claimed.
     pub(super) fn forget_timers(&mut self, live: &LiveRow) {
+        self.ageing.forget(live.row);
         for timer in timers(live) {
             self.timers.remove(&timer);
         }
@@ -202,7 +206,7 @@ impl Memory {
             .collect();
         for row in rows {
             if let Some(live) = LiveRow::load(db, row)?.filter(|live| live.key.is_some()) {
-                self.order.remove(&entry(shared, &live));
+                self.unstand(shared, &live);
             }
         }
         Ok(())
@@ -211,6 +215,7 @@ impl Memory {
     /// Moves on to `now`, and whatever came due by then into the ready order.
     pub(super) fn advance(&mut self, shared: &Shared, db: &Connection, now: Time) -> Result<(), Fault> {
         self.clock = self.clock.max(now);
+        self.order.now = self.clock;
         let due: Vec<i64> = {
             let mut view = shared.view.lock();
             if view.later.first_key_value().is_none_or(|((at, _), _)| *at > self.clock) {
@@ -226,7 +231,7 @@ impl Memory {
         };
         for row in due {
             if let Some(live) = LiveRow::load(db, row)? {
-                self.order.push(entry(shared, &live));
+                self.stand(shared, &live);
             }
         }
         Ok(())
@@ -235,9 +240,10 @@ impl Memory {
     /// Rebuilds everything from `live` but for the leases, which are kept, with their keys. Answers the rows that say
     /// that they run, or should stop, though nobody holds them.
     pub(super) fn rebuild(&mut self, shared: &Shared, db: &Connection) -> Result<Vec<i64>, Fault> {
-        let clock = self.clock;
+        let (clock, order) = (self.clock, self.order.emptied());
         *self = Memory {
             clock,
+            order,
             ..Memory::default()
         };
         let mut orphans = Vec::new();
@@ -306,7 +312,7 @@ impl Memory {
             } else if plain && (life.run_at <= self.clock || self.clock == CLOCK_UNKNOWN) {
                 // A plain task was due when it was written. It is not any more where the clock was set back since.
                 self.taken_for_due = self.taken_for_due.max(life.run_at);
-                self.order.push_plain(live.class, live.priority, live.row, life.run_at);
+                self.stand_plain(shared, live.class, live.priority, live.row, life.run_at);
                 view.count(live.class, Cell::Ready, 1);
             } else {
                 let cell = self.place(shared, view, &live);

@@ -3,6 +3,7 @@
 //! A writer thread commits groups of verbs ([`writer`]); readers work beside it on connections of their own, and lay
 //! the writer's leases over what they read ([`view`]). Claims write no row ([`claim`], [`manifest`]).
 
+mod ageing;
 mod agent;
 mod backup;
 mod breaker;

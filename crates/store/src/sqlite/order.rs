@@ -2,28 +2,42 @@
 //!
 //! One lane for each class. Within a lane, plain tasks (nothing asked but to run) stand in one queue for each priority,
 //! 16 bytes a task; everything else stands in a sorted set. Of the tasks of one key only the best is in its lane, and
-//! none while the key is held.
+//! none while the key is held. Where a queue ages what waits, plain tasks rise by the clock, for the oldest of each queue
+//! stands highest; who moves the others is in `ageing.rs`.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, VecDeque};
 
 use foldhash::fast::RandomState;
+use pensum_core::order::{OrderRule, deadline_of, place};
 use pensum_core::{Name, Priority, Time};
 
-/// The claim order: priority, deadline, age.
+/// The claim order: level, deadline, age.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Rank {
     urgency: Reverse<u8>,
-    deadline: i64,
+    /// See [`place`].
+    place: i64,
     pub(super) row: i64,
 }
 
 impl Rank {
-    pub(super) fn new(priority: Priority, deadline: Option<Time>, row: i64) -> Rank {
+    pub(super) fn new(level: Priority, deadline: Option<Time>, row: i64) -> Rank {
         Rank {
-            urgency: Reverse(priority.level() as u8),
-            deadline: deadline.unwrap_or(Time::MAX).as_micros(),
+            urgency: Reverse(level.level() as u8),
+            place: place(deadline, row),
             row,
+        }
+    }
+
+    /// The rank of a task whose key was served last with this number.
+    fn served(self, rule: OrderRule, number: Option<i64>) -> Rank {
+        match deadline_of(self.place) {
+            Some(_) => self,
+            None => Rank {
+                place: place(None, rule.age(self.row, number)),
+                ..self
+            },
         }
     }
 }
@@ -54,6 +68,7 @@ struct Lane {
     /// By priority, lowest first.
     queues: [Queue; 5],
     ranked: BTreeSet<Rank>,
+    rule: OrderRule,
     /// Of the rows up to here none is in `ranked`, as far as is known: what is newer than a claim reaches is not looked
     /// through again by each claim.
     bare_to: i64,
@@ -99,7 +114,7 @@ impl Queue {
 
 impl Lane {
     /// The best of the tasks up to a row.
-    fn best(&mut self, newest: i64) -> Option<Rank> {
+    fn best(&mut self, newest: i64, now: Time) -> Option<Rank> {
         let ranked = if newest <= self.bare_to {
             None
         } else {
@@ -108,6 +123,9 @@ impl Lane {
         if ranked.is_none() {
             self.bare_to = self.bare_to.max(newest);
         }
+        if self.rule.ageing.is_some() {
+            return self.best_aged(newest, now).into_iter().chain(ranked).min();
+        }
         for (priority, queue) in Priority::ALL.into_iter().zip(&mut self.queues).rev() {
             if let Some(row) = queue.front().filter(|row| *row <= newest) {
                 let rank = Rank::new(priority, None, row);
@@ -115,6 +133,20 @@ impl Lane {
             }
         }
         ranked
+    }
+
+    /// The best of the plain tasks up to a row, where they rise.
+    fn best_aged(&mut self, newest: i64, now: Time) -> Option<Rank> {
+        let rule = self.rule;
+        let fronts = Priority::ALL
+            .into_iter()
+            .zip(&mut self.queues)
+            .filter_map(|(own, queue)| {
+                let row = queue.front().filter(|row| *row <= newest)?;
+                let ready_from = queue.tasks.front()?.1;
+                Some(Rank::new(rule.level(own, ready_from, now), None, row))
+            });
+        fronts.min()
     }
 
     fn insert(&mut self, rank: Rank) {
@@ -130,7 +162,14 @@ impl Lane {
                 plain: None,
             };
         }
-        let priority = Priority::from_level(i64::from(rank.urgency.0)).unwrap_or_default();
+        let mut priority = Priority::from_level(i64::from(rank.urgency.0)).unwrap_or_default();
+        if self.rule.ageing.is_some() {
+            // It may have risen from another queue than that of its level.
+            let mut own = Priority::ALL.into_iter().zip(&mut self.queues);
+            priority = own
+                .find_map(|(own, queue)| (queue.front() == Some(rank.row)).then_some(own))
+                .unwrap_or(priority);
+        }
         let queue = &mut self.queues[priority.level() as usize - 1];
         let plain = queue.tasks.pop_front().map(|(_, run_at)| (priority, run_at));
         if queue.tasks.is_empty() && queue.tasks.capacity() > 4096 {
@@ -155,6 +194,8 @@ struct Group {
     holder: Option<i64>,
     /// The best of them, in its lane unless the key is held.
     head: Option<(Rank, u32, bool)>,
+    /// The rank by which it stands in its lane: the turn of its key may have made it younger.
+    stands: Option<Rank>,
     rest: BTreeMap<Rank, (u32, bool)>,
 }
 
@@ -167,9 +208,91 @@ pub(super) struct Order {
     /// Tasks that run alone.
     suspects: BTreeMap<Rank, u32>,
     len: usize,
+    /// By class.
+    rules: Vec<OrderRule>,
+    turns: Turns,
+    /// What the clock shows.
+    pub(super) now: Time,
+}
+
+/// Of how many keys the last turn is remembered, at least: of those that were served last. One that is forgotten goes by the
+/// age of its tasks again.
+const TURNS_MAX: usize = 65_536;
+
+/// When keys were served last, in fair queues.
+#[derive(Default)]
+struct Turns {
+    numbers: HashMap<Key, i64, RandomState>,
+    keys: BTreeMap<i64, Key>,
+}
+
+impl Turns {
+    fn note(&mut self, key: &Key, number: i64) {
+        if let Some(before) = self.numbers.insert(key.clone(), number) {
+            self.keys.remove(&before);
+        }
+        self.keys.insert(number, key.clone());
+        if self.keys.len() > TURNS_MAX
+            && let Some((_, oldest)) = self.keys.pop_first()
+        {
+            self.numbers.remove(&oldest);
+        }
+    }
 }
 
 impl Order {
+    /// An empty order that goes by the same rules, and remembers the same turns.
+    pub(super) fn emptied(&mut self) -> Order {
+        let mut order = Order {
+            turns: std::mem::take(&mut self.turns),
+            now: self.now,
+            ..Order::default()
+        };
+        order.set_rules(std::mem::take(&mut self.rules));
+        order
+    }
+
+    /// Makes tasks of each class stand by a rule. Those that stand by themselves go by the old one until they are placed
+    /// anew.
+    pub(super) fn set_rules(&mut self, rules: Vec<OrderRule>) {
+        self.rules = rules;
+        for (class, rule) in self.rules.iter().enumerate() {
+            if *rule != OrderRule::STRICT || class < self.lanes.len() {
+                if self.lanes.len() <= class {
+                    self.lanes.resize_with(class + 1, Lane::default);
+                }
+                self.lanes[class].rule = *rule;
+            }
+        }
+    }
+
+    /// How tasks of a class stand.
+    pub(super) fn rule(&self, class: u32) -> OrderRule {
+        self.rules.get(class as usize).copied().unwrap_or_default()
+    }
+
+    pub(super) fn rules(&self) -> &[OrderRule] {
+        &self.rules
+    }
+
+    /// A run of this key's ended in a fair queue: it goes behind whatever took its number before.
+    pub(super) fn note_turn(&mut self, key: &Key, number: i64) {
+        self.turns.note(key, number);
+    }
+
+    /// True when this is a plain task in its queue, where it needs nobody to rise.
+    pub(super) fn is_queued(&self, class: u32, priority: Priority, row: i64) -> bool {
+        let queue = self.lanes.get(class as usize);
+        let queue = queue.map(|lane| &lane.queues[priority.level() as usize - 1]);
+        let at = |queue: &Queue| {
+            queue
+                .tasks
+                .binary_search_by_key(&row, |t| t.0)
+                .map(|at| queue.tasks[at].1)
+        };
+        queue.is_some_and(|queue| at(queue).is_ok_and(|run_at| run_at != GONE))
+    }
+
     /// How many tasks are ready, whether their key is free or not.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
@@ -191,16 +314,21 @@ impl Order {
         self.busy.iter().copied()
     }
 
-    /// Adds a plain task that was just enqueued.
-    pub(super) fn push_plain(&mut self, class: u32, priority: Priority, row: i64, run_at: Time) {
-        let queue = &mut self.lane(class).queues[priority.level() as usize - 1];
-        if queue.tasks.back().is_some_and(|(last, _)| *last >= row) {
-            self.insert(Rank::new(priority, None, row), class, false);
-        } else {
-            queue.tasks.push_back((row, run_at));
-            self.busy.insert(class);
+    /// Adds a plain task that was just enqueued. False where it has to stand by itself, like any other, because a newer one
+    /// is there already.
+    pub(super) fn push_plain(&mut self, class: u32, priority: Priority, row: i64, run_at: Time) -> bool {
+        let lane = self.lane(class);
+        let is_aged = lane.rule.ageing.is_some();
+        let queue = &mut lane.queues[priority.level() as usize - 1];
+        // Where tasks rise, the front has to be the one that has waited longest.
+        let is_older = |(last, at): &(i64, Time)| *last >= row || is_aged && *at != GONE && *at > run_at;
+        if queue.tasks.back().is_some_and(is_older) {
+            return false;
         }
+        queue.tasks.push_back((row, run_at));
+        self.busy.insert(class);
         self.len += 1;
+        true
     }
 
     /// Adds any other task.
@@ -215,26 +343,51 @@ impl Order {
         let Some(key) = key else {
             return self.insert(rank, class, suspect);
         };
-        let group = self.groups.entry(key).or_default();
+        let group = self.groups.entry(key.clone()).or_default();
         let (held, new) = (group.holder.is_some(), (rank, class, suspect));
         match group.head {
             None => {
                 group.head = Some(new);
                 if !held {
-                    self.insert(rank, class, suspect);
+                    self.insert_head(&key);
                 }
             }
             Some(head) if rank < head.0 => {
+                self.withdraw_head(&key);
+                let group = self.groups.entry(key.clone()).or_default();
                 group.head = Some(new);
                 group.rest.insert(head.0, (head.1, head.2));
                 if !held {
-                    self.withdraw(head.0, head.1, head.2);
-                    self.insert(rank, class, suspect);
+                    self.insert_head(&key);
                 }
             }
             Some(_) => {
                 group.rest.insert(rank, (class, suspect));
             }
+        }
+    }
+
+    /// Gives the best of a free key its place in its lane.
+    fn insert_head(&mut self, key: &Key) {
+        let Some(group) = self.groups.get_mut(key) else { return };
+        let Some((rank, class, suspect)) = group.head else {
+            return;
+        };
+        let rule = self.rules.get(class as usize).copied().unwrap_or_default();
+        let number = match rule.fair {
+            true => self.turns.numbers.get(key).copied(),
+            false => None,
+        };
+        let stands = rank.served(rule, number);
+        group.stands = Some(stands);
+        self.insert(stands, class, suspect);
+    }
+
+    /// Takes it from there.
+    fn withdraw_head(&mut self, key: &Key) {
+        let Some(group) = self.groups.get_mut(key) else { return };
+        if let (Some((_, class, suspect)), Some(stands)) = (group.head, group.stands.take()) {
+            self.withdraw(stands, class, suspect);
         }
     }
 
@@ -263,20 +416,18 @@ impl Order {
             return group.rest.remove(&rank).is_some();
         }
         let held = group.holder.is_some();
-        let next = group
+        self.withdraw_head(key);
+        let Some(group) = self.groups.get_mut(key) else {
+            return false;
+        };
+        group.head = group
             .rest
             .pop_first()
             .map(|(rank, (class, suspect))| (rank, class, suspect));
-        group.head = next;
-        let forget = next.is_none() && !held;
-        if forget {
+        if group.head.is_none() && !held {
             self.groups.remove(key);
-        }
-        if !held {
-            self.withdraw(head.0, head.1, head.2);
-            if let Some((rank, class, suspect)) = next {
-                self.insert(rank, class, suspect);
-            }
+        } else if !held {
+            self.insert_head(key);
         }
         true
     }
@@ -287,14 +438,14 @@ impl Order {
         group.holder = Some(row);
         match group.head {
             Some((rank, ..)) if rank.row == row => {
+                // The claim took it out of its lane.
+                group.stands = None;
                 group.head = group
                     .rest
                     .pop_first()
                     .map(|(rank, (class, suspect))| (rank, class, suspect));
             }
-            Some((rank, class, suspect)) => {
-                self.withdraw(rank, class, suspect);
-            }
+            Some(_) => self.withdraw_head(key),
             None => {}
         }
     }
@@ -306,7 +457,7 @@ impl Order {
         };
         group.holder = None;
         match group.head {
-            Some((rank, class, suspect)) => self.insert(rank, class, suspect),
+            Some(_) => self.insert_head(key),
             None => {
                 self.groups.remove(key);
             }
@@ -336,7 +487,7 @@ impl Order {
         }
         let lane = self.lane(class);
         let mut found = lane.ranked.remove(&rank);
-        if !found && rank.deadline == Time::MAX.as_micros() {
+        if !found && deadline_of(rank.place).is_none() {
             found = lane.queues[rank.urgency.0 as usize - 1].remove(rank.row);
         }
         if lane.is_empty() {
@@ -369,11 +520,11 @@ impl Order {
 
     /// Starts taking tasks within reach.
     pub(super) fn merge(&mut self, reach: Reach<'_>) -> Merge {
-        let lanes = &mut self.lanes;
+        let (lanes, now) = (&mut self.lanes, self.now);
         let heads = self.busy.iter().filter_map(|class| Some((*class, reach(*class)?)));
         Merge(
             heads
-                .filter_map(|(class, newest)| Some(Reverse((lanes[class as usize].best(newest)?, class))))
+                .filter_map(|(class, newest)| Some(Reverse((lanes[class as usize].best(newest, now)?, class))))
                 .collect(),
         )
     }
@@ -386,7 +537,7 @@ impl Order {
             let lane = &mut self.lanes[class as usize];
             let pick = lane.take(rank, class);
             self.len -= 1;
-            if let Some(next) = lane.best(newest) {
+            if let Some(next) = lane.best(newest, self.now) {
                 merge.0.push(Reverse((next, class)));
             } else if lane.is_empty() {
                 self.busy.remove(&class);
@@ -444,19 +595,25 @@ mod tests {
             .collect()
     }
 
+    fn plain(order: &mut Order, class: u32, priority: Priority, row: i64) {
+        assert!(order.push_plain(class, priority, row, Time::EPOCH));
+    }
+
     const ALL: Reach<'static> = &|_| Some(i64::MAX);
 
     #[test]
     fn claims_over_all_lanes_go_by_priority_then_deadline_then_age() {
         let mut order = Order::default();
-        order.push_plain(0, Priority::Normal, 1, Time::EPOCH);
-        order.push_plain(1, Priority::Normal, 2, Time::EPOCH);
-        order.push_plain(0, Priority::Normal, 3, Time::EPOCH);
-        order.push_plain(1, Priority::High, 4, Time::EPOCH);
+        plain(&mut order, 0, Priority::Normal, 1);
+        plain(&mut order, 1, Priority::Normal, 2);
+        plain(&mut order, 0, Priority::Normal, 3);
+        plain(&mut order, 1, Priority::High, 4);
         order.push(entry(1, Priority::Normal, Some(9), 5, None));
         order.push(entry(0, Priority::Normal, Some(8), 6, None));
         order.push(entry(2, Priority::Critical, None, 7, None));
-        order.push_plain(0, Priority::Normal, 0, Time::EPOCH);
+        // A newer one is there already.
+        assert!(!order.push_plain(0, Priority::Normal, 0, Time::EPOCH));
+        order.push(entry(0, Priority::Normal, None, 0, None));
         assert_eq!(order.rows(), [0, 1, 2, 3, 4, 5, 6, 7]);
         assert_eq!(
             drain(&mut order, &|class| (class != 2).then_some(i64::MAX)),
@@ -487,8 +644,8 @@ mod tests {
     #[test]
     fn what_is_newer_than_a_claim_reaches_stays_where_it_is() {
         let mut order = Order::default();
-        order.push_plain(0, Priority::Normal, 1, Time::EPOCH);
-        order.push_plain(0, Priority::High, 3, Time::EPOCH);
+        plain(&mut order, 0, Priority::Normal, 1);
+        plain(&mut order, 0, Priority::High, 3);
         order.push(entry(0, Priority::Normal, Some(9), 2, None));
         order.push(entry(0, Priority::Critical, Some(9), 4, None));
         assert_eq!(drain(&mut order, &|_| Some(2)), [2, 1]);
@@ -504,7 +661,7 @@ mod tests {
     fn a_task_taken_from_the_middle_of_a_queue_is_never_claimed() {
         let mut order = Order::default();
         for row in 0..1000 {
-            order.push_plain(0, Priority::Normal, row, Time::EPOCH);
+            plain(&mut order, 0, Priority::Normal, row);
         }
         for row in (0..1000).filter(|r| r % 10 != 0) {
             assert!(order.remove(&entry(0, Priority::Normal, None, row, None)));
@@ -512,5 +669,78 @@ mod tests {
         }
         assert_eq!(order.len(), 100);
         assert_eq!(drain(&mut order, ALL), (0..100).map(|r| r * 10).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn plain_tasks_rise_by_the_clock_from_the_front_of_each_queue() {
+        let at = |seconds: i64| Time::from_micros(1_000_000 * seconds);
+        let mut order = Order::default();
+        order.set_rules(vec![OrderRule {
+            ageing: Some(std::time::Duration::from_secs(10)),
+            fair: false,
+        }]);
+        for (row, priority, run_at) in [(1, Priority::Low, 0), (2, Priority::Normal, 15), (3, Priority::Low, 16)] {
+            assert!(order.push_plain(0, priority, row, at(run_at)));
+        }
+        // One that has waited longer than an older row stands by itself.
+        assert!(!order.push_plain(0, Priority::Low, 4, at(12)));
+        plain(&mut order, 1, Priority::High, 5);
+        let first = |order: &mut Order, now: i64| {
+            order.now = at(now);
+            let mut merge = order.merge(ALL);
+            order
+                .take(&mut merge, ALL)
+                .map(|pick| (pick.row, pick.plain.map(|(own, _)| own)))
+        };
+        assert_eq!(first(&mut order, 19), Some((5, Some(Priority::High))));
+        assert_eq!(first(&mut order, 20), Some((1, Some(Priority::Low))));
+        assert_eq!(first(&mut order, 40), Some((2, Some(Priority::Normal))));
+        assert!(order.remove(&entry(0, Priority::Low, None, 3, None)));
+        assert!(!order.has_work());
+    }
+
+    #[test]
+    fn the_turn_of_a_key_goes_with_whoever_is_the_best_of_it() {
+        let fair = OrderRule {
+            ageing: None,
+            fair: true,
+        };
+        let mut order = Order::default();
+        order.set_rules(vec![fair, OrderRule::STRICT]);
+        let key = (Name::from("default"), Name::from("k"));
+        for row in [1, 2] {
+            order.push(entry(0, Priority::Normal, None, row, Some("k")));
+        }
+        order.push(entry(0, Priority::Normal, None, 3, None));
+        order.push(entry(1, Priority::Normal, None, 4, Some("k")));
+        order.note_turn(&key, 5);
+        order.push(entry(0, Priority::Normal, None, 6, None));
+        // The one that stands already is placed anew when it is taken out and put back.
+        assert!(order.remove(&entry(0, Priority::Normal, None, 1, Some("k"))));
+        let mut merge = order.merge(ALL);
+        let next = |order: &mut Order, merge: &mut Merge| order.take(merge, ALL).map(|pick| pick.row);
+        assert_eq!(next(&mut order, &mut merge), Some(3));
+        assert_eq!(next(&mut order, &mut merge), Some(2));
+        order.hold(&key, 2);
+        // Of a strict queue its age is its own.
+        order.release(&key, 2);
+        let mut merge = order.merge(ALL);
+        assert_eq!(next(&mut order, &mut merge), Some(4));
+    }
+
+    #[test]
+    fn of_many_keys_the_turns_of_those_that_were_served_last_are_remembered() {
+        let mut turns = Turns::default();
+        let key = |n: i64| (Name::from("default"), Name::from(n.to_string()));
+        for n in 0..2 * TURNS_MAX as i64 {
+            turns.note(&key(n / 2), n);
+        }
+        assert_eq!(turns.keys.len(), TURNS_MAX);
+        turns.note(&key(-1), i64::MAX);
+        assert_eq!((turns.keys.len(), turns.numbers.len()), (TURNS_MAX, TURNS_MAX));
+        assert_eq!(
+            (turns.numbers.get(&key(0)), turns.numbers.get(&key(1))),
+            (None, Some(&3))
+        );
     }
 }

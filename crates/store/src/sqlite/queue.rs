@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use pensum_core::order::OrderRule;
 use pensum_core::queue::{Bucket, QUEUES_MAX, QueueCommand, QueueRecord, QueueSettings, Room};
 use pensum_core::store::{Call, Rejected};
 use pensum_core::{Name, Time};
@@ -170,6 +171,13 @@ impl Queues {
         self.gate_of = gate_of.into();
     }
 
+    /// How the tasks of each class stand in the claim order.
+    pub(super) fn rules(&mut self, catalog: &Catalog) -> Vec<OrderRule> {
+        self.follow(catalog);
+        let rule = |gate: &Option<u32>| gate.map(|gate| self.gates[gate as usize].record.settings.order());
+        self.gate_of.iter().map(|gate| rule(gate).unwrap_or_default()).collect()
+    }
+
     /// How many leases each gate's tasks hold.
     fn leases(&self, view: &View) -> Vec<u64> {
         let mut leases = vec![0; self.gates.len()];
@@ -199,6 +207,13 @@ impl Queues {
 }
 
 impl Writer {
+    /// Follows the disk.
+    pub(super) fn load_queues(&mut self) -> Result<(), Fault> {
+        self.queues.load(&self.db)?;
+        self.follow_order();
+        Ok(())
+    }
+
     /// How much of each class may start at `now`.
     pub(super) fn rooms(&mut self, now: Time) -> Rooms {
         if self.queues.is_empty() {
@@ -278,7 +293,7 @@ impl Writer {
                 self.db
                     .prepare_cached("DELETE FROM queue WHERE namespace = ? AND name = ?")?
                     .execute((&call.namespace, &queue))?;
-                self.queues.load(&self.db)?;
+                self.load_queues()?;
                 return Ok(Ok(None));
             }
         };
@@ -286,7 +301,7 @@ impl Writer {
             return Ok(Err(rejected));
         }
         write(&self.db, &call.namespace, &record)?;
-        self.queues.load(&self.db)?;
+        self.load_queues()?;
         let records = self.list_queues(&call.namespace);
         Ok(Ok(records.into_iter().find(|found| found.name == queue)))
     }

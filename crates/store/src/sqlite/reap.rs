@@ -112,6 +112,7 @@ impl Writer {
             }
         }
         reaped.abandoned = self.abandon_the_dead(limit - done.min(limit), now, &mut applied)?;
+        self.age()?;
         self.forget_keys(now, limit.saturating_mul(KEYS_PER_TASK))?;
         self.forget_nodes(now);
         reaped.ended = applied.ended;
@@ -123,6 +124,7 @@ impl Writer {
             .map(|(at, ..)| *at)
             .into_iter()
             .chain(lease)
+            .chain(self.memory.ageing.next_due())
             .min();
         Ok(reaped)
     }

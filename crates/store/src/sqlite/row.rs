@@ -8,7 +8,6 @@ use pensum_core::{ErrorInfo, Json, Lifecycle, Name, NodeId, Priority, State, Tim
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::error::Fault;
-use super::order::Rank;
 
 /// What else about a task is in other tables, so that nothing else has to look there.
 pub(super) mod mark {
@@ -134,11 +133,6 @@ impl LiveRow {
             error: None,
             cancel_reason: None,
         }
-    }
-
-    /// Its place in the claim order.
-    pub(super) fn rank(&self) -> Rank {
-        Rank::new(self.priority, self.deadline, self.row)
     }
 
     /// Since when it could have been claimed, or will be.

@@ -264,6 +264,11 @@ impl Writer {
         }
         self.group.closed.push(live.row);
         if let Some(key) = key_of(&self.shared, live) {
+            if self.memory.order.rule(live.class).fair {
+                // Behind everything that has a number.
+                self.memory.order.note_turn(&key, self.next_row);
+                self.next_row += 1;
+            }
             self.memory.order.release(&key, live.row);
         }
     }

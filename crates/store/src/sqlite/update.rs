@@ -64,7 +64,7 @@ impl Writer {
         let mut spec = task.spec;
         patch.apply_to(&mut spec);
         let class = (&call.namespace, &spec.queue, &spec.handler, Demand::of(&spec));
-        let class = self.names.class(&self.db, &self.shared.catalog, class)?;
+        let class = self.class(class)?;
         self.rewrite_task(id.row(), class, &spec)?;
         self.memory.fresh.take(id.row());
         match self.subject(id.row(), Some(id))? {

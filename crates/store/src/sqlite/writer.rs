@@ -212,7 +212,7 @@ impl Writer {
         self.seq_reserved = meta("seq")? as u64;
         self.next_seq = self.seq_reserved.max(1);
         self.memory.clock = super::memory::CLOCK_UNKNOWN;
-        self.queues.load(&self.db)?;
+        self.load_queues()?;
         self.agents.load(&self.db)?;
         self.breakers.load(&self.db)?;
         self.restore_leases()?;
@@ -352,7 +352,7 @@ impl Writer {
         if self.stale {
             self.shared.catalog.load(&self.db)?;
             self.names.load(&self.shared.catalog);
-            self.queues.load(&self.db)?;
+            self.load_queues()?;
             self.agents.load(&self.db)?;
             self.breakers.load(&self.db)?;
             self.memory.rebuild(&self.shared, &self.db)?;

@@ -222,7 +222,7 @@ where
         failure_persistence: None,
         ..Config::default()
     };
-    let before = prop::collection::vec(op(), 1..60);
+    let before = prop::collection::vec(op().prop_map(Op::without_turns), 1..60);
     let after = prop::collection::vec(op(), 1..40);
     TestRunner::new(config)
         .run(&(before, after), |(before, after)| {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use pensum_core::queue::{QueueCommand, QueueRecord, QueueSettings, Rate};
 use pensum_core::store::{ClaimRequest, Claimed, Finish, Rejected, StoreError};
 use pensum_core::time::Span;
-use pensum_core::{Json, Name, NewTask, Outcome};
+use pensum_core::{Json, Name, NewTask, Outcome, Priority};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -222,4 +222,86 @@ async fn of_changes_at_the_same_moment_none_is_lost() {
     versions.sort_unstable();
     assert_eq!(versions, (2..=10).collect::<Vec<u64>>());
     nodes.verify().await;
+}
+
+fn aged(seconds: u64) -> QueueSettings {
+    QueueSettings {
+        ageing: Some(Span(Duration::from_secs(seconds))),
+        ..QueueSettings::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_take_turns_on_all_nodes_together() {
+    let nodes = Nodes::new(2).await;
+    let fair = QueueSettings {
+        fair: true,
+        ..QueueSettings::default()
+    };
+    nodes.put_queue(0, "fair", fair).await;
+    let keyed = |key: &str| task_with(|task| (task.spec.queue, task.spec.key) = ("fair".into(), Some(key.into())));
+    let mut tasks = vec![keyed("noisy"); 20];
+    tasks.extend(["a", "b", "c"].map(keyed));
+    tasks.push(keyed("a"));
+    nodes.add(0, tasks).await;
+    let mut order = Vec::new();
+    for start in 0..8 {
+        // The nodes claim by turns, too.
+        let claimed = nodes.claim(start % 2, 1).await;
+        nodes.end(start % 2, &claimed).await;
+        order.extend(claimed.iter().map(|c| c.spec.key.clone().unwrap()));
+    }
+    let order: Vec<&str> = order.iter().map(|key| &**key).collect();
+    assert_eq!(order, ["noisy", "a", "b", "c", "noisy", "a", "noisy", "noisy"]);
+    let turns = "SELECT count(*) FROM pensum.turn";
+    assert_eq!(nodes.watcher.query_one(turns, &[]).await.unwrap().get::<_, i64>(0), 4);
+    nodes.verify().await;
+    // The turns of keys of which nothing is left are forgotten.
+    nodes.stores[1].reap(nodes.now, 1_000).await.unwrap();
+    assert_eq!(nodes.watcher.query_one(turns, &[]).await.unwrap().get::<_, i64>(0), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_enqueued_by_a_node_that_had_not_heard_of_a_change_rises_too() {
+    let mut nodes = Nodes::new(2).await;
+    nodes.put_queue(0, "aged", aged(10)).await;
+    let low = task_with(|task| (task.spec.queue, task.spec.priority) = ("aged".into(), Priority::Low));
+    let low = nodes.add(1, vec![low]).await[0];
+    nodes.now = nodes.now.plus(Duration::from_secs(20));
+    let reaped = nodes.stores[0].reap(nodes.now, 1_000).await.unwrap();
+    assert_eq!(reaped.next_due, Some(nodes.now.plus(Duration::from_secs(10))));
+    let high = task_with(|task| (task.spec.queue, task.spec.priority) = ("aged".into(), Priority::High));
+    nodes.add(1, vec![high]).await;
+    assert_eq!(nodes.claim(1, 1).await[0].lease.task, low);
+    nodes.verify().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_tasks_are_moved_in_bounded_steps() {
+    let mut nodes = Nodes::new(1).await;
+    for _ in 0..5 {
+        nodes.add(0, of("aged", 1_000)).await;
+    }
+    nodes.now = nodes.now.plus(Duration::from_secs(15));
+    let risen = async |nodes: &Nodes| {
+        let sql =
+            "SELECT count(*) FILTER (WHERE rank = -3), count(*) FILTER (WHERE rises_at IS NOT NULL) FROM pensum.live";
+        let row = nodes.watcher.query_one(sql, &[]).await.unwrap();
+        (row.get::<_, i64>(0), row.get::<_, i64>(1))
+    };
+    for (settings, all) in [(aged(10), 5_000), (QueueSettings::default(), 0)] {
+        nodes.put_queue(0, "aged", settings).await;
+        let mut before = risen(&nodes).await;
+        for step in 1.. {
+            let reaped = nodes.stores[0].reap(nodes.now, 1_000).await.unwrap();
+            let after = risen(&nodes).await;
+            assert!(before.0.abs_diff(after.0) <= 2_000, "{before:?} {after:?}");
+            before = after;
+            nodes.verify().await;
+            if reaped.next_due.is_none_or(|due| due > nodes.now) {
+                assert_eq!((step, after), (3, (all, all)));
+                break;
+            }
+        }
+    }
 }

@@ -88,6 +88,19 @@ pub(crate) enum Op {
     },
 }
 
+impl Op {
+    /// Whose turn it was is not carried into a copy, where a new round begins.
+    pub(crate) fn without_turns(self) -> Op {
+        match self {
+            Op::Queue {
+                queue,
+                what: AGEING_AND_FAIR | FAIR,
+            } => Op::Queue { queue, what: AGEING },
+            other => other,
+        }
+    }
+}
+
 fn claim_request(node: NodeId, slots: usize) -> ClaimRequest {
     ClaimRequest {
         node,
@@ -160,6 +173,10 @@ fn without_rows(queue: QueueRecord) -> QueueRecord {
     }
 }
 
+const AGEING: u8 = 10;
+const AGEING_AND_FAIR: u8 = 11;
+const FAIR: u8 = 12;
+
 /// What is asked of a queue: settings, or a command.
 fn queue_asked(what: u8) -> Result<QueueSettings, QueueCommand> {
     let plain = QueueSettings::default();
@@ -189,6 +206,12 @@ fn queue_asked(what: u8) -> Result<QueueSettings, QueueCommand> {
             max_concurrent: Some(3),
             ..plain
         }),
+        AGEING | AGEING_AND_FAIR => Ok(QueueSettings {
+            ageing: Some(Duration::from_secs(10 * u64::from(what) - 95).into()),
+            fair: what == AGEING_AND_FAIR,
+            ..plain
+        }),
+        FAIR => Ok(QueueSettings { fair: true, ..plain }),
         _ => Ok(plain),
     }
 }
@@ -252,7 +275,7 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::Prune),
         3 => (1u64..4).prop_map(Op::Heartbeat),
         1 => (1u64..4).prop_map(Op::Leave),
-        2 => (0u8..3, 0u8..12).prop_map(|(queue, what)| Op::Queue { queue, what }),
+        2 => (0u8..3, 0u8..15).prop_map(|(queue, what)| Op::Queue { queue, what }),
         3 => (0u8..2, 0u8..12, 0u64..3).prop_map(|(agent, what, session)| Op::Agent { agent, what, session }),
         2 => (0u8..6).prop_map(|what| Op::Breaker { what }),
         4 => (0u8..2, 0u64..3, 0usize..5, prop::bool::weighted(0.8))
@@ -637,6 +660,8 @@ impl Side {
     }
 
     async fn claim(&mut self, request: ClaimRequest, now: Time) -> String {
+        // The model lets tasks rise as they are claimed, the others when they are looked after.
+        self.store.reap(now, 0).await.unwrap();
         let mut claimed = match self.store.claim(request, now).await {
             Ok(claimed) => claimed,
             Err(StoreError::Rejected(rejected)) => return self.rejection(&rejected),
@@ -789,8 +814,12 @@ where
         failure_persistence: None,
         ..Config::default()
     };
+    // In half of the histories the claim order is another one from the beginning.
+    let rules = prop::option::of((AGEING..=FAIR, AGEING..=FAIR));
     TestRunner::new(config)
-        .run(&prop::collection::vec(op(), 1..60), |ops| {
+        .run(&(rules, prop::collection::vec(op(), 1..60)), |(rules, mut ops)| {
+            let rules = rules.into_iter().flat_map(|(first, second)| [(0, first), (1, second)]);
+            ops.splice(0..0, rules.map(|(queue, what)| Op::Queue { queue, what }));
             runtime.block_on(async { history(&ops, Side::of(make().await)).await })
         })
         .unwrap_or_else(|failure| panic!("{failure}"));

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use pensum_core::queue::{QueueCommand, QueueSettings, Rate};
 use pensum_core::store::{ClaimRequest, Claimed, Finish, Store};
-use pensum_core::{Json, Name, NewTask, NodeId, Outcome, Time};
+use pensum_core::{Json, Name, NewTask, NodeId, Outcome, Priority, Time};
 use pensum_store::sqlite::SqliteStore;
 
 use crate::sqlite_files::{call, noop, open, t};
@@ -140,4 +140,112 @@ async fn a_store_of_the_first_version_gets_its_table_of_queues() {
         .await
         .unwrap();
     assert_eq!(claim(&store, t(4)).await.len(), 1);
+}
+
+fn keyed(queue: &str, key: &str, priority: Priority) -> NewTask {
+    let mut task = of(queue);
+    task.spec.key = Some(Name::from(key));
+    task.spec.priority = priority;
+    task
+}
+
+#[tokio::test]
+async fn who_has_waited_before_a_restart_has_waited_after_it() {
+    let home = tempfile::tempdir().unwrap();
+    let store = open(&path(&home));
+    let aged = QueueSettings {
+        ageing: Some(Duration::from_secs(60).into()),
+        ..QueueSettings::default()
+    };
+    store.put_queue(&call(t(0)), "aged".into(), aged, None).await.unwrap();
+    let mut plain = of("aged");
+    plain.spec.priority = Priority::Low;
+    let tasks = vec![plain, keyed("aged", "k", Priority::Low)];
+    store.enqueue(&call(t(0)), tasks).await.unwrap();
+    store.reap(t(70), 1_000).await.unwrap();
+    store.close().await.unwrap();
+    let store = open(&path(&home));
+    let reaped = store.reap(t(130), 1_000).await.unwrap();
+    assert_eq!(reaped.next_due, Some(t(180)));
+    let mut high = of("aged");
+    high.spec.priority = Priority::High;
+    store.enqueue(&call(t(130)), vec![high]).await.unwrap();
+    let order: Vec<Priority> = claim(&store, t(131)).await.iter().map(|c| c.spec.priority).collect();
+    assert_eq!(order, [Priority::Low, Priority::Low, Priority::High]);
+    assert_eq!(store.verify().await.unwrap().violations, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_restart_begins_a_new_round_of_turns() {
+    let home = tempfile::tempdir().unwrap();
+    let mut store = open(&path(&home));
+    let fair = QueueSettings {
+        fair: true,
+        max_concurrent: Some(1),
+        ..QueueSettings::default()
+    };
+    store.put_queue(&call(t(0)), "fair".into(), fair, None).await.unwrap();
+    let mut tasks = vec![keyed("fair", "noisy", Priority::Normal); 10];
+    tasks.extend(["a", "b"].map(|key| keyed("fair", key, Priority::Normal)));
+    store.enqueue(&call(t(0)), tasks).await.unwrap();
+    let mut order = Vec::new();
+    for start in 1..=6 {
+        if start == 3 {
+            store.close().await.unwrap();
+            store = open(&path(&home));
+        }
+        let claimed = claim(&store, t(start)).await;
+        order.extend(claimed.iter().map(|c| c.spec.key.clone().unwrap()));
+        let finish = Finish::new(claimed[0].lease, Outcome::Done(Json::null()));
+        store.finish(vec![finish], t(start)).await.unwrap().remove(0).unwrap();
+    }
+    let order: Vec<&str> = order.iter().map(|key| &**key).collect();
+    assert_eq!(order, ["noisy", "a", "noisy", "b", "noisy", "noisy"]);
+    assert_eq!(store.verify().await.unwrap().violations, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn many_tasks_are_moved_in_bounded_steps() {
+    let home = tempfile::tempdir().unwrap();
+    let store = open(&path(&home));
+    for batch in 0..5 {
+        let tasks = (0..1_000).map(|n| keyed("aged", &format!("{batch} {n}"), Priority::Low));
+        store.enqueue(&call(t(0)), tasks.collect()).await.unwrap();
+    }
+    let mut high = of("other");
+    high.spec.priority = Priority::High;
+    store.enqueue(&call(t(1)), vec![high]).await.unwrap();
+    let aged = QueueSettings {
+        ageing: Some(Duration::from_secs(10).into()),
+        ..QueueSettings::default()
+    };
+    for (settings, is_first) in [
+        (QueueSettings::default(), true),
+        (aged, false),
+        (QueueSettings::default(), true),
+    ] {
+        store
+            .put_queue(&call(t(50)), "aged".into(), settings, None)
+            .await
+            .unwrap();
+        let mut steps = 1;
+        while store
+            .reap(t(50), 1_000)
+            .await
+            .unwrap()
+            .next_due
+            .is_some_and(|due| due <= t(50))
+        {
+            steps += 1;
+        }
+        assert!(steps <= 3, "{steps}");
+        let claimed = claim(&store, t(50)).await;
+        assert_eq!(&*claimed[0].spec.queue == "other", is_first);
+        let back = claimed
+            .iter()
+            .map(|c| Finish::new(c.lease, Outcome::Released))
+            .collect();
+        store.finish(back, t(50)).await.unwrap();
+        assert_eq!(store.verify().await.unwrap().violations, Vec::<String>::new());
+    }
 }

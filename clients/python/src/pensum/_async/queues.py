@@ -42,6 +42,8 @@ class AsyncQueues:
         timeout: Duration | None = None,
         max_retries: int | None = None,
         retry: RetryPolicy | Mapping[str, Any] | None = None,
+        ageing: Duration | None = None,
+        fair: bool | None = None,
         if_match: int | None = None,
     ) -> Queue:
         """Gives a queue just these settings; what is not given has its default.
@@ -53,6 +55,7 @@ class AsyncQueues:
         body |= given(
             name=title, max_concurrent=max_concurrent, auto_start=auto_start, persistent=persistent,
             rate_limit=rate_limit, priority=priority, timeout=timeout, max_retries=max_retries, retry=retry,
+            ageing=ageing, fair=fair,
         )  # fmt: skip
         answer = await self._transport.call("put_queue", path={"name": name}, body=body, if_match=if_match)
         return Queue.parse(answer)

@@ -43,6 +43,8 @@ class Queues:
         timeout: Duration | None = None,
         max_retries: int | None = None,
         retry: RetryPolicy | Mapping[str, Any] | None = None,
+        ageing: Duration | None = None,
+        fair: bool | None = None,
         if_match: int | None = None,
     ) -> Queue:
         """Gives a queue just these settings; what is not given has its default.
@@ -54,6 +56,7 @@ class Queues:
         body |= given(
             name=title, max_concurrent=max_concurrent, auto_start=auto_start, persistent=persistent,
             rate_limit=rate_limit, priority=priority, timeout=timeout, max_retries=max_retries, retry=retry,
+            ageing=ageing, fair=fair,
         )  # fmt: skip
         answer = self._transport.call("put_queue", path={"name": name}, body=body, if_match=if_match)
         return Queue.parse(answer)

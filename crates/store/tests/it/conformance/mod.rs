@@ -14,6 +14,7 @@ pub(crate) mod order;
 pub(crate) mod queues;
 pub(crate) mod reads;
 pub(crate) mod settled;
+pub(crate) mod turns;
 pub(crate) mod volatile;
 pub(crate) mod world;
 
@@ -48,6 +49,20 @@ macro_rules! store_suite {
                     queues_of_different_namespaces_do_not_meet,
                     a_command_that_does_not_fit_is_refused,
                     settings_and_pauses_are_carried_into_a_copy;
+                turns: who_has_waited_for_long_starts_as_if_it_were_more_urgent,
+                    a_stream_of_urgent_tasks_starves_nobody_where_tasks_age,
+                    tasks_of_every_kind_rise_from_when_they_were_ready,
+                    a_task_that_has_risen_gets_the_turn_of_its_key,
+                    a_changed_ageing_moves_those_who_wait,
+                    a_changed_priority_counts_from_there,
+                    ageing_goes_on_in_a_copy,
+                    in_a_fair_queue_every_key_starts_within_the_first_round,
+                    a_key_that_was_served_goes_behind_what_is_ready,
+                    in_a_fair_queue_priorities_and_deadlines_go_first,
+                    a_turn_is_kept_when_another_task_of_the_key_comes_or_goes,
+                    keys_take_turns_in_fair_queues_only,
+                    a_changed_fairness_moves_those_who_wait,
+                    fair_queues_age_too;
                 agents: an_agent_is_listed_as_it_registered,
                     an_agent_is_idle_busy_or_offline_by_its_leases_and_by_when_it_was_heard,
                     an_agent_takes_what_it_is_capable_of,

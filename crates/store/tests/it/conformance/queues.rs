@@ -344,6 +344,8 @@ pub(crate) async fn settings_come_back_as_they_were_put(w: &World) {
         timeout: Some(Span(Duration::from_millis(1_500))),
         max_retries: Some(7),
         retry: Some(pensum_core::RetryPolicy::fixed(Duration::from_secs(3))),
+        ageing: Some(Span(Duration::from_millis(90_500))),
+        fair: true,
     };
     let made = put(w, "b", settings.clone()).await;
     assert_eq!((&made.settings, made.version), (&settings, 1));
