@@ -57,7 +57,7 @@ impl Exit {
             400 | 405 | 413 | 415 | 422 => Exit::Usage,
             401 | 403 | 421 => Exit::NotAllowed,
             404 | 410 => Exit::NotFound,
-            409 | 412 => Exit::Conflict,
+            409 | 412 | 429 => Exit::Conflict,
             408 | 502 | 503 | 504 => Exit::Unreachable,
             _ => Exit::Failed,
         }
@@ -181,6 +181,7 @@ mod tests {
         check(503, 5);
         check(409, 6);
         check(412, 6);
+        check(429, 6);
         check(500, 1);
     }
 }

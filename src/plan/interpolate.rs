@@ -29,7 +29,7 @@ impl Variables {
     ///
     /// A text with a reference is a text again, also where the variable is a number, so that `args: ["${count}"]` works
     /// as it reads. Two exceptions: a text that is nothing but one reference takes a list or map as it is; and in the
-    /// numeric fields of a task (`max_retries`, `retry`, `resources`) it takes a number as a number.
+    /// numeric fields of a task (`max_retries`, `units`, `retry`, `resources`) it takes a number as a number.
     pub(crate) fn fill(&self, node: &mut Node, faults: &mut Vec<Fault>) {
         self.fill_in(node, false, faults);
     }
@@ -42,7 +42,7 @@ impl Variables {
         for (key, node) in entries {
             let numeric = matches!(
                 key.name.as_str(),
-                "max_retries" | "retry" | "resources" | "resource_requirements"
+                "max_retries" | "units" | "retry" | "resources" | "resource_requirements"
             );
             self.fill_in(node, numeric, faults);
         }

@@ -6,7 +6,9 @@ use pensum_testing::postgres::Database;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-use crate::harness::{Answer, Cli, Server, eventually, items, lines, seconds_between, shell, text, throughout, with};
+use crate::harness::{
+    Answer, Cli, Http, Server, eventually, items, lines, seconds_between, shell, text, throughout, with,
+};
 
 const NAME_INTO_FILE: &str = r#"echo "$PENSUM_TASK_ID" >> "$1""#;
 
@@ -78,6 +80,112 @@ on_each_store! {
     a_queue_that_is_paused_stays_so_over_a_restart,
     a_low_task_starts_within_its_ageing_under_a_stream_of_high_ones,
     a_noisy_key_of_a_fair_queue_lets_every_other_start_in_the_first_round,
+    a_full_queue_refuses_or_drops_and_goes_on_when_it_has_room,
+    units_hold_the_rate_and_explain_says_when_a_task_starts,
+    what_waits_too_long_in_a_queue_is_dropped,
+}
+
+fn a_full_queue_refuses_or_drops_and_goes_on_when_it_has_room(mut node: Node) {
+    node.put("feed", &json!({ "max_depth": 3, "max_concurrent": 2 }));
+    node.ask("feed", "pause").expect(200);
+    let noop = json!({ "handler": "noop", "queue": "feed" });
+    // Many at once: just as many pass as there is room for.
+    let pass = |http: &Http| {
+        let answers: Vec<Answer> = std::thread::scope(|scope| {
+            let submit = || http.post("/api/v1/tasks", &noop);
+            let submissions: Vec<_> = (0..8).map(|_| scope.spawn(submit)).collect();
+            submissions.into_iter().map(|one| one.join().unwrap()).collect()
+        });
+        answers.iter().filter(|answer| answer.status == 201).count()
+    };
+    assert_eq!(pass(&node.server.http), 3);
+    let problem = node.server.http.post("/api/v1/tasks", &noop).expect(429);
+    assert_eq!(text(&problem["type"]), "urn:pensum:problem:queue-full");
+    let task = ["task", "create", "--handler", "noop", "--queue", "feed"];
+    let said = node.server.cli().run(&task).fails(6);
+    assert!(said.contains("max_depth of 3: 3 tasks wait in it"), "{said}");
+    // The limit is of the store, and so is what waits.
+    node.server.kill();
+    node.server.restart();
+    node.server.http.post("/api/v1/tasks", &noop).expect(429);
+    node.put(
+        "feed",
+        &json!({ "max_depth": 3, "max_concurrent": 2, "when_full": "drop_oldest" }),
+    );
+    let newest = node.server.create(&noop);
+    let page = node
+        .server
+        .http
+        .get("/api/v1/tasks?queue=feed&status=cancelled")
+        .expect(200);
+    let dropped = items(&page["items"]);
+    assert_eq!(
+        (dropped.len(), text(&dropped[0]["error"]["type"])),
+        (1, "dropped".to_owned())
+    );
+    node.server
+        .http
+        .post("/api/v1/tasks", &with(noop.clone(), json!({ "on_limit": "reject" })))
+        .expect(429);
+    node.ask("feed", "resume").expect(200);
+    node.server.wait_both(&newest, "completed");
+    node.server.create(&with(noop.clone(), json!({ "on_limit": "reject" })));
+    node.server.finish();
+}
+
+fn units_hold_the_rate_and_explain_says_when_a_task_starts(node: Node) {
+    let server = &node.server;
+    node.put(
+        "calls",
+        &json!({ "rate_limit": { "starts": 20, "per": 1, "burst": 4 } }),
+    );
+    let call = |units: u32| json!({ "handler": "noop", "queue": "calls", "units": units });
+    let ids = server.create_all(&[call(4), call(3), call(10), call(1), call(2)]);
+    for id in &ids {
+        server.wait(id, "completed");
+    }
+    let started: Vec<Value> = ids.iter().map(|id| server.task(id)["started_at"].clone()).collect();
+    // The first takes all that there is. Until a later one starts, as much has come as those between took, and what it
+    // waits for itself: its units, or a full bucket.
+    for (n, tokens) in [(1, 3), (2, 3 + 4), (3, 3 + 10 + 1), (4, 3 + 10 + 1 + 2)] {
+        let (after, least) = (seconds_between(&started[0], &started[n]), f64::from(tokens) / 20.0);
+        assert!(
+            after >= least - 0.005,
+            "start {n} came after {after} s, not {least}: {started:?}"
+        );
+    }
+    assert!(seconds_between(&started[0], &started[4]) < 10.0, "{started:?}");
+    node.put(
+        "slow",
+        &json!({ "rate_limit": { "starts": 1, "per": 3600, "burst": 3 } }),
+    );
+    server.wait(&server.create(&with(call(1), json!({ "queue": "slow" }))), "completed");
+    let held = server.create(&with(call(3), json!({ "queue": "slow" })));
+    let explained = server.task(&format!("{held}/explain"));
+    let gate = &explained["gates"][0];
+    assert_eq!(text(&gate["gate"]), "queue", "{explained}");
+    assert!(text(&gate["message"]).contains("takes 3 units"), "{explained}");
+    assert!(gate["opens_at"].is_string(), "{explained}");
+    node.server.finish();
+}
+
+fn what_waits_too_long_in_a_queue_is_dropped(node: Node) {
+    let server = &node.server;
+    node.put("feed", &json!({ "max_age": 0.5, "when_full": "drop_oldest" }));
+    node.ask("feed", "pause").expect(200);
+    let noop = json!({ "handler": "noop", "queue": "feed" });
+    let old = server.create(&noop);
+    let after = server.create(&json!({ "handler": "noop", "depends_on": [old], "on_dependency_failure": "run" }));
+    let found = server.wait_both(&old, "cancelled");
+    assert_eq!(text(&found["error"]["type"]), "dropped");
+    server.wait(&after, "completed");
+    node.put("feed", &json!({ "max_age": 0.5 }));
+    server.create(&noop);
+    eventually("a refusal for age", Duration::from_secs(10), || {
+        let answer = server.http.post("/api/v1/tasks", &noop);
+        (answer.status == 429).then_some(())
+    });
+    node.server.finish();
 }
 
 fn a_queue_of_width_one_starts_its_tasks_by_priority(node: Node) {

@@ -84,3 +84,20 @@ def test_the_short_names_mean_what_they_say(client: Any, name: str) -> None:
     assert client.cancel_task(held, "not today").status == "cancelled"
     assert [task.id for task in client.list_tasks(tag=name)] == [held.id]
     assert client.execute_task(held) is False
+
+
+def test_a_full_queue_refuses_and_says_when_to_try_again(client: Any, name: str) -> None:
+    client.queues.put(name, max_depth=2, max_age=timedelta(hours=1), rate_limit="1/h")
+    settings = client.queues.get(name).settings
+    assert (settings.max_depth, settings.max_age, settings.when_full) == (2, timedelta(hours=1), None)
+    held = client.tasks.create("noop", queue=name, units=3, delay=3600)
+    assert held.units == 3 and client.tasks.create("noop", queue=name, delay=3600).units == 1
+    with pytest.raises(pensum.QueueFull, match="max_depth of 2") as full:
+        client.tasks.create("noop", queue=name)
+    assert full.value.status == 429 and full.value.retry_after is None
+    client.tasks.cancel(held)
+    client.queues.put(name, settings, max_depth=10, rate_limit="1/h", when_full="drop_oldest")
+    client.tasks.wait(client.tasks.create("noop", queue=name))
+    with pytest.raises(pensum.QueueFull, match="rate_limit") as full:
+        client.tasks.create("noop", queue=name, on_limit="reject")
+    assert full.value.retry_after is not None and 3000 < full.value.retry_after <= 3600

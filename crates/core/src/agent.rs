@@ -93,8 +93,8 @@ impl Amounts {
 }
 
 /// What a task demands of whoever runs it, beside its handler: part of its class, for tasks of one class are for the same
-/// claimers.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+/// claimers, and alike to their queue.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Demand {
     /// Capabilities; empty asks for one of the handler's name.
     pub requires: Box<[Name]>,
@@ -102,6 +102,19 @@ pub struct Demand {
     pub agent: Option<Name>,
     /// What it takes of the machine while it runs.
     pub resources: Amounts,
+    /// How many tokens of its queue's rate a start takes.
+    pub units: u32,
+}
+
+impl Default for Demand {
+    fn default() -> Demand {
+        Demand {
+            requires: Box::default(),
+            agent: None,
+            resources: Amounts::default(),
+            units: 1,
+        }
+    }
 }
 
 /// How a demand that is more than a list of capabilities is written.
@@ -114,6 +127,17 @@ struct Written {
     agent: Option<Name>,
     #[serde(default, skip_serializing_if = "is_none")]
     resources: [u64; 4],
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    units: u32,
+}
+
+const fn one() -> u32 {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+const fn is_one(units: &u32) -> bool {
+    *units == 1
 }
 
 fn is_none(resources: &[u64; 4]) -> bool {
@@ -130,18 +154,20 @@ impl Demand {
             requires: details.requires.as_slice().into(),
             agent: details.agent_id.as_deref().map(Name::from),
             resources: details.resources.as_ref().map(Amounts::of).unwrap_or_default(),
+            units: spec.units(),
         }
     }
 
     /// As stores keep it: a list of capabilities, or an object where there is more.
     pub fn to_text(&self) -> String {
-        let text = if self.agent.is_none() && self.resources.is_zero() {
+        let text = if self.agent.is_none() && self.resources.is_zero() && self.units == 1 {
             serde_json::to_string(&self.requires)
         } else {
             serde_json::to_string(&Written {
                 requires: self.requires.to_vec(),
                 agent: self.agent.clone(),
                 resources: self.resources.0,
+                units: self.units,
             })
         };
         text.unwrap_or_else(|_| "[]".to_owned())
@@ -159,12 +185,14 @@ impl Demand {
                 requires: serde_json::from_str(text).map_err(|error: serde_json::Error| error.to_string())?,
                 agent: None,
                 resources: [0; 4],
+                units: 1,
             }
         };
         Ok(Demand {
             requires: written.requires.into(),
             agent: written.agent,
             resources: Amounts(written.resources),
+            units: written.units,
         })
     }
 

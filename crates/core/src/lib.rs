@@ -8,6 +8,7 @@
 
 pub mod agent;
 pub mod breaker;
+pub mod capacity;
 pub mod dossier;
 pub mod fingerprint;
 pub mod graph;

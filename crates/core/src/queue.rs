@@ -30,6 +30,15 @@ pub struct QueueSettings {
     /// How many of its tasks start within a time, on all nodes together.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate: Option<Rate>,
+    /// How many tasks may wait in it: not ended, not running.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_depth: Option<u32>,
+    /// How long its oldest ready task may have waited.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_age: Option<Span>,
+    /// What becomes of a task that comes while it is at `max_depth` or over `max_age`.
+    #[serde(skip_serializing_if = "WhenFull::is_refuse")]
+    pub when_full: WhenFull,
     /// The priority of tasks that name none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub priority: Option<Priority>,
@@ -58,6 +67,9 @@ impl Default for QueueSettings {
             auto_start: true,
             persistent: true,
             rate: None,
+            max_depth: None,
+            max_age: None,
+            when_full: WhenFull::Refuse,
             priority: None,
             timeout: None,
             max_retries: None,
@@ -78,7 +90,25 @@ impl QueueSettings {
     }
 }
 
-/// A token bucket: `starts` tokens come in `per`, at most `burst` are kept, and each start takes one.
+/// What becomes of a task that comes to a queue that is full, or behind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum WhenFull {
+    /// It is refused at submission.
+    #[default]
+    Refuse,
+    /// It is taken, and those that have waited longest are cancelled.
+    DropOldest,
+}
+
+impl WhenFull {
+    /// True for [`WhenFull::Refuse`].
+    pub fn is_refuse(&self) -> bool {
+        *self == WhenFull::Refuse
+    }
+}
+
+/// A token bucket: `starts` tokens come in `per`, at most `burst` are kept, and each start takes one for each of its units.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rate {
     /// How many starts.
@@ -105,24 +135,34 @@ impl Rate {
 pub struct Bucket(pub i64);
 
 impl Bucket {
-    /// How many may start at `now`.
+    /// How many units may start at `now`.
     pub fn tokens(self, rate: Rate, now: Time) -> u64 {
         let missing = (i128::from(self.0) - nanos(now)).max(0);
         let room = i128::from(rate.burst.max(1)) * rate.interval() - missing;
         u64::try_from(room / rate.interval()).unwrap_or(0)
     }
 
-    /// The bucket after `starts` starts at `now`.
+    /// True when it holds all that it can.
+    pub fn is_full(self, now: Time) -> bool {
+        i128::from(self.0) <= nanos(now)
+    }
+
+    /// The bucket after starts of so many units at `now`. More than it holds leaves it in debt, which comes in first.
     #[must_use]
-    pub fn take(self, rate: Rate, starts: u64, now: Time) -> Bucket {
-        let full_at = i128::from(self.0).max(nanos(now)) + i128::from(starts) * rate.interval();
+    pub fn take(self, rate: Rate, units: u64, now: Time) -> Bucket {
+        let full_at = i128::from(self.0).max(nanos(now)) + i128::from(units) * rate.interval();
         Bucket(i64::try_from(full_at).unwrap_or(i64::MAX))
     }
 
-    /// When the next one may start; not before `now`.
-    pub fn opens_at(self, rate: Rate, now: Time) -> Time {
-        let spare = (i128::from(rate.burst.max(1)) - 1) * rate.interval();
-        let at = (i128::from(self.0) - spare).max(nanos(now));
+    /// When a task of so many units may start, those of more than the burst when the bucket is full; not before `now`.
+    pub fn opens_at(self, rate: Rate, units: u64, now: Time) -> Time {
+        self.holds_at(rate, units.min(u64::from(rate.burst.max(1))), now)
+    }
+
+    /// When so many units could have started one after the other; not before `now`.
+    pub fn holds_at(self, rate: Rate, units: u64, now: Time) -> Time {
+        let spare = (i128::from(rate.burst.max(1)) - i128::from(units)) * rate.interval();
+        let at = (i128::from(self.0).max(nanos(now)) - spare).max(nanos(now));
         // Rounded up: a moment early there would be nothing yet.
         Time::from_micros(i64::try_from((at + 999) / 1_000).unwrap_or(i64::MAX)).max(now)
     }
@@ -164,6 +204,10 @@ pub struct Room {
     pub starts: u64,
     /// Only tasks of this row or an older one.
     pub newest: i64,
+    /// How many units they may have together; `u64::MAX` for no bound.
+    pub tokens: u64,
+    /// The bucket is full: the first of them may have more units than it holds.
+    pub is_full: bool,
 }
 
 impl Room {
@@ -171,7 +215,32 @@ impl Room {
     pub const OPEN: Room = Room {
         starts: u64::MAX,
         newest: i64::MAX,
+        tokens: u64::MAX,
+        is_full: false,
     };
+    /// Nothing.
+    pub const NONE: Room = Room {
+        starts: 0,
+        newest: 0,
+        tokens: 0,
+        is_full: false,
+    };
+
+    /// True when the next one may start, with so many units. Where it may not, nothing behind it may: else those of few
+    /// units would take each token as it comes, and one of many would wait for ever.
+    pub fn admits(&self, units: u32) -> bool {
+        self.starts > 0 && (self.is_full || self.tokens >= u64::from(units))
+    }
+
+    /// The next one starts.
+    pub fn take(&mut self, units: u32) {
+        self.starts = self.starts.saturating_sub(1);
+        if self.tokens < u64::MAX {
+            self.tokens = self.tokens.saturating_sub(u64::from(units));
+            self.starts = self.starts.min(self.tokens);
+            self.is_full = false;
+        }
+    }
 }
 
 /// Why nothing of a queue may start now.
@@ -245,19 +314,27 @@ impl QueueRecord {
             }
         }
         if let Some(rate) = self.settings.rate {
-            room.starts = room.starts.min(self.bucket.tokens(rate, now));
+            room.tokens = self.bucket.tokens(rate, now);
+            room.is_full = self.bucket.is_full(now);
+            room.starts = room.starts.min(room.tokens);
             if room.starts == 0 {
-                let opens_at = self.bucket.opens_at(rate, now);
+                let opens_at = self.opens_at(1, now);
                 return Err(Closed::Rate { opens_at });
             }
         }
         Ok(room)
     }
 
-    /// Notes that `starts` of its tasks start at `now`.
-    pub fn started(&mut self, starts: u64, now: Time) {
+    /// When its bucket lets a task of so many units start; not before `now`.
+    pub fn opens_at(&self, units: u32, now: Time) -> Time {
+        let rate = self.settings.rate;
+        rate.map_or(now, |rate| self.bucket.opens_at(rate, u64::from(units), now))
+    }
+
+    /// Notes that tasks with so many units start at `now`.
+    pub fn started(&mut self, units: u64, now: Time) {
         if let Some(rate) = self.settings.rate {
-            self.bucket = self.bucket.take(rate, starts, now);
+            self.bucket = self.bucket.take(rate, units, now);
         }
     }
 
@@ -368,7 +445,7 @@ mod tests {
         assert_eq!(bucket.tokens(rate, at(0)), 10);
         bucket = bucket.take(rate, 10, at(0));
         assert_eq!(bucket.tokens(rate, at(19)), 0);
-        assert_eq!(bucket.opens_at(rate, at(3)), at(20));
+        assert_eq!(bucket.opens_at(rate, 1, at(3)), at(20));
         let mut started = 0;
         for millis in 0..=60_000 {
             let tokens = bucket.tokens(rate, at(millis));
@@ -388,9 +465,65 @@ mod tests {
             assert_eq!(bucket.tokens(rate, now), 1);
             bucket = bucket.take(rate, 1, now);
             started += 1;
-            now = bucket.opens_at(rate, now);
+            now = bucket.opens_at(rate, 1, now);
         }
         assert_eq!(started, 700);
+    }
+
+    #[test]
+    fn a_task_of_more_units_than_the_burst_starts_from_a_full_bucket_and_the_rate_holds_in_the_long_run() {
+        let limits = QueueSettings {
+            rate: Some(rate(10, 5)),
+            ..QueueSettings::default()
+        };
+        let mut queue = queue(limits);
+        let admits = |queue: &QueueRecord, units, now| queue.room(0, now).is_ok_and(|room| room.admits(units));
+        let mut now = at(0);
+        let mut units = 0;
+        for wanted in [3, 2, 12, 1, 5, 40, 6, 1].into_iter().cycle().take(400) {
+            let opens_at = queue.opens_at(wanted, now);
+            if opens_at > now {
+                let before = Time::from_micros(opens_at.as_micros() - 1);
+                assert!(
+                    !admits(&queue, wanted, before),
+                    "{wanted} units start before {opens_at}"
+                );
+            }
+            now = opens_at;
+            assert!(admits(&queue, wanted, now), "{wanted} units do not start at {now}");
+            queue.started(u64::from(wanted), now);
+            units += i64::from(wanted);
+        }
+        let seconds = (now.as_micros() - at(0).as_micros()) as f64 / 1e6;
+        let most = 5.0 + 40.0 + 10.0 * seconds;
+        let least = 10.0 * seconds;
+        assert!((least..=most).contains(&(units as f64)), "{units} units in {seconds} s");
+    }
+
+    #[test]
+    fn a_room_gives_tasks_and_tokens_until_one_of_them_is_used_up() {
+        let mut queue = queue(QueueSettings {
+            max_concurrent: Some(3),
+            rate: Some(rate(10, 5)),
+            ..QueueSettings::default()
+        });
+        let mut room = queue.room(0, at(0)).unwrap();
+        assert!(room.admits(7), "the bucket is full");
+        room.take(2);
+        assert!(room.admits(3) && !room.admits(4));
+        room.take(3);
+        assert!(!room.admits(1));
+        queue.started(5, at(0));
+        assert_eq!(queue.room(0, at(50)), Err(Closed::Rate { opens_at: at(100) }));
+        assert_eq!(queue.opens_at(4, at(50)), at(400));
+        assert_eq!(
+            queue.opens_at(9, at(50)),
+            at(500),
+            "more than the burst: once it is full"
+        );
+        let mut open = Room::OPEN;
+        open.take(1_000_000);
+        assert!(open.admits(1_000_000));
     }
 
     #[test]

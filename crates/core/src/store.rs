@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::agent::{AGENTS_MAX, AgentCommand, AgentRecord, AgentSettings, Amounts};
 use crate::breaker::{BREAKERS_MAX, BreakerCommand, BreakerRecord, BreakerSettings};
+use crate::capacity::Full;
 use crate::dossier::{Bookmark, Import, Parcel};
 use crate::input::Patch;
 use crate::intake::{AdmitRequest, Admitted, IntakeRecord, IntakeStatus, Judge};
@@ -674,6 +675,14 @@ pub enum Rejected {
         /// What it is.
         found: u64,
     },
+    /// The queue takes no more at this moment, or does not start it at once as the task asked for.
+    #[error("tasks[{item}].queue: {full}")]
+    QueueFull {
+        /// Which item of the batch.
+        item: usize,
+        /// Which queue, and what of it is full.
+        full: Box<Full>,
+    },
     /// There are as many queues with settings as may be.
     #[error("there are {QUEUES_MAX} queues with settings of their own, which is the most; delete some first")]
     TooManyQueues,
@@ -763,6 +772,9 @@ pub trait Store: Send + Sync + 'static {
     /// [not durable](NewTask::is_volatile) may be lost in a power cut.
     ///
     /// A dependency that ended already counts at once: completed as met, failed or cancelled by the task's policy.
+    ///
+    /// Refused with [`Rejected::QueueFull`] where a new task meets a [limit](crate::capacity) of its queue; it is counted and
+    /// written in one transaction, so that of many at once no more pass than there is room for.
     async fn enqueue(&self, call: &Call, tasks: Vec<NewTask>) -> Result<Vec<Enqueued>, StoreError>;
 
     /// Takes up to `slots` claimable tasks: highest priority first, then earliest deadline, then oldest. Of one key at
@@ -827,7 +839,8 @@ pub trait Store: Send + Sync + 'static {
         None
     }
 
-    /// Ends what is overdue: leases, expiries, queue timeouts, waits. At most `limit` tasks a pass.
+    /// Ends what is overdue: leases, expiries, queue timeouts, waits, and what has waited longer than a queue keeps it. At
+    /// most `limit` tasks a pass.
     ///
     /// Cancels tasks that are not durable and were accepted by a process that is not among the nodes any more, or is silent
     /// for longer than it said. A store that one process owns cancels them when it is opened, before anything can start.

@@ -72,6 +72,9 @@ pub struct Details {
     pub heartbeat_timeout: Option<Span>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_limit: Option<OnLimit>,
+    /// How many tokens of its queue's rate a start takes; `None` is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub units: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry: Option<RetryPolicy>,
     /// Capabilities that whoever runs the task must offer; empty is `[handler]`.
@@ -258,6 +261,16 @@ impl Spec {
         }
     }
 
+    /// How many tokens of its queue's rate a start takes.
+    pub fn units(&self) -> u32 {
+        self.details.as_ref().and_then(|d| d.units).unwrap_or(1).max(1)
+    }
+
+    /// What happens at submission when its queue is at a limit.
+    pub fn on_limit(&self) -> OnLimit {
+        self.details.as_ref().and_then(|d| d.on_limit).unwrap_or(OnLimit::Wait)
+    }
+
     /// The name that people see: the given one, else the handler.
     pub fn display_name(&self) -> &str {
         self.details
@@ -267,6 +280,8 @@ impl Spec {
     }
 }
 
+/// Most units of one task.
+pub const UNITS_MAX: u32 = 1_000_000;
 /// The queue of tasks that name none.
 pub const QUEUE_DEFAULT: &str = "default";
 

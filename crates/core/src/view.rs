@@ -46,6 +46,8 @@ pub struct TaskView {
     pub heartbeat_timeout: Option<Span>,
     pub max_retries: u32,
     pub on_limit: Option<OnLimit>,
+    /// How many tokens of its queue's rate limit a start takes.
+    pub units: u32,
     #[schema(value_type = Object)]
     pub retry: RetryPolicy,
     pub key: Option<String>,
@@ -103,6 +105,7 @@ impl TaskView {
         let durable = spec.is_durable();
         let timeout = Span(spec.timeout().unwrap_or_default());
         let max_retries = spec.max_retries();
+        let units = spec.units();
         let name = spec.display_name().to_owned();
         let details = spec.details.map(|d| *d).unwrap_or_default();
         TaskView {
@@ -128,6 +131,7 @@ impl TaskView {
             heartbeat_timeout: details.heartbeat_timeout,
             max_retries,
             on_limit: details.on_limit,
+            units,
             retry,
             key: spec.key.map(|k| k.to_string()),
             requires: details.requires.iter().map(ToString::to_string).collect(),

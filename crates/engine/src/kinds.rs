@@ -43,6 +43,8 @@ pub const STORE_UNAVAILABLE: &str = "store_unavailable";
 pub const EXPIRED: &str = "expired";
 /// Given by the stores: ready for longer than its `queue_timeout`.
 pub const QUEUE_TIMEOUT: &str = "queue_timeout";
+/// Given by the stores: cancelled to make room in its queue, or for it waited longer than that keeps tasks waiting.
+pub const DROPPED: &str = pensum_core::capacity::DROPPED;
 /// Given by the stores: a task that it depends on failed or was cancelled.
 pub const DEPENDENCY_FAILED: &str = "dependency_failed";
 /// Given by the stores: it brought its node down too often.

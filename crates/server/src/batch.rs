@@ -27,6 +27,7 @@ pub(crate) struct BatchCreated {
         (status = 200, description = "All were there already: kept by their unique keys, or created by an earlier request with the same Idempotency-Key (then with `Idempotency-Replayed: true`)", body = BatchCreated),
         (status = 409, description = "A unique key is taken, or the Idempotency-Key was used for another request", body = ProblemDetails, content_type = "application/problem+json"),
         (status = 422, description = "Some values are wrong; nothing was created", body = ProblemDetails, content_type = "application/problem+json"),
+        (status = 429, description = "A queue is full, or at a limit at which one of the tasks is not to wait; nothing was created", body = ProblemDetails, content_type = "application/problem+json"),
     ))]
 pub(crate) async fn create(
     State(app): State<App>,

@@ -12,7 +12,7 @@ use serde::Serialize;
 pub use pensum_core::input::Problem as Fault;
 
 /// How long a client should wait before it asks an unavailable store again, in seconds.
-const RETRY_AFTER_SECONDS: &str = "1";
+const RETRY_AFTER_SECONDS: u64 = 1;
 
 /// Everything that the API refuses or fails at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +20,8 @@ pub struct Problem {
     kind: Kind,
     detail: String,
     errors: Vec<Fault>,
+    /// When to try again, in seconds, where more is known than what holds for the kind.
+    retry_after: Option<u64>,
 }
 
 /// What sort of problem it is; each has one status, one title and one `type`.
@@ -49,6 +51,8 @@ pub enum Kind {
     Misdirected,
     /// 422: the values are wrong.
     Invalid,
+    /// 429: the queue is at a limit, and the task is not to wait, or there is no place for it to.
+    QueueFull,
     /// 500: a defect or a damaged store.
     Internal,
     /// 503: the store cannot take it now.
@@ -70,6 +74,7 @@ impl Kind {
             Kind::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Kind::Misdirected => StatusCode::MISDIRECTED_REQUEST,
             Kind::Invalid => StatusCode::UNPROCESSABLE_ENTITY,
+            Kind::QueueFull => StatusCode::TOO_MANY_REQUESTS,
             Kind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Kind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         }
@@ -89,6 +94,7 @@ impl Kind {
             Kind::UnsupportedMediaType => "The body must be JSON",
             Kind::Misdirected => "This host is not served here",
             Kind::Invalid => "Some values are wrong",
+            Kind::QueueFull => "The queue takes no more at this moment",
             Kind::Internal => "Internal error",
             Kind::Unavailable => "Unavailable for the moment",
         }
@@ -109,6 +115,7 @@ impl Kind {
             Kind::UnsupportedMediaType => "urn:pensum:problem:unsupported-media-type",
             Kind::Misdirected => "urn:pensum:problem:misdirected",
             Kind::Invalid => "urn:pensum:problem:invalid",
+            Kind::QueueFull => "urn:pensum:problem:queue-full",
             Kind::Internal => "urn:pensum:problem:internal",
             Kind::Unavailable => "urn:pensum:problem:unavailable",
         }
@@ -129,6 +136,9 @@ pub struct ProblemDetails<'a> {
     detail: &'a str,
     /// Every wrong value by its path; empty where the problem is not about values.
     errors: &'a [Fault],
+    /// When to try again, in seconds, where that is known; the header `Retry-After` repeats it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_after: Option<u64>,
 }
 
 impl Problem {
@@ -138,6 +148,7 @@ impl Problem {
             kind,
             detail: detail.into(),
             errors: Vec::new(),
+            retry_after: None,
         }
     }
 
@@ -159,7 +170,12 @@ impl Problem {
             [first, rest @ ..] => format!("{first}; and {} more", rest.len()),
             [] => String::new(),
         };
-        Problem { kind, detail, errors }
+        Problem {
+            kind,
+            detail,
+            errors,
+            retry_after: None,
+        }
     }
 
     /// No such task.
@@ -208,6 +224,7 @@ impl From<Invalid> for Problem {
                 kind: Kind::BadRequest,
                 detail,
                 errors: faults,
+                retry_after: None,
             };
         }
         Problem::of_faults(Kind::Invalid, faults)
@@ -237,6 +254,11 @@ impl From<Rejected> for Problem {
                 format!("tasks[{item}].unique"),
                 format!("tasks[{earlier}] of the same batch has the key `{key}` already"),
             ),
+            Rejected::QueueFull { item, full } => Problem {
+                // Rounded up: a moment early there would be nothing yet.
+                retry_after: full.retry_after().map(|wait| wait.as_secs_f64().ceil().max(1.0) as u64),
+                ..Problem::at(Kind::QueueFull, format!("tasks[{item}].queue"), full.to_string())
+            },
             Rejected::VersionMismatch { .. }
             | Rejected::QueueVersionMismatch { .. }
             | Rejected::BreakerVersionMismatch { .. } => Problem::new(Kind::PreconditionFailed, detail),
@@ -292,6 +314,7 @@ impl IntoResponse for Problem {
             status: status.as_u16(),
             detail: &self.detail,
             errors: &self.errors,
+            retry_after: self.retry_after,
         };
         let body = serde_json::to_vec(&details).unwrap_or_default();
         let mut response = Response::new(Body::from(body));
@@ -300,10 +323,11 @@ impl IntoResponse for Problem {
             header::CONTENT_TYPE,
             HeaderValue::from_static("application/problem+json"),
         );
-        if self.kind == Kind::Unavailable {
+        let always = (self.kind == Kind::Unavailable).then_some(RETRY_AFTER_SECONDS);
+        if let Some(seconds) = self.retry_after.or(always) {
             response
                 .headers_mut()
-                .insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
+                .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
     }

@@ -38,6 +38,7 @@ const RELATIVES_MAX: usize = 1_000;
         (status = 403, description = "Inline `command` and `http` are not allowed here", body = ProblemDetails, content_type = "application/problem+json"),
         (status = 409, description = "The unique key is taken, or the Idempotency-Key was used for another request", body = ProblemDetails, content_type = "application/problem+json"),
         (status = 422, description = "Some values are wrong", body = ProblemDetails, content_type = "application/problem+json"),
+        (status = 429, description = "The queue is full, or at a limit at which the task is not to wait; `Retry-After` where that is known", body = ProblemDetails, content_type = "application/problem+json"),
     ))]
 pub(crate) async fn create(State(app): State<App>, submission: Submission) -> Result<Response, Problem> {
     let input: TaskInput = submission.parse()?;

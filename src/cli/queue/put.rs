@@ -14,10 +14,13 @@ use crate::cli::task::{json_of, read_file};
 use crate::yaml;
 
 /// What can be taken away from a queue.
-const CLEARABLE: [&str; 9] = [
+const CLEARABLE: [&str; 12] = [
     "name",
     "max_concurrent",
     "rate_limit",
+    "max_depth",
+    "max_age",
+    "when_full",
     "priority",
     "timeout",
     "max_retries",
@@ -63,6 +66,15 @@ struct Settings {
     /// accepts them.
     #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set)]
     persistent: Option<bool>,
+    /// How many tasks may wait in it.
+    #[arg(long, value_name = "N")]
+    max_depth: Option<u32>,
+    /// How long its oldest ready task may have waited.
+    #[arg(long, value_name = "DURATION", value_parser = Span::parse)]
+    max_age: Option<Span>,
+    /// What happens at --max-depth and over --max-age: refuse (default) new tasks, or drop_oldest ready ones for them.
+    #[arg(long, value_name = "refuse|drop_oldest")]
+    when_full: Option<String>,
     /// The priority of tasks that name none: low, normal, high, urgent, critical, or 1 to 5.
     #[arg(long)]
     priority: Option<Priority>,
@@ -81,7 +93,8 @@ struct Settings {
     /// Let the keys of its tasks take turns.
     #[arg(long)]
     fair: bool,
-    /// Take these away: name, max_concurrent, rate_limit, priority, timeout, max_retries, retry, ageing, fair.
+    /// Take these away: name, max_concurrent, rate_limit, max_depth, max_age, when_full, priority, timeout, max_retries,
+    /// retry, ageing, fair.
     #[arg(long, value_delimiter = ',', value_name = "FIELD")]
     clear: Vec<String>,
 }
@@ -132,6 +145,12 @@ impl Settings {
             ("auto_start", auto_start.map(Value::from)),
             ("persistent", self.persistent.map(Value::from)),
             ("rate_limit", rate),
+            ("max_depth", self.max_depth.map(Value::from)),
+            ("max_age", self.max_age.map(serde_json::to_value).transpose()?),
+            (
+                "when_full",
+                self.when_full.map(|when| Value::from(when.replace('-', "_"))),
+            ),
             ("priority", self.priority.map(|priority| Value::from(priority.as_str()))),
             ("timeout", self.task_timeout.map(serde_json::to_value).transpose()?),
             ("max_retries", self.max_retries.map(Value::from)),

@@ -48,9 +48,12 @@ pub(crate) struct CreateArgs {
     /// Longest silence of a running attempt.
     #[arg(long, value_name = "DURATION")]
     heartbeat_timeout: Option<String>,
-    /// What happens at submission when a limit is reached: wait or reject.
+    /// When its queue runs as many tasks as it may, or has started as many: wait (default), or reject the submission.
     #[arg(long, value_name = "wait|reject")]
     on_limit: Option<String>,
+    /// How many tokens of its queue's rate a start takes; 1 by default.
+    #[arg(long, value_name = "N")]
+    units: Option<u32>,
     /// Tasks of one key never run at the same time.
     #[arg(long)]
     key: Option<String>,
@@ -246,6 +249,7 @@ fn from_flags(args: &CreateArgs) -> anyhow::Result<Value> {
     body.set("queue_timeout", args.queue_timeout.clone());
     body.set("heartbeat_timeout", args.heartbeat_timeout.clone());
     body.set("on_limit", args.on_limit.clone());
+    body.set("units", args.units);
     body.set("key", args.key.clone());
     if let Some(key) = &args.unique {
         let mut unique = Fill::default();

@@ -200,3 +200,36 @@ fn queues_are_listed_commanded_and_deleted() {
     queues.ends(0, &["put", "b", "--max-concurrent", "1"]);
     queues.ends(2, &["put", "b", "--max-concurrent", "0"]);
 }
+
+#[test]
+fn limits_at_submission_are_put_shown_and_cleared() {
+    let queues = Queues::alone();
+    queues.ends(
+        0,
+        &[
+            "put",
+            "feed",
+            "--max-depth",
+            "2",
+            "--max-age",
+            "1h 30m",
+            "--when-full",
+            "drop-oldest",
+        ],
+    );
+    let settings = queues.settings("feed");
+    let put = serde_json::json!({ "depth": 2, "age": 5_400, "full": "drop_oldest" });
+    let [depth, age, full] = ["max_depth", "max_age", "when_full"].map(|field| settings[field].clone());
+    assert_eq!(serde_json::json!({ "depth": depth, "age": age, "full": full }), put);
+    let shown = queues.ends(0, &["get", "feed"]);
+    assert!(shown.out.contains("drop_oldest"), "{shown:?}");
+    queues.ends(0, &["put", "feed", "--clear", "max_age,when_full"]);
+    assert!(queues.settings("feed")["max_age"].is_null());
+    let wrong = queues.ends(2, &["put", "feed", "--max-depth", "0", "--when-full", "shrug"]);
+    assert!(wrong.err.contains("when_full: unknown variant `shrug`"), "{wrong:?}");
+    let wrong = queues.ends(2, &["put", "other", "--when-full", "drop_oldest"]);
+    assert!(
+        wrong.err.contains("when_full: says nothing without max_depth"),
+        "{wrong:?}"
+    );
+}

@@ -41,6 +41,19 @@ class VersionMismatch(Conflict):
     """The task or queue is not at the version of `if_match` (412): read it again and decide anew."""
 
 
+class QueueFull(PensumError):
+    """The queue takes no more at this moment, and nothing was changed (429): it is at its depth or behind its age, or the
+    task is not to wait (`on_limit="reject"`) and it would have to.
+
+    `retry_after` is how many seconds to wait before trying again, None where that is not known.
+    """
+
+    @property
+    def retry_after(self) -> float | None:
+        seconds = self.problem.get("retry_after")
+        return float(seconds) if isinstance(seconds, (int, float)) else None
+
+
 class Invalid(PensumError, ValueError):
     """Some values are wrong and nothing was changed (400, 413, 415, 422, or found before anything was sent).
 
@@ -107,6 +120,7 @@ _CLASSES: dict[int, type[PensumError]] = {
     409: Conflict,
     412: VersionMismatch,
     421: Forbidden,
+    429: QueueFull,
     502: Unavailable,
     503: Unavailable,
     504: Unavailable,

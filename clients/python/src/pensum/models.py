@@ -108,6 +108,7 @@ class Task(Record):
     queue_timeout: timedelta | None = None
     heartbeat_timeout: timedelta | None = None
     on_limit: str | None = None
+    units: int = 1
     key: str | None = None
     agent_id: str | None = None
     resources: Resources | None = None

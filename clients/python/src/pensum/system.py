@@ -29,6 +29,9 @@ class QueueSettings(Record):
     auto_start: bool | None = None
     persistent: bool | None = None
     rate_limit: RateLimit | None = None
+    max_depth: int | None = None
+    max_age: timedelta | None = None
+    when_full: str | None = None
     priority: str | None = None
     timeout: timedelta | None = None
     max_retries: int | None = None

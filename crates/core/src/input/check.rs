@@ -3,7 +3,7 @@
 use super::parse::Problem;
 use super::{NAME_MAX, RETRIES_MAX, TAGS_MAX, TASK_TYPES};
 use crate::id::clip;
-use crate::task::Resources;
+use crate::task::{Resources, UNITS_MAX};
 use crate::time::Span;
 use crate::{Json, RetryPolicy, Time};
 
@@ -94,6 +94,12 @@ impl Check {
     pub(super) fn retry(&mut self, retry: &RetryPolicy) {
         for (field, message) in retry.problems() {
             self.fail(format!("retry.{field}"), message);
+        }
+    }
+
+    pub(super) fn units(&mut self, units: Option<u32>) {
+        if units.is_some_and(|units| !(1..=UNITS_MAX).contains(&units)) {
+            self.fail("units", format!("must be 1 to {UNITS_MAX}"));
         }
     }
 

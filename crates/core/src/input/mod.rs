@@ -137,6 +137,12 @@ mod tests {
             r#"{"handler":"noop","resources":{"cpu_cores":-1}}"#,
             "resources.cpu_cores",
         );
+        check(
+            r#"{"handler":"noop","units":0}"#,
+            "tasks[0].units: must be 1 to 1000000",
+        );
+        check(r#"{"handler":"noop","units":1000001}"#, "tasks[0].units: must be 1 to");
+        check(r#"{"handler":"noop","units":1.5}"#, "tasks[0].units: invalid type");
         check(r#"{"handler":"noop","deadline":"9999-01-01T00:00:00Z"}"#, "century");
     }
 
@@ -192,7 +198,7 @@ mod tests {
              "metadata":1,"execution_context":{},"depends_on":["0","0198c1f0-7f3c-7abc-8def-0123456789ab"],
              "on_dependency_failure":"run","run_at":"1970-01-02T00:00:00Z","deadline":"1970-01-03T00:00:00Z",
              "expires_at":"1970-01-04T00:00:00Z","timeout":1.5,"queue_timeout":2,"heartbeat_timeout":3,"max_retries":7,
-             "on_limit":"reject","retry":{"strategy":"fixed","delay":4},"requires":["r"],"agent_id":"g",
+             "on_limit":"reject","units":9,"retry":{"strategy":"fixed","delay":4},"requires":["r"],"agent_id":"g",
              "unique":{"key":"u","ttl":5,"on_conflict":"replace"},"resources":{"cpu_cores":2},"created_by":"c",
              "assigned_to":"s","tags":["t"]}]}"#;
         let tasks = parse::<BatchInput>(batch.as_bytes())

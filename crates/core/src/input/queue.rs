@@ -8,7 +8,7 @@ use super::TITLE_MAX;
 use super::check::Check;
 use super::parse::{Invalid, optional_object};
 use crate::id::clip;
-use crate::queue::{AGEING_MIN, QueueSettings, RATE_INTERVAL_MAX, Rate};
+use crate::queue::{AGEING_MIN, QueueSettings, RATE_INTERVAL_MAX, Rate, WhenFull};
 use crate::time::{DURATION_MAX, Span};
 use crate::{Priority, RetryPolicy};
 
@@ -35,6 +35,17 @@ pub struct QueueInput {
     /// How many of its tasks start within a time, on all nodes together: `{starts, per, burst}`, or text such as "50/s".
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<RateInput>,
+    /// How many tasks may wait in it, 1 or more: those that have not ended and do not run. As many as there are by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_depth: Option<u32>,
+    /// How long its oldest ready task may have waited, in seconds; as long as it takes by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<f64>)]
+    pub max_age: Option<Span>,
+    /// What happens at `max_depth` and over `max_age`: `refuse`, which is the default, answers a submission with 429;
+    /// `drop_oldest` takes the new task and cancels those that have been ready longest.
+    #[serde(skip_serializing_if = "WhenFull::is_refuse")]
+    pub when_full: WhenFull,
     /// The priority of tasks that name none: low, normal, high, urgent, critical, or 1 to 5.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
@@ -222,6 +233,16 @@ impl QueueInput {
             let least = AGEING_MIN.as_secs();
             check.fail("ageing", format!("must be at least {least} s; leave it out for none"));
         }
+        if self.max_depth == Some(0) {
+            check.fail("max_depth", "must be 1 or more; leave it out for no limit");
+        }
+        check.positive("max_age", self.max_age);
+        if !self.when_full.is_refuse() && self.max_depth.is_none() && self.max_age.is_none() {
+            check.fail(
+                "when_full",
+                "says nothing without max_depth or max_age; give one of them",
+            );
+        }
         check.retries(self.max_retries);
         if let Some(retry) = &self.retry {
             check.retry(retry);
@@ -236,6 +257,9 @@ impl QueueInput {
             auto_start: self.auto_start,
             persistent: self.persistent,
             rate,
+            max_depth: self.max_depth,
+            max_age: self.max_age,
+            when_full: self.when_full,
             priority: self.priority,
             timeout: self.timeout,
             max_retries: self.max_retries,
@@ -255,6 +279,9 @@ impl From<QueueSettings> for QueueInput {
             auto_start: settings.auto_start,
             persistent: settings.persistent,
             rate_limit: settings.rate.map(RateInput::from),
+            max_depth: settings.max_depth,
+            max_age: settings.max_age,
+            when_full: settings.when_full,
             priority: settings.priority,
             timeout: settings.timeout,
             max_retries: settings.max_retries,
@@ -322,6 +349,12 @@ mod tests {
         check(r#"{"max_concurrent":0}"#, "max_concurrent: must be 1 or more");
         check(r#"{"max_concurrent":-1}"#, "max_concurrent: invalid value");
         check(r#"{"max_concurrent":"many"}"#, "max_concurrent: invalid type");
+        check(r#"{"max_depth":0}"#, "max_depth: must be 1 or more");
+        check(r#"{"max_depth":-5}"#, "max_depth: invalid value");
+        check(r#"{"max_age":0}"#, "max_age: must be longer than zero");
+        check(r#"{"max_age":"long"}"#, "max_age: `long` is not a duration");
+        check(r#"{"max_depth":5,"when_full":"shrug"}"#, "when_full: unknown variant");
+        check(r#"{"when_full":"drop_oldest"}"#, "when_full: says nothing without");
         check(r#"{"auto_start":"no"}"#, "auto_start: invalid type");
         check(r#"{"persistent":"no"}"#, "persistent: invalid type");
         check(r#"{"name":" "}"#, "name: must not be empty");
@@ -382,6 +415,7 @@ mod tests {
     #[test]
     fn settings_can_be_written_down_and_read_again() {
         let text = r#"{"name":"Mail","max_concurrent":3,"auto_start":false,"persistent":false,"rate_limit":{"starts":7,"per":60,"burst":2},
+            "max_depth":8,"max_age":"1h","when_full":"drop_oldest",
             "priority":"high","timeout":0,"max_retries":0,"retry":{"strategy":"fixed","delay":4},
             "ageing":"5m","fair":true}"#;
         let settings = read(text).unwrap();

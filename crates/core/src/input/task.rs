@@ -75,8 +75,11 @@ pub struct TaskInput {
     pub heartbeat_timeout: Option<Span>,
     /// How many failures are followed by another attempt; what its queue says by default, else 3.
     pub max_retries: Option<u32>,
-    /// What happens at submission when a limit is reached.
+    /// What happens at submission when the queue runs as many tasks as it may, or has started as many: `wait`, which is the
+    /// default, or `reject` with 429.
     pub on_limit: Option<OnLimit>,
+    /// How many tokens of the queue's rate limit a start takes, 1 to 1,000,000; 1 by default.
+    pub units: Option<u32>,
     /// The delays between attempts; what its queue says by default.
     #[serde(deserialize_with = "optional_object")]
     #[schema(value_type = Option<Object>)]
@@ -282,6 +285,7 @@ impl TaskInput {
         check.positive("queue_timeout", self.queue_timeout);
         check.positive("heartbeat_timeout", self.heartbeat_timeout);
         check.retries(self.max_retries);
+        check.units(self.units);
         if let Some(retry) = &self.retry {
             check.retry(retry);
         }
@@ -318,6 +322,7 @@ impl TaskInput {
             queue_timeout: self.queue_timeout,
             heartbeat_timeout: self.heartbeat_timeout,
             on_limit: self.on_limit,
+            units: self.units.filter(|units| *units != 1),
             retry: self.retry,
             requires: self.requires.into_iter().map(Name::from).collect(),
             agent_id: self.agent_id,
@@ -370,6 +375,7 @@ impl From<NewTask> for TaskInput {
             heartbeat_timeout: details.heartbeat_timeout,
             max_retries: spec.max_retries,
             on_limit: details.on_limit,
+            units: details.units,
             retry: details.retry,
             key: spec.key.map(|key| key.to_string()),
             unique: unique.map(|unique| UniqueInput {
@@ -431,6 +437,7 @@ pub fn check_new(task: &NewTask, now: Time) -> Result<(), Invalid> {
         check.json("metadata", details.metadata.as_ref());
         check.json("execution_context", details.execution_context.as_ref());
         check.labels("tags", &details.tags);
+        check.units(details.units);
         if let Some(retry) = &details.retry {
             check.retry(retry);
         }

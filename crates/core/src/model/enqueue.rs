@@ -2,6 +2,7 @@
 
 use smallvec::SmallVec;
 
+use super::capacity::Dropped;
 use super::{Entry, Facts, Model, Remembered, UniqueHold, dependency_failed};
 use crate::graph::{find_cycle, find_cycle_in, find_unknown_item};
 use crate::outcome::ErrorInfo;
@@ -11,7 +12,7 @@ use crate::transition::{Event, EventKind};
 use crate::{Name, State, TaskId, Time};
 
 /// Where an item of a batch goes.
-enum Place {
+pub(super) enum Place {
     New(i64),
     Existing(TaskId),
     /// An earlier item of the batch has its unique key.
@@ -74,6 +75,7 @@ impl Model {
         if let Some(cycle) = find_cycle_in(tasks.len(), edges) {
             return Err(Rejected::Cycle(cycle).into());
         }
+        let dropped = self.make_room(call, &tasks, &places, &replaced)?;
         let mut ids: Vec<Enqueued> = Vec::with_capacity(places.len());
         for place in &places {
             ids.push(match place {
@@ -101,6 +103,7 @@ impl Model {
             };
             let _ = self.happen(old, &Event::Cancel, facts, call.now, &mut Applied::default());
         }
+        self.drop_all(dropped, call.now);
         for (task, place) in tasks.into_iter().zip(&ids) {
             if place.created {
                 self.insert(call, place.id, task, &ids);
@@ -117,7 +120,7 @@ impl Model {
     }
 
     /// Decides for every item whether it is new, before anything is written; also the rows that it replaces.
-    fn places(&self, call: &Call, tasks: &[NewTask]) -> Result<(Vec<Place>, Vec<i64>), Rejected> {
+    pub(super) fn places(&self, call: &Call, tasks: &[NewTask]) -> Result<(Vec<Place>, Vec<i64>), Rejected> {
         let mut places: Vec<Place> = Vec::with_capacity(tasks.len());
         let mut replaced = Vec::new();
         let mut row = self.next_row;
@@ -162,6 +165,20 @@ impl Model {
             row += 1;
         }
         Ok((places, replaced))
+    }
+
+    /// Refuses what its queue does not take; answers what goes to make room for the rest.
+    pub(super) fn make_room(
+        &self,
+        call: &Call,
+        tasks: &[NewTask],
+        places: &[Place],
+        replaced: &[i64],
+    ) -> Result<Dropped, Rejected> {
+        let new = places.iter().zip(tasks).enumerate();
+        let new = new.filter(|(_, (place, _))| matches!(place, Place::New(_)));
+        let new: Vec<(usize, &NewTask)> = new.map(|(item, (_, task))| (item, task)).collect();
+        self.judge(&call.namespace, &new, replaced, call.now)
     }
 
     fn is_unstarted(&self, id: TaskId) -> bool {

@@ -5,6 +5,7 @@
 
 mod agent;
 mod breaker;
+mod capacity;
 mod command;
 mod dossier;
 mod enqueue;

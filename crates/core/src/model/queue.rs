@@ -17,7 +17,7 @@ impl Model {
     }
 
     /// How many leases the tasks of a queue hold.
-    fn running_of(&self, place: &(Name, Name)) -> u64 {
+    pub(super) fn running_of(&self, place: &(Name, Name)) -> u64 {
         let held = self.tasks.values().filter(|e| e.lifecycle.lease.is_some());
         let here = held.filter(|e| (&e.namespace, &e.spec.queue) == (&place.0, &place.1));
         here.count() as u64
@@ -25,8 +25,7 @@ impl Model {
 
     /// How much of each queue with settings may start.
     pub(super) fn rooms(&self, now: Time) -> BTreeMap<(Name, Name), Room> {
-        let none = Room { starts: 0, newest: 0 };
-        let room = |place, queue: &QueueRecord| queue.room(self.running_of(place), now).unwrap_or(none);
+        let room = |place, queue: &QueueRecord| queue.room(self.running_of(place), now).unwrap_or(Room::NONE);
         self.queues
             .iter()
             .map(|(place, queue)| (place.clone(), room(place, queue)))
@@ -35,9 +34,9 @@ impl Model {
 
     /// A task starts.
     pub(super) fn queue_started(&mut self, row: i64, now: Time) {
-        let place = self.queue_of(row);
+        let (place, units) = (self.queue_of(row), self.tasks[&row].spec.units());
         if let Some(queue) = self.queues.get_mut(&place) {
-            queue.started(1, now);
+            queue.started(u64::from(units), now);
         }
     }
 

@@ -85,8 +85,15 @@ impl Model {
                     if is_full || !may_try(&probes, row) || free.is_some_and(|free| !needs(row).fits(free)) {
                         return false;
                     }
-                    if let Some(room) = room {
-                        room.starts -= 1;
+                    let units = self.tasks[row].spec.units();
+                    match room {
+                        Some(room) if !room.admits(units) => {
+                            // Nothing behind it passes it by.
+                            *room = Room::NONE;
+                            return false;
+                        }
+                        Some(room) => room.take(units),
+                        None => {}
                     }
                     for breaker in covering(row) {
                         probes.entry(breaker).and_modify(|left| *left -= 1);
@@ -184,7 +191,7 @@ impl Model {
             return Err(Rejected::LeaseLost(lease.task));
         };
         let namespace = entry.namespace.clone();
-        self.check_spawn(&namespace, &spawn)?;
+        self.check_spawn(&namespace, &spawn, now)?;
         let Some(entry) = self.held(lease) else {
             return Err(Rejected::LeaseLost(lease.task));
         };
@@ -240,7 +247,7 @@ impl Model {
             return Err(lost);
         };
         let (id, namespace) = (entry.id, entry.namespace.clone());
-        self.check_spawn(&namespace, &checkpoint.spawn)?;
+        self.check_spawn(&namespace, &checkpoint.spawn, now)?;
         let mut applied = Applied::default();
         if checkpoint.paused {
             let event = Event::Holder(checkpoint.lease.lease, Report::PauseStarted);
@@ -264,7 +271,7 @@ impl Model {
     }
 
     /// Finds out whether children can be enqueued before anything of the finish is written.
-    fn check_spawn(&self, namespace: &Name, spawn: &[NewTask]) -> Result<(), Rejected> {
+    fn check_spawn(&self, namespace: &Name, spawn: &[NewTask], now: Time) -> Result<(), Rejected> {
         use crate::task::Dependency;
         super::enqueue::check_items(spawn)?;
         for (item, task) in spawn.iter().enumerate() {
@@ -280,7 +287,12 @@ impl Model {
                 }
             }
         }
-        Ok(())
+        let call = Call {
+            namespace: namespace.clone(),
+            ..Call::new(namespace.clone(), now)
+        };
+        let (places, replaced) = self.places(&call, spawn)?;
+        self.make_room(&call, spawn, &places, &replaced).map(drop)
     }
 
     fn spawn(
@@ -353,9 +365,20 @@ impl Model {
             reaped.abandoned += u64::from(self.abandon(row, process, now, &mut applied));
             done += 1;
         }
+        for (row, error) in self.too_old(now) {
+            let facts = Facts {
+                error: Some(error),
+                ..Facts::default()
+            };
+            if done < limit && self.happen(row, &Event::Cancel, facts, now, &mut applied).is_ok() {
+                done += 1;
+                reaped.overdue += 1;
+            }
+        }
         self.forget_nodes(now);
         reaped.ended = applied.ended;
-        reaped.next_due = self.tasks.values().filter_map(next_due).min();
+        let dues = self.tasks.values().filter_map(next_due);
+        reaped.next_due = dues.chain(self.next_too_old(now)).min();
         reaped
     }
 }
@@ -414,7 +437,7 @@ fn next_due(entry: &Entry) -> Option<Time> {
 
 impl Entry {
     /// Since when it could have been claimed, keys and lanes aside.
-    fn ready_since(&self, now: Time) -> Option<Time> {
+    pub(super) fn ready_since(&self, now: Time) -> Option<Time> {
         self.lifecycle
             .is_claimable(now)
             .then(|| self.lifecycle.ready_at.unwrap_or(self.lifecycle.run_at))

@@ -120,7 +120,20 @@ pub(crate) async fn closed_queue(
     let Some(queue) = engine.queue_record(namespace, name).await? else {
         return Ok(None);
     };
+    let units = record.spec.units();
     let closed = match queue.room(queue.running, now) {
+        Ok(room) if record.id.row() <= room.newest && is_ready && !room.admits(units) => {
+            let opens_at = queue.opens_at(units, now);
+            let message = format!(
+                "it takes {units} units of the rate of the queue `{name}`, which has {} for now; it starts at {opens_at}, and \
+                 none behind it before",
+                room.tokens
+            );
+            return Ok(Some(Gate {
+                opens_at: Some(opens_at),
+                ..gate(GateKind::Queue, message)
+            }));
+        }
         Ok(room) if record.id.row() <= room.newest => return Ok(None),
         Ok(_) => {
             let message = manual(name, "nobody asked for it since this task was enqueued");
@@ -131,9 +144,11 @@ pub(crate) async fn closed_queue(
     let (since, opens_at) = match closed {
         Closed::Full { .. } | Closed::Rate { .. } if !is_ready => return Ok(None),
         Closed::Paused { since } => (Some(since), None),
-        Closed::Rate { opens_at } => (None, Some(opens_at)),
+        // The bucket may have to hold more than the one token for which it opens.
+        Closed::Rate { .. } => (None, Some(queue.opens_at(units, now))),
         Closed::Manual | Closed::Full { .. } => (None, None),
     };
+    let closed = opens_at.map_or(closed, |opens_at| Closed::Rate { opens_at });
     Ok(Some(Gate {
         since,
         opens_at,

@@ -32,7 +32,7 @@ async fn every_field_of_a_task_comes_back() {
         "parameters": {"message": "hi"}, "metadata": {"a": [1, 2]}, "execution_context": {"b": null},
         "queue": "reports", "priority": 4, "on_dependency_failure": "ignore", "delay": "1h 30m",
         "deadline": "2099-01-01T00:00:00Z", "expires_at": "2099-01-01T00:00:00+02:00", "timeout": "250ms",
-        "queue_timeout": 60, "heartbeat_timeout": 5, "max_retries": 7, "on_limit": "reject",
+        "queue_timeout": 60, "heartbeat_timeout": 5, "max_retries": 7, "on_limit": "reject", "units": 5,
         "retry": {"strategy": "fixed", "delay": 2, "jitter": "none"}, "key": "k", "unique": {"key": "u", "ttl": "1d"},
         "requires": ["gpu"], "agent_id": "agent-1", "resource_requirements": {"cpu_cores": 1.5},
         "created_by": "ann", "assigned_to": "bob", "tags": ["x", "y"],

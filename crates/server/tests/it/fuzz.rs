@@ -50,6 +50,7 @@ fn field() -> impl Strategy<Value = String> {
         "heartbeat_timeout",
         "max_retries",
         "on_limit",
+        "units",
         "retry",
         "key",
         "unique",

@@ -268,3 +268,50 @@ async fn the_status_says_whether_tasks_start() {
     let queue = closed("rated", "rate_limited", "it starts the next one at").await;
     assert!(queue["opens_at"].is_string(), "{queue}");
 }
+
+#[tokio::test]
+async fn a_submission_that_meets_a_limit_is_429_with_the_limit_and_when_to_try_again() {
+    let server = Server::new();
+    server
+        .put("short", r#"{"max_depth":2,"max_age":"1h"}"#)
+        .await
+        .expect(200);
+    let batch = r#"{"tasks":[{"handler":"noop"},{"handler":"noop","queue":"short"},{"handler":"noop","queue":"short"},
+        {"handler":"noop","queue":"short"}]}"#;
+    let refused = server.post("/api/v1/tasks/batch", batch).await.expect(429);
+    assert_eq!(
+        (refused.header("content-type"), refused.header("retry-after")),
+        ("application/problem+json", "")
+    );
+    let message = "the queue `short` is at its max_depth of 2: 2 tasks wait in it; submit it again later";
+    let problem = json!({
+        "type": "urn:pensum:problem:queue-full",
+        "title": "The queue takes no more at this moment",
+        "status": 429,
+        "detail": format!("tasks[3].queue: {message}"),
+        "errors": [{ "path": "tasks[3].queue", "message": message }],
+    });
+    assert_eq!(refused.json(), problem);
+    let stats = server.get("/api/v1/queues/stats").await.expect(200).json();
+    assert_eq!(stats["ready_tasks"], 0, "nothing of the batch is written");
+    server
+        .put("calls", r#"{"rate_limit":{"starts":1,"per":"1h","burst":3}}"#)
+        .await
+        .expect(200);
+    let made = server.task(r#"{"handler":"noop","queue":"calls","units":2}"#).await;
+    assert_eq!(made["units"], 2);
+    let body = r#"{"handler":"noop","queue":"calls","units":2,"on_limit":"reject"}"#;
+    let refused = server.post("/api/v1/tasks", body).await.expect(429);
+    assert_eq!(refused.header("retry-after"), "3600");
+    let problem = refused.json();
+    assert_eq!(
+        (&problem["retry_after"], &problem["errors"][0]["path"]),
+        (&json!(3_600), &json!("queue"))
+    );
+    assert!(
+        problem["detail"]
+            .as_str()
+            .unwrap()
+            .contains("those ready before take 2 and this one takes 2")
+    );
+}

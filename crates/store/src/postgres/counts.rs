@@ -91,7 +91,7 @@ pub(super) async fn counts(pool: &Arc<Pool>, catalog: &Catalog, namespace: &str,
     Ok(counts)
 }
 
-fn read_cell(row: &tokio_postgres::Row) -> Result<((u32, Cell), i64), Fault> {
+pub(super) fn read_cell(row: &tokio_postgres::Row) -> Result<((u32, Cell), i64), Fault> {
     let class: i32 = row.try_get(0)?;
     let cell = Cell::from_code(row.try_get(1)?)
         .ok_or_else(|| Fault::Damaged(format!("class {class} counts in an unknown cell")))?;

@@ -17,6 +17,7 @@ use pensum_core::{ErrorInfo, Lifecycle, Name, NewTask, Priority, Spec, State, St
 use tokio::sync::oneshot;
 
 use super::Inner;
+use super::capacity::{self, Dropped};
 use super::error::Fault;
 use super::key;
 use super::pool::{Durability, Statement, Value, text};
@@ -79,7 +80,7 @@ fn durability(tasks: &[Prepared]) -> Durability {
 
 /// A call on its way into a transaction with others.
 struct Job {
-    now: Time,
+    call: Call,
     actor: u32,
     tasks: Vec<Prepared>,
     reply: oneshot::Sender<Result<Vec<Enqueued>, StoreError>>,
@@ -94,20 +95,18 @@ pub(super) struct Departures {
 /// Enqueues the tasks of one call.
 pub(super) async fn enqueue(inner: &Arc<Inner>, call: Call, tasks: Vec<NewTask>) -> Result<Vec<Enqueued>, StoreError> {
     let fault = |fault: Fault| fault.describe(&inner.pool.location);
-    let simple = call.idempotency.is_none() && tasks.iter().all(is_simple);
+    let (_, judging) = inner.queues.judging(&call.namespace, tasks.iter());
+    let simple = call.idempotency.is_none() && judging.is_empty() && tasks.iter().all(is_simple);
     let tasks = prepare(inner, &call.namespace, tasks).await.map_err(fault)?;
     let actor = inner.catalog.name_id(&inner.pool, &call.actor).await.map_err(fault)?;
     if !simple {
-        return inner
-            .retry(|| special(inner, &call, &tasks))
-            .await?
-            .map_err(StoreError::from);
+        return alone(inner, &call, &tasks).await;
     }
     let (reply, answer) = oneshot::channel();
     inner.departures.board(
         inner,
         Job {
-            now: call.now,
+            call,
             actor,
             tasks,
             reply,
@@ -118,6 +117,14 @@ pub(super) async fn enqueue(inner: &Arc<Inner>, call: Call, tasks: Vec<NewTask>)
             "the runtime that wrote the tasks ended meanwhile; they may be in the store, or not".to_owned(),
         ))
     })
+}
+
+/// The tasks of one call in a transaction of their own.
+async fn alone(inner: &Arc<Inner>, call: &Call, tasks: &[Prepared]) -> Result<Vec<Enqueued>, StoreError> {
+    inner
+        .retry(|| special(inner, call, tasks))
+        .await?
+        .map_err(StoreError::from)
 }
 
 impl Departures {
@@ -193,9 +200,33 @@ impl Drop for Flight {
     }
 }
 
-async fn fly(inner: &Arc<Inner>, jobs: Vec<Job>) {
-    match inner.retry(|| simple(inner, &jobs)).await {
+/// True when a queue of the tasks has come to judge them since they boarded.
+fn is_judged(inner: &Inner, job: &Job) -> bool {
+    let tasks = job.tasks.iter().map(|prepared| &prepared.task);
+    !inner.queues.judging(&job.call.namespace, tasks).1.is_empty()
+}
+
+async fn fly(inner: &Arc<Inner>, mut jobs: Vec<Job>) {
+    let mut flown = inner.retry(|| simple(inner, &jobs)).await;
+    while matches!(flown, Ok(None)) {
+        let (judged, rest): (Vec<Job>, Vec<Job>) = jobs.into_iter().partition(|job| is_judged(inner, job));
+        for job in judged {
+            let inner = Arc::clone(inner);
+            tokio::spawn(async move {
+                let answer = alone(&inner, &job.call, &job.tasks).await;
+                let _ = job.reply.send(answer);
+            });
+        }
+        jobs = rest;
+        flown = inner.retry(|| simple(inner, &jobs)).await;
+    }
+    match flown.map(Option::unwrap_or_default) {
         Ok(mut ids) => {
+            let mut classes: Vec<u32> = jobs.iter().flat_map(|job| &job.tasks).map(|task| task.class).collect();
+            classes.dedup();
+            for class in classes {
+                inner.came(class);
+            }
             let mut ids = ids.drain(..);
             for job in jobs {
                 let own = ids.by_ref().take(job.tasks.len());
@@ -277,8 +308,16 @@ pub(super) fn live_of(id: TaskId, prepared: &Prepared, scope: Option<Name>, unme
     live
 }
 
-async fn simple(inner: &Arc<Inner>, jobs: &[Job]) -> Result<Vec<TaskId>, Fault> {
+/// Writes the tasks of these calls; `None` where a queue has come to judge some of them.
+async fn simple(inner: &Arc<Inner>, jobs: &[Job]) -> Result<Option<Vec<TaskId>>, Fault> {
+    let version = inner.queues.version();
+    if jobs.iter().any(|job| is_judged(inner, job)) {
+        return Ok(None);
+    }
     let count = jobs.iter().map(|job| job.tasks.len()).sum();
+    if count == 0 {
+        return Ok(Some(Vec::new()));
+    }
     let mut rows = inner.rows.take(&inner.pool, count).await?.into_iter();
     let mut fresh: Vec<New<'_>> = Vec::with_capacity(count);
     let mut lives: Vec<(LiveRow, Time)> = Vec::with_capacity(count);
@@ -288,19 +327,20 @@ async fn simple(inner: &Arc<Inner>, jobs: &[Job]) -> Result<Vec<TaskId>, Fault> 
             let Some(row) = rows.next() else {
                 return Err(Fault::Damaged("too few row numbers".to_owned()));
             };
-            let id = TaskId::mint(job.now, row, inner.bits());
-            let mut live = live_of(id, prepared, None, 0, job.now);
+            let now = job.call.now;
+            let id = TaskId::mint(now, row, inner.bits());
+            let mut live = live_of(id, prepared, None, 0, now);
             if inner.queues.has_rules() {
-                live.age(inner.order_rule(prepared.class), job.now);
+                live.age(inner.order_rule(prepared.class), now);
             }
             *tallies
-                .entry((prepared.class, live.cell(live.gate_at(job.now))))
+                .entry((prepared.class, live.cell(live.gate_at(now))))
                 .or_default() += 1;
-            lives.push((live, job.now));
+            lives.push((live, now));
             fresh.push(New {
                 id,
                 actor: Some(job.actor),
-                created_at: job.now,
+                created_at: now,
                 prepared,
             });
         }
@@ -316,6 +356,7 @@ async fn simple(inner: &Arc<Inner>, jobs: &[Job]) -> Result<Vec<TaskId>, Fault> 
         insert.params.push(Value::Int8s(rises_at.collect()));
     }
     let mut statements = vec![
+        capacity::guard(version),
         Statement {
             sql: &INSERT_TASK,
             params: task_values(&fresh),
@@ -328,7 +369,7 @@ async fn simple(inner: &Arc<Inner>, jobs: &[Job]) -> Result<Vec<TaskId>, Fault> 
         .first()
         .map_or(Durability::Acknowledged, |job| durability(&job.tasks));
     inner.pool.begin(durability).await?.commit(&statements).await?;
-    Ok(ids)
+    Ok(Some(ids))
 }
 
 pub(super) fn new_live_values(lives: &[(LiveRow, Time)]) -> Vec<Value<'static>> {
@@ -490,6 +531,8 @@ pub(super) struct Plan {
     places: Vec<Place>,
     /// Unstarted tasks that lose their unique key.
     replaced: Vec<TaskId>,
+    /// What makes room for the rest in a full queue.
+    dropped: Dropped,
 }
 
 /// Who holds the unique keys of a batch, by handler and key.
@@ -550,7 +593,16 @@ impl Work {
                 return Ok(Err(Rejected::Cycle(cycle)));
             }
         }
-        Ok(Ok(Plan { places, replaced }))
+        let is_new = |item: usize| matches!(places.get(item), None | Some(Place::New));
+        let dropped = match self.make_room(namespace, tasks, &is_new, &replaced).await? {
+            Ok(dropped) => dropped,
+            Err(rejected) => return Ok(Err(rejected)),
+        };
+        Ok(Ok(Plan {
+            places,
+            replaced,
+            dropped,
+        }))
     }
 
     /// Refuses dependencies that are not there or wait for each other; locks those that are.
@@ -719,6 +771,7 @@ impl Work {
                 .happen(old.row(), &Event::Cancel, facts, &mut Applied::default())
                 .await?;
         }
+        self.drop_all(plan.dropped).await?;
         let count = (0..tasks.len())
             .filter(|i| matches!(plan.places.get(*i), None | Some(Place::New)))
             .count();

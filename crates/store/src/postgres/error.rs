@@ -38,6 +38,11 @@ impl Fault {
         matches!(self, Fault::Db(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE))
     }
 
+    /// True when queues have changed since those were read by which the transaction decided: see `capacity::guard`.
+    pub(super) fn is_stale(&self) -> bool {
+        matches!(self, Fault::Db(error) if error.code() == Some(&SqlState::DIVISION_BY_ZERO))
+    }
+
     /// What the caller is told.
     pub(super) fn describe(self, location: &str) -> StoreError {
         match self {

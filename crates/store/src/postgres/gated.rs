@@ -29,7 +29,7 @@ pub(super) const PATIENT: &str = "SET LOCAL lock_timeout TO DEFAULT";
 /// How many leases are looked at first when they are counted: a limit that makes the server walk along their index.
 const LEASES_FEW: i64 = 1_000;
 
-static HOLD: LazyLock<String> =
+pub(super) static HOLD: LazyLock<String> =
     LazyLock::new(|| format!("SELECT {COLUMNS} FROM pensum.queue q WHERE q.id = ANY($1) ORDER BY q.id FOR UPDATE"));
 
 /// How many leases the tasks of each queue hold, among the first of all leases, and how many of those were looked at.
@@ -44,7 +44,7 @@ fn count(limit: &str) -> String {
 }
 
 static COUNT_FEW: LazyLock<String> = LazyLock::new(|| count(&LEASES_FEW.to_string()));
-static COUNT_ALL: LazyLock<String> = LazyLock::new(|| count("ALL"));
+pub(super) static COUNT_ALL: LazyLock<String> = LazyLock::new(|| count("ALL"));
 
 /// Notes starts in the buckets of queues.
 const FILL: &str = "UPDATE pensum.queue q SET bucket = given.bucket
@@ -95,7 +95,7 @@ pub(super) async fn attempt(
     };
     if !add_lanes(&mut params, lanes, &gates) {
         tx.rollback().await?;
-        remember(inner, lanes, &gates, None, now);
+        remember(inner, lanes, &gates, None, &[], now);
         return Ok(Try::Taken(Vec::new()));
     }
     let claim = [Statement {
@@ -126,7 +126,9 @@ pub(super) async fn attempt(
         tx.commit(&fill_buckets(&gates, &changed)).await?;
     }
     if !mode.alone {
-        remember(inner, lanes, &gates, first.try_get(guard::READY)?, now);
+        let short: Option<Vec<i32>> = first.try_get(guard::SHORT)?;
+        let short = short.unwrap_or_default();
+        remember(inner, lanes, &gates, first.try_get(guard::READY)?, &short, now);
     }
     Ok(match keep(inner, taken, now).await? {
         Some(claimed) => Try::Taken(claimed),
@@ -196,6 +198,13 @@ fn add_lanes(params: &mut Vec<Value<'static>>, lanes: &Lanes, gates: &Gates) -> 
     let starts = |room: &Room| i64::try_from(room.starts).unwrap_or(i64::MAX);
     params.push(Value::Int8s(all.iter().map(|(.., room)| Some(starts(room))).collect()));
     params.push(Value::Int8s(all.iter().map(|(.., room)| Some(room.newest)).collect()));
+    let units = |class: &i32| i32::try_from(lanes.units_of(*class)).unwrap_or(i32::MAX);
+    params.push(Value::Int4s(all.iter().map(|(class, ..)| Some(units(class))).collect()));
+    let tokens = |room: &Room| {
+        let tokens = i64::try_from(room.tokens).unwrap_or(i64::MAX);
+        if room.is_full { -tokens } else { tokens }
+    };
+    params.push(Value::Int8s(all.iter().map(|(.., room)| Some(tokens(room))).collect()));
     !all.is_empty()
 }
 
@@ -213,7 +222,7 @@ pub(super) fn note_starts(gates: &mut Gates, lanes: &Lanes, taken: &[(LiveRow, C
         };
         gate.running += 1;
         if gate.record.settings.rate.is_some() {
-            gate.record.started(1, run.taken_at);
+            gate.record.started(u64::from(lanes.units_of(class)), run.taken_at);
             changed.push(queue);
         }
     }
@@ -236,8 +245,19 @@ pub(super) fn fill_buckets(gates: &Gates, changed: &[i32]) -> Vec<Statement<'sta
     }]
 }
 
-/// Lets claims leave out the queues that have no room now, and those of which nothing was seen that may start.
-pub(super) fn remember(inner: &Inner, lanes: &Lanes, gates: &Gates, seen: Option<Vec<i32>>, now: Time) {
+/// Lets claims leave out the queues that have no room now, and those of which nothing was seen that may start: also those
+/// whose next task is of a class in `short`, the units of which are not there yet.
+pub(super) fn remember(inner: &Inner, lanes: &Lanes, gates: &Gates, seen: Option<Vec<i32>>, short: &[i32], now: Time) {
+    for class in short {
+        let queue = lanes.limited.iter().find(|(limited, _)| limited == class);
+        if let Some((_, queue)) = queue
+            && let Some(gate) = gates.get(&queue.id)
+            && gate.record.room(gate.running, now).is_ok()
+        {
+            let opens_at = gate.record.opens_at(lanes.units_of(*class), now);
+            inner.queues.fall_short(*queue, lanes.version, opens_at, inner.poll());
+        }
+    }
     for (_, queue) in &lanes.limited {
         let Some(gate) = gates.get(&queue.id) else { continue };
         match gate.record.room(gate.running, now) {

@@ -161,6 +161,9 @@ async fn carry_out(work: Work, rows: &[Row], limit: usize, judge: Judge<'_>) -> 
 /// What the database says of values that it cannot keep (classes 22 and 54 of SQLSTATE: a label too long for an index,
 /// say); `None` where it failed for another reason.
 fn refusal(fault: &Fault) -> Option<String> {
+    if fault.is_stale() {
+        return None;
+    }
     let Fault::Db(error) = fault else { return None };
     let error = error.as_db_error()?;
     let class = error.code().code().get(..2)?;
@@ -276,8 +279,9 @@ impl Admission {
             namespace: task.namespace,
             ..Call::new(task.actor, self.work.now)
         };
-        let plain = tasks.iter().all(is_plain);
         let inner = Arc::clone(&self.work.inner);
+        let (_, judging) = inner.queues.judging(&call.namespace, tasks.iter());
+        let plain = judging.is_empty() && tasks.iter().all(is_plain);
         match prepare(&inner, &call.namespace, tasks).await {
             Ok(tasks) => self.add(id, call, tasks, plain).await?,
             // On a connection of its own, so that nothing else is undone.

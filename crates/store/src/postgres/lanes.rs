@@ -86,6 +86,8 @@ pub(super) struct Lanes {
     pub(super) opens_at: Option<Time>,
     /// What a task of these takes of the claimer's machine; of others nothing that counts.
     pub(super) needs: BTreeMap<i32, Amounts>,
+    /// How many units a task of these has; of others one.
+    units: BTreeMap<i32, u32>,
 }
 
 impl Lanes {
@@ -101,6 +103,7 @@ impl Lanes {
             version: view.version(),
             opens_at: None,
             needs: BTreeMap::new(),
+            units: BTreeMap::new(),
         };
         for class in inner.catalog.classes() {
             if !claimer.suits(&class) {
@@ -126,6 +129,9 @@ impl Lanes {
                 }
                 lanes.needs.insert(id, needs);
             }
+            if class.demand.units != 1 {
+                lanes.units.insert(id, class.demand.units);
+            }
             match view.stand(&class) {
                 Stand::Open if tried.is_none() => lanes.open.push(id),
                 Stand::Open => {}
@@ -142,6 +148,11 @@ impl Lanes {
         lanes.open.sort_unstable();
         lanes.limited.sort_unstable();
         lanes
+    }
+
+    /// How many units a task of the class has.
+    pub(super) fn units_of(&self, class: i32) -> u32 {
+        self.units.get(&class).copied().unwrap_or(1)
     }
 
     /// Those of queues that have to be asked that no half-open breaker covers.
@@ -240,8 +251,10 @@ pub(super) mod guard {
     pub(in crate::postgres) const SEEN: usize = 5;
     /// The limited queues of which something is ready; where limits are obeyed, something that may start.
     pub(in crate::postgres) const READY: usize = 6;
+    /// Where limits are obeyed: the classes of the next tasks of queues whose buckets hold too little for them.
+    pub(in crate::postgres) const SHORT: usize = 7;
     /// How many there are.
-    pub(in crate::postgres) const COLUMNS: usize = 7;
+    pub(in crate::postgres) const COLUMNS: usize = 8;
 }
 
 /// The rows to take from one lane: straight off the index, passing over what others are taking.
@@ -258,24 +271,32 @@ const LANES: &str = "SELECT best.row FROM unnest($2::integer[]) AS lane(class) C
     WHERE NOT (HINDERED)
     ORDER BY best.rank, best.deadline, best.row LIMIT 2 * $3 + 64";
 
-/// The lanes of a claim that obeys limits: class, queue (0 for none), how many of the queue may start, and the newest row
-/// of those.
+/// The lanes of a claim that obeys limits: class, queue (0 for none), how many of the queue may start, the newest row of
+/// those, how many units a task has, and how many tokens the queue's bucket holds (negative
+/// for a full one).
 const LANES_GIVEN: &str = "lanes AS MATERIALIZED (SELECT * FROM unnest($2::integer[], $11::integer[], $12::bigint[],
-        $13::bigint[]) AS given(class, queue, starts, newest)),";
+        $13::bigint[], $14::integer[], $15::bigint[]) AS given(class, queue, starts, newest, units, tokens)),";
 
 /// The best rows of each of several lanes. Of queues with limits, which the claimer has locked, nobody else takes any.
 const FOUND: &str = "found AS MATERIALIZED (
-        SELECT best.row, best.rank, best.deadline, lane.queue, lane.starts, row_number() OVER (
-            PARTITION BY lane.queue ORDER BY best.rank, best.deadline, best.row) AS place
+        SELECT best.row, best.rank, best.deadline, lane.class, lane.queue, lane.starts, lane.tokens,
+            row_number() OVER of_queue AS place, sum(lane.units) OVER of_queue AS units
         FROM lanes lane CROSS JOIN LATERAL (
             SELECT row, rank, deadline FROM pensum.live
             WHERE class = lane.class AND gate = 0 AND (timer_at IS NULL OR timer_at > $1) AND row <= lane.newest
             ORDER BY rank, deadline, row LIMIT 2 * $3 + 64) best
-        WHERE NOT (HINDERED)),";
+        WHERE NOT (HINDERED)
+        WINDOW of_queue AS (PARTITION BY lane.queue ORDER BY best.rank, best.deadline, best.row)),";
+
+/// True while those of a queue up to this one have no more units than its bucket holds; the first of a full one may.
+const IN_BUCKET: &str = "(units <= abs(tokens) OR (place = 1 AND tokens < 0))";
 
 /// The best of all those, of each queue no more than may start.
-const LANES_LIMITED: &str =
-    "SELECT row FROM found WHERE place <= starts ORDER BY rank, deadline, row LIMIT 2 * $3 + 64";
+const LANES_LIMITED: &str = "SELECT row FROM found WHERE place <= starts AND IN_BUCKET
+    ORDER BY rank, deadline, row LIMIT 2 * $3 + 64";
+
+/// The classes of the first tasks of queues whose buckets hold too little for them.
+const SHORT: &str = "ARRAY(SELECT class FROM found WHERE place = 1 AND starts > 0 AND NOT IN_BUCKET)";
 
 /// The suspects of the lanes, of which one is to run alone.
 const SUSPECTS: &str = "SELECT row FROM (SELECT row, rank, deadline FROM pensum.live
@@ -387,6 +408,7 @@ fn write(kind: Kind, limits: Limits) -> String {
         Limits::Obeyed if alone => ("", "NULL::integer[]", ""),
         Limits::Obeyed => ("", "ARRAY(SELECT DISTINCT queue FROM found)", ""),
     };
+    let short = if obeyed && !alone { SHORT } else { "NULL::integer[]" };
     let asked = if asked.is_empty() {
         String::new()
     } else {
@@ -404,7 +426,7 @@ fn write(kind: Kind, limits: Limits) -> String {
         {found}
         {best}
         {taking}
-        SELECT g.upkeep, g.unknown, g.stale, g.suspect, g.next_due, {seen}, {ready}, {live}, {task}, c.state
+        SELECT g.upkeep, g.unknown, g.stale, g.suspect, g.next_due, {seen}, {ready}, {short}, {live}, {task}, c.state
         FROM guard g LEFT JOIN taken l ON true LEFT JOIN pensum.task t ON t.row = l.row
         LEFT JOIN pensum.checkpoint c ON c.row = l.row AND (l.flags & 1) <> 0",
         lanes = if obeyed { LANES_GIVEN } else { "" },
@@ -415,7 +437,7 @@ fn write(kind: Kind, limits: Limits) -> String {
         live = row::list(&LIVE, "l"),
         task = row::list(&TASK, "t"),
     );
-    sql.replace("HINDERED", &hindered)
+    sql.replace("HINDERED", &hindered).replace("IN_BUCKET", IN_BUCKET)
 }
 
 /// All statements, by kind and limits.

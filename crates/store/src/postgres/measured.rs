@@ -377,10 +377,10 @@ async fn fill(
         }
         look = again.1;
     }
-    let (counts, suspect) = choose(budget, lanes, &open, (&gates, &trials), &look);
+    let Choice { counts, suspect, short } = choose(budget, lanes, &open, (&gates, &trials), &look);
     let is_held_up = look.suspect.is_some() && suspect.is_none();
     if counts.is_empty() || is_held_up {
-        gated::remember(inner, lanes, &gates, None, now);
+        gated::remember(inner, lanes, &gates, None, &short, now);
         lanes.remember_trials(inner, &trials, inner.poll());
         tx.commit(&[]).await?;
         return Ok(Try::Taken(Vec::new()));
@@ -428,7 +428,7 @@ async fn fill(
     if let Some(tx) = tx {
         tx.commit(&gated::fill_buckets(&gates, &changed)).await?;
     }
-    gated::remember(inner, lanes, &gates, None, now);
+    gated::remember(inner, lanes, &gates, None, &short, now);
     for (live, _) in &taken {
         lanes.note_trial(&mut trials, live.class as i32);
     }
@@ -539,25 +539,34 @@ fn ready_queues(open: &[Lane], look: &Look) -> Vec<i32> {
     queues.into_iter().collect()
 }
 
-/// How many of each class to take, in the order of claims as long as they fit; or the suspect that is to run alone.
-fn choose(
-    budget: &Budget,
-    lanes: &Lanes,
-    open: &[Lane],
-    (gates, trials): (&Gates, &Trials),
-    look: &Look,
-) -> (BTreeMap<i32, i64>, Option<i64>) {
+/// What to take.
+#[derive(Default)]
+struct Choice {
+    /// How many of each class, in the order of claims as long as they fit.
+    counts: BTreeMap<i32, i64>,
+    /// Or the suspect that is to run alone.
+    suspect: Option<i64>,
+    /// The classes of the next tasks of queues whose buckets hold too little for them.
+    short: Vec<i32>,
+}
+
+fn choose(budget: &Budget, lanes: &Lanes, open: &[Lane], (gates, trials): (&Gates, &Trials), look: &Look) -> Choice {
     if let Some((row, class)) = look.suspect {
         return match budget.any_fresh {
-            true => (BTreeMap::new(), None),
-            false => (BTreeMap::from([(class, 1)]), Some(row)),
+            true => Choice::default(),
+            false => Choice {
+                counts: BTreeMap::from([(class, 1)]),
+                suspect: Some(row),
+                ..Choice::default()
+            },
         };
     }
     let queues: BTreeMap<i32, i32> = open.iter().filter_map(|l| Some((l.class, l.queue?))).collect();
-    let mut rooms: BTreeMap<i32, u64> = BTreeMap::new();
+    let mut rooms: BTreeMap<i32, Room> = BTreeMap::new();
     for (queue, gate) in gates {
-        rooms.insert(*queue, gate.room.as_ref().map_or(0, |room| room.starts));
+        rooms.insert(*queue, *gate.room.as_ref().unwrap_or(&Room::NONE));
     }
+    let mut short = Vec::new();
     let (mut counts, mut free, mut trials) = (BTreeMap::new(), budget.free, trials.clone());
     let mut slots = budget.slots;
     for class in &look.found {
@@ -565,18 +574,34 @@ fn choose(
             break;
         }
         let needs = lanes.needs.get(class).copied().unwrap_or_default();
-        let room = queues.get(class).map(|queue| rooms.entry(*queue).or_default());
-        let is_full = room.as_ref().is_some_and(|room| **room == 0) || lanes.may_try(&trials, *class) == 0;
+        let queue = queues.get(class);
+        let room = queue.map(|queue| rooms.entry(*queue).or_insert(Room::NONE));
+        let is_full = room.as_ref().is_some_and(|room| room.starts == 0) || lanes.may_try(&trials, *class) == 0;
         if is_full || free.is_some_and(|free| !needs.fits(free)) {
             continue;
         }
-        lanes.note_trial(&mut trials, *class);
-        if let Some(room) = room {
-            *room -= 1;
+        let units = lanes.units_of(*class);
+        match room {
+            Some(room) if !room.admits(units) => {
+                let before = queue.and_then(|queue| gates.get(queue)?.room.ok());
+                if before == Some(*room) {
+                    short.push(*class);
+                }
+                // Nothing behind it passes it by.
+                *room = Room::NONE;
+                continue;
+            }
+            Some(room) => room.take(units),
+            None => {}
         }
+        lanes.note_trial(&mut trials, *class);
         free = free.map(|free| free.minus(needs));
         slots -= 1;
         *counts.entry(*class).or_default() += 1;
     }
-    (counts, None)
+    Choice {
+        counts,
+        suspect: None,
+        short,
+    }
 }

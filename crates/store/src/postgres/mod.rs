@@ -6,6 +6,7 @@
 mod ageing;
 mod agent;
 mod breaker;
+mod capacity;
 mod claim;
 mod clock;
 mod command;
@@ -167,6 +168,15 @@ impl Inner {
         fair.map(|class| class.id as i32).collect()
     }
 
+    /// A task of this class was enqueued.
+    fn came(&self, class: u32) {
+        if self.queues.any()
+            && let Some(class) = self.catalog.known_class(class)
+        {
+            self.queues.came(&class);
+        }
+    }
+
     /// The longest time between two looks of a parked claim, beneath the notices.
     fn poll(&self) -> Duration {
         if self.wake.is_deaf() { POLL_DEAF } else { POLL }
@@ -194,6 +204,10 @@ impl Inner {
                     let longest = PAUSE * (1 << tried.min(7));
                     let share = self.unit();
                     tokio::time::sleep(longest.mul_f64(0.5 + share / 2.0)).await;
+                }
+                Err(fault) if fault.is_stale() && tried < TRIES_MAX => {
+                    let read = self.queues.refresh(&self.pool).await;
+                    read.map_err(|fault| fault.describe(&self.pool.location))?;
                 }
                 Err(fault) => return Err(fault.describe(&self.pool.location)),
                 Ok(done) => return Ok(done),

@@ -5,7 +5,7 @@
 //! the intake, and a node enqueues it after the commit.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::future::join_all;
 use pensum_core::agent::Demand;
@@ -21,6 +21,7 @@ use super::enqueue::{
 use super::error::Fault;
 use super::options::{SCHEMA_DEFAULT, check_schema};
 use super::pool::{Statement, Value, text};
+use super::queue::{self, COLUMNS};
 use super::schema;
 use super::step::tally_statement;
 use super::wake::channel;
@@ -95,7 +96,8 @@ impl Outbox {
         }
     }
 
-    /// Writes tasks without ties: no dependencies, keys, unique keys or parents. They are there, under the ids that come
+    /// Writes tasks without ties: no dependencies, keys, unique keys or parents, and of no queue that has to be counted before
+    /// it takes them. They are there, under the ids that come
     /// back in order, once the transaction commits. `call.now` is [the database's time](Outbox::now); an idempotency key
     /// is not looked at, for the transaction itself happens once.
     ///
@@ -117,8 +119,43 @@ impl Outbox {
         if tasks.is_empty() {
             return Ok(Vec::new());
         }
+        let judged = self.judged(transaction, call, &tasks).await;
+        if let Some(item) = judged.map_err(|fault| self.describe(fault))? {
+            return Err(StoreError::Conflict(format!(
+                "tasks[{item}]: the queue `{}` has limits for which it would have to be locked as long as the transaction \
+                 lasts; submit it to the intake instead",
+                tasks[item].spec.queue
+            )));
+        }
         let written = self.write(transaction, call, tasks).await;
         written.map_err(|fault| self.describe(fault))
+    }
+
+    /// The first task that its queue has to judge.
+    async fn judged(
+        &self,
+        transaction: &Transaction<'_>,
+        call: &Call,
+        tasks: &[NewTask],
+    ) -> Result<Option<usize>, Fault> {
+        let names: BTreeSet<&str> = tasks.iter().map(|task| &*task.spec.queue).collect();
+        let sql = format!("SELECT {COLUMNS} FROM pensum.queue q WHERE q.namespace = $1 AND q.name = ANY($2)");
+        let params = vec![
+            Value::Text(Some(Cow::Borrowed(&*call.namespace))),
+            Value::Texts(names.into_iter().map(|name| Some(text(name))).collect()),
+        ];
+        let rows = self.run(transaction, &[say(&sql, params)]).await?;
+        let mut queues = BTreeMap::new();
+        for row in rows.iter().flatten() {
+            let (_, _, record) = queue::read(row, 0)?;
+            queues.insert(record.name, record.settings);
+        }
+        let judges = |task: &NewTask| {
+            queues
+                .get(&task.spec.queue)
+                .is_some_and(|settings| settings.judges(task))
+        };
+        Ok(tasks.iter().position(judges))
     }
 
     /// True for a task that [`Outbox::enqueue`] takes.

@@ -11,7 +11,8 @@ use parking_lot::{Mutex, RwLock};
 use pensum_core::order::OrderRule;
 use pensum_core::queue::{Bucket, Closed, QUEUES_MAX, QueueCommand, QueueRecord, QueueSettings};
 use pensum_core::store::{Call, Rejected};
-use pensum_core::{Name, Time};
+use pensum_core::time::Span;
+use pensum_core::{Name, NewTask, Time};
 use tokio::time::Instant;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
@@ -81,6 +82,13 @@ enum Shut {
     /// As many run as may, or all that may start does. A run that ends or a task that becomes ready is heard of; what is
     /// not is found when the time is up.
     Full { version: i64, opened: u64, until: Instant },
+    /// Its bucket holds too little for its next task until then. A task that becomes ready may go before that one.
+    Short {
+        version: i64,
+        opened: u64,
+        opens_at: Time,
+        until: Instant,
+    },
     /// Another transaction holds it.
     Held(Instant),
 }
@@ -181,6 +189,14 @@ impl View<'_> {
                 opened: then,
                 until,
             }) if version == self.version() && then == opened && until > Instant::now() => Stand::Shut(None),
+            Some(Shut::Short {
+                version,
+                opened: then,
+                opens_at,
+                until,
+            }) if version == self.version() && then == opened && opens_at > self.now && until > Instant::now() => {
+                Stand::Shut(Some(opens_at))
+            }
             Some(Shut::Held(until)) if until > Instant::now() => Stand::Shut(None),
             _ => Stand::Limited(Limited { id: known.id, opened }),
         }
@@ -213,11 +229,63 @@ impl Queues {
             let settings = &known.record.settings;
             settings.max_concurrent.is_some() || !settings.auto_start
         };
-        let Some(known) = snapshot.of(class).filter(limited) else {
+        let Some(known) = snapshot.of(class) else {
             return is_tried;
         };
-        self.doors.lock().entry(known.id).or_default().opened += 1;
+        let mut doors = self.doors.lock();
+        let is_short = matches!(
+            doors.get(&known.id).and_then(|door| door.shut),
+            Some(Shut::Short { .. })
+        );
+        if !is_short && !limited(&known) {
+            return is_tried;
+        }
+        doors.entry(known.id).or_default().opened += 1;
         true
+    }
+
+    /// A task of this class was enqueued: it may go before the one for which its queue's bucket holds too little.
+    pub(super) fn came(&self, class: &Class) {
+        let snapshot = self.snapshot.read();
+        if let Some(known) = snapshot.of(class).filter(|known| known.record.settings.rate.is_some())
+            && let Some(door) = self.doors.lock().get_mut(&known.id)
+            && matches!(door.shut, Some(Shut::Short { .. }))
+        {
+            door.opened += 1;
+        }
+    }
+
+    /// Which of the queues of these tasks judge one of them before it is taken, and the version of all queues by which that
+    /// is so.
+    pub(super) fn judging<'a>(&self, namespace: &Name, tasks: impl Iterator<Item = &'a NewTask>) -> (i64, Vec<i32>) {
+        let snapshot = self.snapshot.read();
+        let Some(queues) = snapshot.by_place.get(namespace) else {
+            return (snapshot.version, Vec::new());
+        };
+        let judging = tasks.filter_map(|task| {
+            let known = queues.get(&task.spec.queue)?;
+            known.record.settings.judges(task).then_some(known.id)
+        });
+        let mut judging: Vec<i32> = judging.collect();
+        judging.sort_unstable();
+        judging.dedup();
+        (snapshot.version, judging)
+    }
+
+    /// The queues that drop what has waited too long, with their names and how long that is.
+    pub(super) fn dropping_by_age(&self) -> Vec<(i32, Name, Span)> {
+        let snapshot = self.snapshot.read();
+        let all = snapshot.by_place.values().flat_map(HashMap::values);
+        let aged = all.filter_map(|known| {
+            let age = known.record.settings.drops_over()?;
+            Some((known.id, known.record.name.clone(), age))
+        });
+        aged.collect()
+    }
+
+    /// The version of all queues that is known.
+    pub(super) fn version(&self) -> i64 {
+        self.snapshot.read().version
     }
 
     /// True when somebody put a queue, or a breaker is not closed.
@@ -287,6 +355,17 @@ impl Queues {
                 opened: queue.opened,
                 until: Instant::now() + poll,
             },
+        };
+        self.doors.lock().entry(queue.id).or_default().shut = Some(shut);
+    }
+
+    /// Claims leave the queue out while its bucket holds too little for its next task, but look again after `poll`.
+    pub(super) fn fall_short(&self, queue: Limited, version: i64, opens_at: Time, poll: Duration) {
+        let shut = Shut::Short {
+            version,
+            opened: queue.opened,
+            opens_at,
+            until: Instant::now() + poll,
         };
         self.doors.lock().entry(queue.id).or_default().shut = Some(shut);
     }

@@ -77,6 +77,14 @@ pub(super) async fn reap(inner: &Arc<Inner>, now: Time, limit: usize) -> Result<
             },
         ])
         .await?;
+    if answers
+        .get(5)
+        .and_then(|rows| rows.first())
+        .map_or(Ok(0), |row| row.try_get::<_, i64>(0))?
+        != inner.queues.version()
+    {
+        inner.queues.refresh(&inner.pool).await?;
+    }
     let column = |answer: usize| -> Result<Vec<i64>, Fault> {
         answers
             .get(answer)
@@ -100,7 +108,8 @@ pub(super) async fn reap(inner: &Arc<Inner>, now: Time, limit: usize) -> Result<
         next_due: next.map(Time::from_micros),
         ..Reaped::default()
     };
-    if !mine || leases.is_empty() && timers.is_empty() && abandoned.is_empty() {
+    let drops = !inner.queues.dropping_by_age().is_empty();
+    if !mine || leases.is_empty() && timers.is_empty() && abandoned.is_empty() && !drops {
         work.tx.rollback().await?;
         inner
             .queues
@@ -137,6 +146,8 @@ pub(super) async fn reap(inner: &Arc<Inner>, now: Time, limit: usize) -> Result<
     }
     work.abandon(&abandoned, limit - done.min(limit), &mut reaped, &mut applied)
         .await?;
+    let (old, next_old) = work.drop_old(limit.saturating_sub(done), &mut applied).await?;
+    reaped.overdue += old;
     if work.commit().await? {
         inner.wake.ready();
     }
@@ -149,7 +160,12 @@ pub(super) async fn reap(inner: &Arc<Inner>, now: Time, limit: usize) -> Result<
         .catch_up(&inner.pool, queues.first().copied().unwrap_or(0))
         .await?;
     let rises_at = ageing::step(inner, now).await?;
-    reaped.next_due = next.map(Time::from_micros).into_iter().chain(rises_at).min();
+    reaped.next_due = next
+        .map(Time::from_micros)
+        .into_iter()
+        .chain(rises_at)
+        .chain(next_old)
+        .min();
     keep_up(inner, now).await?;
     Ok(reaped)
 }

@@ -57,6 +57,8 @@ struct Slot {
     /// Where it counted when it was loaded; `None` for one that this transaction adds.
     before: Option<(u32, Cell)>,
     was_live: bool,
+    /// As it was loaded.
+    was_leased: bool,
     place: Place,
     changed: bool,
 }
@@ -77,6 +79,15 @@ pub(super) struct EventRow {
     pub(super) actor: Option<Name>,
     pub(super) attempt: u32,
     pub(super) error: Option<ErrorInfo>,
+}
+
+/// A change of where tasks count.
+pub(super) struct Moved {
+    pub(super) class: u32,
+    pub(super) cell: Cell,
+    pub(super) by: i64,
+    /// It holds a lease there.
+    pub(super) is_leased: bool,
 }
 
 /// One transaction at work.
@@ -110,6 +121,8 @@ pub(super) struct Work {
     pub(super) commanded: BTreeSet<i64>,
     /// What ends of attempts tell breakers.
     notes: Notes,
+    /// The version of queues by which tasks were taken.
+    pub(super) guarded: Option<i64>,
     /// Whatever else goes into the transaction.
     pub(super) extra: Vec<Statement<'static>>,
 }
@@ -151,6 +164,7 @@ impl Work {
             emptied: Vec::new(),
             commanded: BTreeSet::new(),
             notes: Notes::of(inner),
+            guarded: None,
             extra: Vec::new(),
         }
     }
@@ -199,12 +213,14 @@ impl Work {
             let id = row::task_id(found, row::LIVE.len())?;
             let before = Some((live.class, live.cell(live.gate)));
             let class = live.class;
+            let was_leased = live.life.lease.is_some();
             let slot = Slot {
                 id,
                 class,
                 parent: live.parent,
                 before,
                 was_live: true,
+                was_leased,
                 place: Place::Live(Box::new(live)),
                 changed: false,
             };
@@ -217,6 +233,7 @@ impl Work {
                 parent: None,
                 before: None,
                 was_live: false,
+                was_leased: false,
                 place: Place::Unknown,
                 changed: false,
             });
@@ -252,6 +269,7 @@ impl Work {
                         parent: None,
                         before,
                         was_live: false,
+                        was_leased: false,
                         place,
                         changed: false,
                     },
@@ -330,6 +348,7 @@ impl Work {
                 parent: None,
                 before: None,
                 was_live: false,
+                was_leased: false,
                 place,
                 changed: true,
             },
@@ -360,6 +379,34 @@ impl Work {
             _ => None,
         });
         changed.sum()
+    }
+
+    /// What this transaction has changed so far in where unfinished tasks count, which the tables do not show yet.
+    pub(super) fn moved(&self) -> impl Iterator<Item = Moved> {
+        let changed = self.slots.values().filter(|slot| slot.changed);
+        changed.flat_map(|slot| {
+            let before = slot.before.filter(|_| slot.was_live).map(|(class, cell)| Moved {
+                class,
+                cell,
+                by: -1,
+                is_leased: slot.was_leased,
+            });
+            let after = match &slot.place {
+                Place::Live(live) => Some(Moved {
+                    class: live.class,
+                    cell: live.cell(live.gate_at(self.now)),
+                    by: 1,
+                    is_leased: live.life.lease.is_some(),
+                }),
+                _ => None,
+            };
+            before.into_iter().chain(after)
+        })
+    }
+
+    /// The rows that this transaction changes.
+    pub(super) fn changed_rows(&self) -> impl Iterator<Item = i64> {
+        self.slots.iter().filter(|(_, slot)| slot.changed).map(|(row, _)| *row)
     }
 
     /// Replaces what is known of an ended task.

@@ -229,8 +229,14 @@ impl Writer {
         let mut merge = self.memory.order.merge(&|class| reach(&limits, class));
         let mut granted = Vec::with_capacity(request.slots.min(1024));
         while granted.len() < request.slots
-            && let Some(pick) = self.memory.order.take(&mut merge, &|class| reach(&limits, class))
+            && let Some(class) = self.memory.order.next(&mut merge, &|class| reach(&limits, class))
         {
+            if !limits.rooms.admit(class) {
+                continue;
+            }
+            let Some(pick) = self.memory.order.take(&mut merge, &|class| reach(&limits, class)) else {
+                break;
+            };
             let mut freed = false;
             if let Some(grant) = self.take(pick, request, now, false, &mut freed)? {
                 limits.take(grant.class);
@@ -298,6 +304,7 @@ impl Writer {
             fresh: self.memory.fresh.take(row),
         };
         let class = live.class;
+        self.memory.ages.leave(row);
         self.queue_started(class, now);
         let leased = Leased {
             live,

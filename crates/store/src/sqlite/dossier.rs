@@ -228,6 +228,7 @@ impl Writer {
                     queue::write(&self.db, namespace, record)?;
                 }
                 self.load_queues()?;
+                self.look_at_ages()?;
                 for (namespace, record) in &parcel.agents {
                     agent::write(&self.db, namespace, record)?;
                 }

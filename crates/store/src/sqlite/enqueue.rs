@@ -7,6 +7,7 @@ use pensum_core::transition::Event;
 use pensum_core::{ErrorInfo, Lifecycle, Name, NewTask, Priority, Spec, State, TaskId, Time};
 use rusqlite::{OptionalExtension, params};
 
+use super::capacity::Dropped;
 use super::error::Fault;
 use super::row::{LiveRow, OutcomeRow, mark};
 use super::step::{Facts, dependency_failed};
@@ -29,6 +30,8 @@ pub(super) struct Plan {
     places: Vec<Place>,
     /// Unstarted tasks that lose their unique key.
     replaced: Vec<TaskId>,
+    /// What makes room for the rest in a full queue.
+    dropped: Dropped,
 }
 
 /// Who enqueues, where, and when.
@@ -117,7 +120,16 @@ impl Writer {
                 return Ok(Err(Rejected::Cycle(cycle)));
             }
         }
-        Ok(Ok(Plan { places, replaced }))
+        let is_new = |item: usize| matches!(places.get(item), None | Some(Place::New));
+        let dropped = match self.make_room(namespace, tasks, &is_new, &replaced, now)? {
+            Ok(dropped) => dropped,
+            Err(rejected) => return Ok(Err(rejected)),
+        };
+        Ok(Ok(Plan {
+            places,
+            replaced,
+            dropped,
+        }))
     }
 
     fn place_unique(
@@ -243,6 +255,7 @@ impl Writer {
                 let _ = self.happen(subject, &Event::Cancel, facts, now, &mut Applied::default())?;
             }
         }
+        self.drop_all(plan.dropped, now, &mut Applied::default())?;
         let mut ids: Vec<Enqueued> = Vec::with_capacity(tasks.len());
         for item in 0..tasks.len() {
             ids.push(match plan.places.get(item) {
@@ -334,6 +347,7 @@ impl Writer {
             .prepare_cached("INSERT INTO live(row, class, run_at, priority) VALUES (?, ?, ?, ?)")?
             .execute((row, class, run_at.as_micros(), level))?;
         self.memory.stand_plain(&self.shared, class, priority, row, run_at);
+        self.memory.ages.enter(&self.shared.catalog, class, row, run_at, true);
         self.group.count(class, Cell::Ready, 1);
         Ok(())
     }

@@ -8,6 +8,7 @@ use pensum_core::{Json, Lifecycle, NodeId, Spec, State, TaskId, Time, WaitingFor
 use rusqlite::Connection;
 
 use super::ageing::Ageing;
+use super::ages::Ages;
 use super::error::Fault;
 use super::order::{Entry, Key, Order, Rank};
 use super::row::{COLUMNS, LiveRow};
@@ -92,6 +93,7 @@ pub(super) struct Memory {
     /// Unfinished tasks that are not durable, by the process that accepted them.
     pub(super) accepted: BTreeSet<(NodeId, i64)>,
     pub(super) fresh: Fresh,
+    pub(super) ages: Ages,
     /// The latest time seen; [`CLOCK_UNKNOWN`] before the first.
     pub(super) clock: Time,
     /// Plain tasks were taken for due up to this time, without knowing the present.
@@ -163,6 +165,7 @@ impl Memory {
             }
             _ => {
                 self.stand(shared, live);
+                self.note_ready(shared, live);
                 Cell::Ready
             }
         }
@@ -183,6 +186,7 @@ impl Memory {
             _ if view.later.remove(&(life.run_at, live.row)).is_some() => later_cell(life),
             _ => {
                 self.unstand(shared, live);
+                self.ages.leave(live.row);
                 Cell::Ready
             }
         }
@@ -232,9 +236,16 @@ impl Memory {
         for row in due {
             if let Some(live) = LiveRow::load(db, row)? {
                 self.stand(shared, &live);
+                self.note_ready(shared, &live);
             }
         }
         Ok(())
+    }
+
+    /// Notes since when a task is ready.
+    pub(super) fn note_ready(&mut self, shared: &Shared, live: &LiveRow) {
+        let (since, is_fresh) = (live.ready_from(), !live.life.has_started());
+        self.ages.enter(&shared.catalog, live.class, live.row, since, is_fresh);
     }
 
     /// Rebuilds everything from `live` but for the leases, which are kept, with their keys. Answers the rows that say
@@ -244,6 +255,7 @@ impl Memory {
         *self = Memory {
             clock,
             order,
+            ages: Ages::of(self.ages.queues().clone()),
             ..Memory::default()
         };
         let mut orphans = Vec::new();
@@ -313,6 +325,7 @@ impl Memory {
                 // A plain task was due when it was written. It is not any more where the clock was set back since.
                 self.taken_for_due = self.taken_for_due.max(life.run_at);
                 self.stand_plain(shared, live.class, live.priority, live.row, life.run_at);
+                self.note_ready(shared, &live);
                 view.count(live.class, Cell::Ready, 1);
             } else {
                 let cell = self.place(shared, view, &live);

@@ -5,8 +5,10 @@
 
 mod ageing;
 mod agent;
+mod ages;
 mod backup;
 mod breaker;
+mod capacity;
 mod claim;
 mod command;
 mod dossier;

@@ -42,6 +42,15 @@ impl Catalog {
         self.classes.read().clone()
     }
 
+    /// The classes of a queue with how many units their tasks have.
+    pub(super) fn classes_of(&self, namespace: &str, queue: &str) -> Vec<(u32, u32)> {
+        let classes = self.classes.read();
+        let all = classes.iter().enumerate();
+        let here = all.filter(|(_, class)| *class.queue == *queue && *class.namespace == *namespace);
+        here.map(|(number, class)| (number as u32, class.demand.units))
+            .collect()
+    }
+
     /// Reads both tables anew, so that what a rolled back transaction had added is gone.
     pub(super) fn load(&self, db: &Connection) -> Result<(), Fault> {
         let mut classes = Vec::new();

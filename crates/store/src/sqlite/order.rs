@@ -529,6 +529,17 @@ impl Order {
         )
     }
 
+    /// The class of the next best task of a merge. One that has come out of reach since is left where it is.
+    pub(super) fn next(&self, merge: &mut Merge, reach: Reach<'_>) -> Option<u32> {
+        while let Some(Reverse((_, class))) = merge.0.peek() {
+            if reach(*class).is_some() {
+                return Some(*class);
+            }
+            merge.0.pop();
+        }
+        None
+    }
+
     /// The next best task of a merge, taken out. A class that has come out of reach since is left where it is.
     pub(super) fn take(&mut self, merge: &mut Merge, reach: Reach<'_>) -> Option<Pick> {
         loop {

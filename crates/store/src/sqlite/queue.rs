@@ -1,5 +1,6 @@
 //! Queues with settings of their own: kept in memory beside the ready order, for every claim asks them.
 
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use pensum_core::order::OrderRule;
@@ -40,14 +41,24 @@ pub(super) struct Queues {
     gates: Vec<Gate>,
     /// Which gate the tasks of a class pass; empty until somebody asks, and short of classes that came since.
     gate_of: Arc<[Option<u32>]>,
+    /// How many units the tasks of these classes have, where that is not one.
+    units_of: Arc<HashMap<u32, u32>>,
 }
 
 /// How much of each class may start, at one moment of one claim.
 #[derive(Default)]
 pub(super) struct Rooms {
     gate_of: Arc<[Option<u32>]>,
+    units_of: Arc<HashMap<u32, u32>>,
     /// By gate; `None` where nothing may start.
     rooms: Vec<Option<Room>>,
+}
+
+fn units(units_of: &HashMap<u32, u32>, class: u32) -> u32 {
+    match units_of.is_empty() {
+        true => 1,
+        false => units_of.get(&class).copied().unwrap_or(1),
+    }
 }
 
 impl Rooms {
@@ -61,12 +72,28 @@ impl Rooms {
         }
     }
 
+    fn room(&mut self, class: u32) -> Option<&mut Option<Room>> {
+        let gate = self.gate_of.get(class as usize).copied().flatten()?;
+        self.rooms.get_mut(gate as usize)
+    }
+
+    /// True when the best task of the class may start, which is the next one of its queue. Where its units are not there
+    /// yet, nothing else of that queue starts either.
+    pub(super) fn admit(&mut self, class: u32) -> bool {
+        let units = units(&self.units_of, class);
+        let Some(room) = self.room(class) else { return true };
+        let admits = room.is_some_and(|room| room.admits(units));
+        if !admits {
+            *room = None;
+        }
+        admits
+    }
+
     /// A task of the class starts.
     pub(super) fn take(&mut self, class: u32) {
-        if let Some(gate) = self.gate_of.get(class as usize).copied().flatten()
-            && let Some(room) = &mut self.rooms[gate as usize]
-        {
-            room.starts = room.starts.saturating_sub(1);
+        let units = units(&self.units_of, class);
+        if let Some(Some(room)) = self.room(class) {
+            room.take(units);
         }
     }
 }
@@ -145,14 +172,46 @@ impl Queues {
         }
         self.gates = gates;
         self.gate_of = Arc::default();
+        self.units_of = Arc::default();
         Ok(())
+    }
+
+    pub(super) const fn len(&self) -> usize {
+        self.gates.len()
+    }
+
+    pub(super) fn record(&self, gate: usize) -> &QueueRecord {
+        &self.gates[gate].record
+    }
+
+    /// The namespace and the name of a queue.
+    pub(super) fn place(&self, gate: usize) -> (&Name, &Name) {
+        let gate = &self.gates[gate];
+        (&gate.namespace, &gate.record.name)
+    }
+
+    /// True when one of them judges every submission.
+    pub(super) fn limits_intake(&self) -> bool {
+        self.gates.iter().any(|gate| gate.record.settings.limits_intake())
+    }
+
+    /// Those that have to know since when what is ready is so.
+    pub(super) fn aged(&self) -> BTreeSet<(Name, Name)> {
+        let aged = |gate: &&Gate| {
+            let settings = &gate.record.settings;
+            settings.max_age.is_some() || settings.drops_beyond().is_some()
+        };
+        let places = self.gates.iter().filter(aged);
+        places
+            .map(|gate| (gate.namespace.clone(), gate.record.name.clone()))
+            .collect()
     }
 
     pub(super) const fn is_empty(&self) -> bool {
         self.gates.is_empty()
     }
 
-    fn position(&self, namespace: &str, name: &str) -> Option<usize> {
+    pub(super) fn position(&self, namespace: &str, name: &str) -> Option<usize> {
         let is = |gate: &Gate| *gate.record.name == *name && *gate.namespace == *namespace;
         self.gates.iter().position(is)
     }
@@ -164,11 +223,16 @@ impl Queues {
             return;
         }
         let mut gate_of = self.gate_of.to_vec();
+        let mut units_of = HashMap::clone(&self.units_of);
         while let Some(class) = catalog.class(next) {
+            if class.demand.units != 1 {
+                units_of.insert(next, class.demand.units);
+            }
             gate_of.push(self.position(&class.namespace, &class.queue).map(|gate| gate as u32));
             next += 1;
         }
         self.gate_of = gate_of.into();
+        self.units_of = Arc::new(units_of);
     }
 
     /// How the tasks of each class stand in the claim order.
@@ -224,6 +288,7 @@ impl Writer {
         let room = |(gate, running): (&Gate, u64)| gate.record.room(running, now).ok();
         Rooms {
             gate_of: Arc::clone(&self.queues.gate_of),
+            units_of: Arc::clone(&self.queues.units_of),
             rooms: self.queues.gates.iter().zip(leases).map(room).collect(),
         }
     }
@@ -237,7 +302,7 @@ impl Writer {
         self.memory.order.has_work_in(&|class| rooms.reach(class))
     }
 
-    /// When the first of the queues opens by itself that is closed by its rate while tasks of it are ready.
+    /// When the first of the queues opens by itself that is closed by its rate, for a task of some class that is ready.
     pub(super) fn opens_at(&mut self) -> Option<Time> {
         use pensum_core::queue::Closed;
         if self.queues.is_empty() {
@@ -246,12 +311,14 @@ impl Writer {
         self.queues.follow(&self.shared.catalog);
         let leases = self.queues.leases(&self.shared.view.lock());
         let busy = self.memory.order.busy();
-        let gates = busy.filter_map(|class| self.queues.gate_of.get(class as usize).copied().flatten());
-        let opening = gates.filter_map(|gate| {
+        let gates = busy.filter_map(|class| Some((class, self.queues.gate_of.get(class as usize).copied().flatten()?)));
+        let opening = gates.filter_map(|(class, gate)| {
             let record = &self.queues.gates[gate as usize].record;
+            let units = units(&self.queues.units_of, class);
             match record.room(leases[gate as usize], self.memory.clock) {
-                Err(Closed::Rate { opens_at }) => Some(opens_at),
-                _ => None,
+                Ok(room) if room.admits(units) => None,
+                Ok(_) | Err(Closed::Rate { .. }) => Some(record.opens_at(units, self.memory.clock)),
+                Err(_) => None,
             }
         });
         opening.min()
@@ -260,7 +327,8 @@ impl Writer {
     /// A task of the class starts.
     pub(super) fn queue_started(&mut self, class: u32, now: Time) {
         if let Some(gate) = self.queues.gate_of.get(class as usize).copied().flatten() {
-            self.queues.gates[gate as usize].record.started(1, now);
+            let units = u64::from(units(&self.queues.units_of, class));
+            self.queues.gates[gate as usize].record.started(units, now);
         }
     }
 
@@ -294,6 +362,7 @@ impl Writer {
                     .prepare_cached("DELETE FROM queue WHERE namespace = ? AND name = ?")?
                     .execute((&call.namespace, &queue))?;
                 self.load_queues()?;
+                self.look_at_ages()?;
                 return Ok(Ok(None));
             }
         };
@@ -302,6 +371,7 @@ impl Writer {
         }
         write(&self.db, &call.namespace, &record)?;
         self.load_queues()?;
+        self.look_at_ages()?;
         let records = self.list_queues(&call.namespace);
         Ok(Ok(records.into_iter().find(|found| found.name == queue)))
     }

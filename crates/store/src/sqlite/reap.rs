@@ -113,6 +113,8 @@ impl Writer {
         }
         reaped.abandoned = self.abandon_the_dead(limit - done.min(limit), now, &mut applied)?;
         self.age()?;
+        let old = self.too_old(now, limit.saturating_sub(done));
+        reaped.overdue += self.drop_all(old, now, &mut applied)?;
         self.forget_keys(now, limit.saturating_mul(KEYS_PER_TASK))?;
         self.forget_nodes(now);
         reaped.ended = applied.ended;
@@ -125,6 +127,7 @@ impl Writer {
             .into_iter()
             .chain(lease)
             .chain(self.memory.ageing.next_due())
+            .chain(self.next_too_old())
             .min();
         Ok(reaped)
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use pensum_core::store::{VIOLATIONS_MAX, Verified};
 use rusqlite::Connection;
 
+use super::ages::Ages;
 use super::error::Fault;
 use super::memory::Memory;
 use super::names::Catalog;
@@ -183,6 +184,7 @@ impl Writer {
         twin.catalog.load(&self.db)?;
         let mut memory = Memory {
             clock: self.memory.clock,
+            ages: Ages::of(self.memory.ages.queues().clone()),
             ..Memory::default()
         };
         {
@@ -205,6 +207,13 @@ impl Writer {
             rows
         };
         compare("the ready order", &ready(&self.memory), &ready(&memory), &mut sentences);
+        let ages = |memory: &Memory| memory.ages.rows().into_iter().map(|(row, ..)| row).collect::<Vec<_>>();
+        compare(
+            "since when what is ready is so",
+            &ages(&self.memory),
+            &ages(&memory),
+            &mut sentences,
+        );
         let timers = |memory: &Memory| memory.timers.iter().map(|(_, row, _)| *row).collect::<Vec<_>>();
         compare("the timers", &timers(&self.memory), &timers(&memory), &mut sentences);
         let mut children: Vec<(i64, u32)> = self.memory.children.iter().map(|(r, n)| (*r, *n)).collect();

@@ -215,6 +215,7 @@ impl Writer {
         self.load_queues()?;
         self.agents.load(&self.db)?;
         self.breakers.load(&self.db)?;
+        self.follow_ages();
         self.restore_leases()?;
         let orphans = self.memory.rebuild(&self.shared, &self.db)?;
         self.careful = !clean;
@@ -355,6 +356,7 @@ impl Writer {
             self.load_queues()?;
             self.agents.load(&self.db)?;
             self.breakers.load(&self.db)?;
+            self.follow_ages();
             self.memory.rebuild(&self.shared, &self.db)?;
             self.stale = false;
         }

@@ -8,6 +8,7 @@ mod nodes;
 mod postgres_agents;
 mod postgres_breakers;
 mod postgres_intake;
+mod postgres_limits;
 mod postgres_outbox;
 mod postgres_queues;
 mod postgres_races;

@@ -8,12 +8,12 @@ use pensum_core::agent::{AgentCommand, AgentSettings, Amounts};
 use pensum_core::breaker::{BreakerCommand, BreakerSettings};
 use pensum_core::model::ModelStore;
 use pensum_core::outcome::Wait;
-use pensum_core::queue::{QueueCommand, QueueRecord, QueueSettings, Rate};
+use pensum_core::queue::{QueueCommand, QueueRecord, QueueSettings, Rate, WhenFull};
 use pensum_core::store::{
     AgentClaim, Applied, Beat, Call, Checkpoint, ClaimRequest, Command, Finish, LeaseRef, NodeBeat, Rejected, Renewal,
     Retention, Store, StoreError,
 };
-use pensum_core::task::{Dependency, OnConflict, OnDependencyFailure, Resources, Unique};
+use pensum_core::task::{Dependency, OnConflict, OnDependencyFailure, OnLimit, Resources, Unique};
 use pensum_core::{
     ErrorInfo, ExecutionId, Json, Name, NewTask, NodeId, Outcome, Page, Priority, Spec, State, Status, TaskFilter,
     TaskId, Time,
@@ -37,6 +37,8 @@ pub(crate) struct Plan {
     demand: u8,
     /// Not durable: the process that accepts it.
     process: Option<u64>,
+    units: Option<u32>,
+    reject: bool,
     /// How far back the tasks that it depends on were enqueued.
     depends_on: Vec<u8>,
 }
@@ -212,6 +214,32 @@ fn queue_asked(what: u8) -> Result<QueueSettings, QueueCommand> {
             ..plain
         }),
         FAIR => Ok(QueueSettings { fair: true, ..plain }),
+        15 | 16 => Ok(QueueSettings {
+            max_depth: Some(u32::from(what) - 12),
+            when_full: if what == 15 {
+                WhenFull::Refuse
+            } else {
+                WhenFull::DropOldest
+            },
+            ..plain
+        }),
+        17 | 18 => Ok(QueueSettings {
+            max_age: Some(Duration::from_secs(25).into()),
+            when_full: if what == 17 {
+                WhenFull::Refuse
+            } else {
+                WhenFull::DropOldest
+            },
+            ..plain
+        }),
+        19 => Ok(QueueSettings {
+            rate: rate(4, 6),
+            max_depth: Some(5),
+            max_age: Some(Duration::from_secs(40).into()),
+            when_full: WhenFull::DropOldest,
+            max_concurrent: Some(2),
+            ..plain
+        }),
         _ => Ok(plain),
     }
 }
@@ -233,6 +261,8 @@ fn plan() -> impl Strategy<Value = Plan> {
                 0u8..3,
                 prop_oneof![3 => Just(0u8), 2 => 1u8..7],
                 prop::option::weighted(0.25, 1u64..4),
+                prop::option::weighted(0.3, 2u32..9),
+                prop::bool::weighted(0.15),
             ),
             prop_oneof![3 => Just(Vec::new()), 1 => depends_on],
         ),
@@ -241,7 +271,7 @@ fn plan() -> impl Strategy<Value = Plan> {
             |(
                 (priority, key, unique),
                 (delay, deadline, expires, impatient),
-                (retries, policy, (queue, demand, process), depends_on),
+                (retries, policy, (queue, demand, process, units, reject), depends_on),
             )| {
                 Plan {
                     priority,
@@ -256,6 +286,8 @@ fn plan() -> impl Strategy<Value = Plan> {
                     queue,
                     demand,
                     process,
+                    units,
+                    reject,
                     depends_on,
                 }
             },
@@ -275,7 +307,7 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::Prune),
         3 => (1u64..4).prop_map(Op::Heartbeat),
         1 => (1u64..4).prop_map(Op::Leave),
-        2 => (0u8..3, 0u8..15).prop_map(|(queue, what)| Op::Queue { queue, what }),
+        3 => (0u8..3, 0u8..20).prop_map(|(queue, what)| Op::Queue { queue, what }),
         3 => (0u8..2, 0u8..12, 0u64..3).prop_map(|(agent, what, session)| Op::Agent { agent, what, session }),
         2 => (0u8..6).prop_map(|what| Op::Breaker { what }),
         4 => (0u8..2, 0u64..3, 0usize..5, prop::bool::weighted(0.8))
@@ -361,6 +393,7 @@ impl Side {
                 self.claim(request, now).await
             }
             Op::Finish { lease, how } => {
+                let draw = usize::from(*lease);
                 let Some(lease) = self.lease(*lease) else {
                     return String::new();
                 };
@@ -369,7 +402,10 @@ impl Side {
                     ..Finish::new(lease, outcome(*how, now))
                 };
                 let spawned = if *how == 11 {
-                    vec![NewTask::new(Spec::new("noop", Json::null()))]
+                    let mut child = NewTask::new(Spec::new("noop", Json::null()));
+                    child.spec.queue = Name::from(QUEUES[draw % QUEUES.len()]);
+                    child.spec.details_mut().on_limit = (draw % 2 == 1).then_some(OnLimit::Reject);
+                    vec![child]
                 } else {
                     Vec::new()
                 };
@@ -627,6 +663,8 @@ impl Side {
             }
             _ => {}
         }
+        details.units = plan.units;
+        details.on_limit = plan.reject.then_some(OnLimit::Reject);
         details.expires_at = plan.expires.map(later);
         details.queue_timeout = plan.impatient.then(|| Duration::from_secs(20).into());
         details.on_dependency_failure = OnDependencyFailure::from_code(plan.policy.into()).unwrap();

@@ -38,6 +38,9 @@ class AsyncQueues:
         auto_start: bool | None = None,
         persistent: bool | None = None,
         rate_limit: RateLimit | str | Mapping[str, Any] | None = None,
+        max_depth: int | None = None,
+        max_age: Duration | None = None,
+        when_full: str | None = None,
         priority: str | int | None = None,
         timeout: Duration | None = None,
         max_retries: int | None = None,
@@ -54,8 +57,8 @@ class AsyncQueues:
         body = {} if settings is None else object_json(settings, "settings")
         body |= given(
             name=title, max_concurrent=max_concurrent, auto_start=auto_start, persistent=persistent,
-            rate_limit=rate_limit, priority=priority, timeout=timeout, max_retries=max_retries, retry=retry,
-            ageing=ageing, fair=fair,
+            rate_limit=rate_limit, max_depth=max_depth, max_age=max_age, when_full=when_full, priority=priority,
+            timeout=timeout, max_retries=max_retries, retry=retry, ageing=ageing, fair=fair,
         )  # fmt: skip
         answer = await self._transport.call("put_queue", path={"name": name}, body=body, if_match=if_match)
         return Queue.parse(answer)

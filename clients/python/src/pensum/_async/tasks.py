@@ -43,6 +43,7 @@ class AsyncTasks(AsyncWatch):
         max_retries: int | None = None,
         retry: RetryPolicy | Mapping[str, Any] | None = None,
         on_limit: str | None = None,
+        units: int | None = None,
         key: str | None = None,
         unique: str | Unique | Mapping[str, Any] | None = None,
         requires: Sequence[str] | None = None,
@@ -60,8 +61,8 @@ class AsyncTasks(AsyncWatch):
             depends_on=depends_on, dependencies=dependencies, on_dependency_failure=on_dependency_failure,
             run_at=run_at, delay=delay, deadline=deadline, expires_at=expires_at, timeout=timeout,
             queue_timeout=queue_timeout, heartbeat_timeout=heartbeat_timeout, max_retries=max_retries, retry=retry,
-            on_limit=on_limit, key=key, unique=unique, requires=requires, agent_id=agent_id, resources=resources,
-            created_by=created_by, assigned_to=assigned_to, tags=tags,
+            on_limit=on_limit, units=units, key=key, unique=unique, requires=requires, agent_id=agent_id,
+            resources=resources, created_by=created_by, assigned_to=assigned_to, tags=tags,
         )  # fmt: skip
         return Task.parse(await self._transport.call("create_task", body=body, idempotency_key=idempotency_key))
 

@@ -9,6 +9,7 @@ pub(crate) mod commands;
 pub(crate) mod dependencies;
 pub(crate) mod dossiers;
 pub(crate) mod lifecycle;
+pub(crate) mod limits;
 pub(crate) mod nodes;
 pub(crate) mod order;
 pub(crate) mod queues;
@@ -63,6 +64,21 @@ macro_rules! store_suite {
                     keys_take_turns_in_fair_queues_only,
                     a_changed_fairness_moves_those_who_wait,
                     fair_queues_age_too;
+                limits: a_start_takes_as_many_tokens_as_its_task_has_units,
+                    each_attempt_takes_the_units_again,
+                    a_task_of_more_units_than_the_burst_waits_for_a_full_bucket_and_overdraws_it,
+                    a_more_urgent_task_of_few_units_goes_before_one_that_waits_for_many,
+                    units_and_width_hold_together,
+                    a_task_that_is_not_to_wait_is_refused_at_the_width,
+                    a_task_that_is_not_to_wait_is_refused_without_tokens,
+                    a_queue_takes_no_more_than_its_depth,
+                    what_was_accepted_once_is_answered_again_by_a_full_queue,
+                    a_queue_that_drops_takes_the_newest,
+                    what_is_dropped_lets_go_of_all_that_it_held,
+                    a_queue_that_is_behind_takes_nothing_until_it_has_caught_up,
+                    what_waits_too_long_is_dropped_by_the_reaper,
+                    what_a_handler_spawns_is_refused_like_a_submission,
+                    limits_that_are_put_or_taken_away_hold_at_once;
                 agents: an_agent_is_listed_as_it_registered,
                     an_agent_is_idle_busy_or_offline_by_its_leases_and_by_when_it_was_heard,
                     an_agent_takes_what_it_is_capable_of,
