@@ -34,6 +34,7 @@ pub struct Edit {
 const TRANSITION: &str = "crates/core/src/transition.rs";
 const OUTCOME: &str = "crates/core/src/outcome.rs";
 const MODEL: &str = "crates/core/src/model/mod.rs";
+const MODEL_QUEUE: &str = "crates/core/src/model/queue.rs";
 const MODEL_RUN: &str = "crates/core/src/model/run.rs";
 const MODEL_ENQUEUE: &str = "crates/core/src/model/enqueue.rs";
 const AGENT: &str = "crates/core/src/agent.rs";
@@ -282,9 +283,9 @@ pub const MUTANTS: &[Mutant] = &[
         "low-goes-first",
         "claims take the least important first",
         &[edit(
-            MODEL_RUN,
-            "(Reverse(spec.priority), spec.deadline",
-            "(spec.priority, Reverse(0), spec.deadline",
+            MODEL_QUEUE,
+            "rule.level(entry.spec.priority,",
+            "rule.level(Priority::ALL[5 - entry.spec.priority.level() as usize],",
         )],
         500,
     ),

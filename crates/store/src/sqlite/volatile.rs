@@ -52,10 +52,11 @@ impl Writer {
         }
         abandoned.sort_unstable();
         abandoned.truncate(limit);
-        for (row, process) in &abandoned {
-            self.abandon(*row, *process, now, applied)?;
+        let mut cancelled = 0;
+        for (row, process) in abandoned {
+            cancelled += u64::from(self.abandon(row, process, now, applied)?);
         }
-        Ok(abandoned.len() as u64)
+        Ok(cancelled)
     }
 
     /// Cancels everything that the process before this one accepted, before any of it can start.
@@ -74,10 +75,11 @@ impl Writer {
         Ok(())
     }
 
-    fn abandon(&mut self, row: i64, process: NodeId, now: Time, applied: &mut Applied) -> Result<(), Fault> {
+    /// Cancels a task; false for one that has ended already, with a task that it depended on.
+    fn abandon(&mut self, row: i64, process: NodeId, now: Time, applied: &mut Applied) -> Result<bool, Fault> {
         self.memory.accepted.remove(&(process, row));
         let Some(subject) = self.subject(row, None)? else {
-            return Ok(());
+            return Ok(false);
         };
         if let Some(lease) = subject.live.life.lease {
             self.shared.nodes.lock().commanded(lease.node);
@@ -86,8 +88,6 @@ impl Writer {
             error: Some(ErrorInfo::process_ended(process)),
             ..Facts::default()
         };
-        // The row says who accepted it as long as it is unfinished, so nothing refuses this.
-        let _ = self.happen(subject, &Event::Abandoned, facts, now, applied)?;
-        Ok(())
+        Ok(self.happen(subject, &Event::Abandoned, facts, now, applied)?.is_ok())
     }
 }
