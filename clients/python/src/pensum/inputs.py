@@ -83,7 +83,7 @@ class NewTask:
 
 _TIMES = frozenset({"run_at", "deadline", "expires_at", "created_after", "created_before"})
 _DURATIONS = frozenset({"delay", "timeout", "queue_timeout", "heartbeat_timeout", "max_delay", "ttl", "per", "lease",
-                        "window", "open_for", "max_age"})  # fmt: skip
+                        "window", "open_for", "max_age", "ageing"})  # fmt: skip
 _PARTS = frozenset({"retry", "unique", "resources", "rate_limit"})
 _REFS = frozenset({"depends_on", "dependencies"})
 # Any JSON of the user's own, in which nothing is converted.
