@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
+import anyio
+
 from .._async.client import AsyncClient
 from .._sync.client import Client
 from ..errors import PensumError, invalid
@@ -25,6 +27,7 @@ DEFAULT_GRACE = 30.0
 DEFAULT_MAX = 10
 # What still runs on the event loop at the end may take so long, in seconds.
 _LAST_WORDS = 1.0
+_loading = threading.Lock()
 
 Tasks = Iterable["TaskFunction[..., Any] | types.ModuleType"]
 
@@ -126,6 +129,7 @@ class Agent:
         if self._session is not None:
             raise PensumError(f"agent `{self.id}` runs already")
         registration = self.registration()
+        _load_asyncio()
         client = self.client or AsyncClient(self.url, token=self.token)
         self._loop = asyncio.get_running_loop()
         self._session = Session(client, registration, self.functions, self.grace, self.exit_on_drain)
@@ -180,6 +184,15 @@ class Agent:
         finally:
             for one, handler in before.items():
                 signal.signal(one, handler)
+
+
+def _load_asyncio() -> None:
+    """Has anyio, on which httpx stands, load what it needs for asyncio.
+
+    It does that at its first use, and event loops that begin in two threads at once would meet it half loaded.
+    """
+    with _loading:
+        anyio.get_cancelled_exc_class()
 
 
 async def _last_words(loop: asyncio.AbstractEventLoop) -> None:
