@@ -50,6 +50,9 @@ pub(crate) async fn copy(global: &Global, from: &str, to: &str) -> anyhow::Resul
         "events": copied.events,
         "logs": copied.logs,
         "idempotency_keys": copied.keys,
+        "queues": copied.queues,
+        "agents": copied.agents,
+        "breakers": copied.breakers,
         "seconds": took.as_secs_f64(),
     });
     output::item(global.output, &value.to_string(), |_| {
@@ -58,6 +61,9 @@ pub(crate) async fn copy(global: &Global, from: &str, to: &str) -> anyhow::Resul
             ("events", copied.events.to_string()),
             ("log lines", copied.logs.to_string()),
             ("idempotency keys", copied.keys.to_string()),
+            ("queues", copied.queues.to_string()),
+            ("agents", copied.agents.to_string()),
+            ("circuit breakers", copied.breakers.to_string()),
             ("took", output::spoken(took)),
         ])
     })?;

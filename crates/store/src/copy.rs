@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
+use pensum_core::agent::AgentRecord;
+use pensum_core::breaker::BreakerRecord;
 use pensum_core::dossier::{Bookmark, Dossier, Import, PARCEL_MAX, Parcel, Remembered};
 use pensum_core::queue::QueueRecord;
 use pensum_core::{Name, Store, StoreError, Time};
@@ -24,6 +26,10 @@ pub struct Copied {
     pub keys: u64,
     /// How many queues with settings.
     pub queues: u64,
+    /// How many agents.
+    pub agents: u64,
+    /// How many circuit breakers.
+    pub breakers: u64,
     /// One sentence for each difference and each violated invariant, at most [`FAULTS_MAX`]. With any of them the
     /// target stays marked as half a copy.
     pub faults: Vec<String>,
@@ -136,6 +142,8 @@ fn count(parcel: &Parcel, copied: &mut Copied) {
     copied.tasks += parcel.dossiers.len() as u64;
     copied.keys += parcel.remembered.len() as u64;
     copied.queues += parcel.queues.len() as u64;
+    copied.agents += parcel.agents.len() as u64;
+    copied.breakers += parcel.breakers.len() as u64;
     for dossier in &parcel.dossiers {
         // The creation is an event, too, that people see.
         copied.events += 1 + dossier.events.len() as u64;
@@ -150,6 +158,8 @@ struct Pages<'a> {
     dossiers: VecDeque<Dossier>,
     remembered: VecDeque<Remembered>,
     queues: VecDeque<(Name, QueueRecord)>,
+    agents: VecDeque<(Name, AgentRecord)>,
+    breakers: VecDeque<(Name, BreakerRecord)>,
 }
 
 impl<'a> Pages<'a> {
@@ -160,6 +170,8 @@ impl<'a> Pages<'a> {
             dossiers: VecDeque::new(),
             remembered: VecDeque::new(),
             queues: VecDeque::new(),
+            agents: VecDeque::new(),
+            breakers: VecDeque::new(),
         }
     }
 
@@ -168,6 +180,8 @@ impl<'a> Pages<'a> {
         while self.dossiers.is_empty()
             && self.remembered.is_empty()
             && self.queues.is_empty()
+            && self.agents.is_empty()
+            && self.breakers.is_empty()
             && let Some(next) = self.next.take()
         {
             let parcel = self.side.store.export(next, PARCEL_MAX, self.side.now()).await?;
@@ -175,6 +189,8 @@ impl<'a> Pages<'a> {
             self.dossiers = parcel.dossiers.into();
             self.remembered = parcel.remembered.into();
             self.queues = parcel.queues.into();
+            self.agents = parcel.agents.into();
+            self.breakers = parcel.breakers.into();
         }
         Ok(())
     }
@@ -200,6 +216,22 @@ fn take<T, K: Ord>(
         taken.1 = right.pop_front();
     }
     Some(taken)
+}
+
+/// Compares what comes next of two lists of named things in namespaces, and says where it differs; `None` at the end of both.
+fn differing<T: PartialEq>(
+    what: &str,
+    left: &mut VecDeque<(Name, T)>,
+    right: &mut VecDeque<(Name, T)>,
+    name: impl Fn(&T) -> &Name,
+) -> Option<Option<String>> {
+    let place = |(namespace, one): &(Name, T)| (namespace.clone(), name(one).clone());
+    let (ours, theirs) = take(left, right, place)?;
+    if ours == theirs {
+        return Some(None);
+    }
+    let found = ours.or(theirs);
+    Some(found.map(|(namespace, one)| format!("the {what} `{}` of the namespace {namespace} differs", name(&one))))
 }
 
 /// Compares both stores row by row; answers the namespaces that they have tasks in.
@@ -228,16 +260,15 @@ async fn compare(
             faults.extend(describe(ours, theirs));
             continue;
         }
-        let place = |(namespace, queue): &(Name, QueueRecord)| (namespace.clone(), queue.name.clone());
-        if let Some((ours, theirs)) = take(&mut left.queues, &mut right.queues, place) {
-            if ours != theirs
-                && let Some((namespace, queue)) = ours.or(theirs)
-            {
-                faults.push(format!(
-                    "the queue `{}` of the namespace {namespace} differs",
-                    queue.name
-                ));
-            }
+        let settings = differing("queue", &mut left.queues, &mut right.queues, |queue| &queue.name)
+            .or_else(|| differing("agent", &mut left.agents, &mut right.agents, |agent| &agent.name))
+            .or_else(|| {
+                differing("circuit breaker", &mut left.breakers, &mut right.breakers, |breaker| {
+                    &breaker.name
+                })
+            });
+        if let Some(fault) = settings {
+            faults.extend(fault);
             continue;
         }
         let place = |found: &Remembered| (found.namespace.clone(), found.key.clone());

@@ -79,8 +79,8 @@ fn a_copy_of_a_copy_tells_the_same_to_people() {
     let place = settled();
     place.ends(0, &["db", "copy", FROM, TO]);
     let said = place.ends(0, &["db", "copy", TO, "sqlite:third.db"]);
-    let expected =
-        "tasks             6\nevents            13\nlog lines         1\nidempotency keys  0\ntook              ";
+    let expected = "tasks             6\nevents            13\nlog lines         1\nidempotency keys  0\nqueues            0\n\
+                    agents            0\ncircuit breakers  0\ntook              ";
     assert!(said.out.starts_with(expected), "{said:?}");
     assert_eq!(seen(&place, FROM), seen(&place, "sqlite:third.db"));
 }
