@@ -120,6 +120,23 @@ pub struct ClaimRequest {
     pub wait: Duration,
 }
 
+impl ClaimRequest {
+    /// A claim of up to `slots` tasks of every kind and queue, for a node, which is answered at once.
+    pub fn new(node: NodeId, executor: impl Into<Name>, slots: usize, lease: Duration) -> ClaimRequest {
+        ClaimRequest {
+            node,
+            executor: executor.into(),
+            slots,
+            capabilities: None,
+            queues: None,
+            resources: None,
+            agent: None,
+            lease,
+            wait: Duration::ZERO,
+        }
+    }
+}
+
 /// The part of a claim that an agent adds.
 #[derive(Clone, Debug)]
 pub struct AgentClaim {

@@ -83,15 +83,11 @@ async fn claim_all(engine: &Engine) {
 /// give back. The store takes back what was on its way.
 async fn claim(engine: &Engine, slots: usize, now: Time) -> Option<Result<Vec<Claimed>, StoreError>> {
     let request = ClaimRequest {
-        node: engine.node().id,
-        executor: engine.node().name.clone(),
-        slots,
         capabilities: Some(engine.capabilities()),
         queues: engine.queues(),
         resources: engine.offered(),
-        agent: None,
-        lease: engine.lease(),
         wait: CLAIM_WAIT.min(engine.lease() / CLAIM_WAIT_DIVISOR),
+        ..ClaimRequest::new(engine.node().id, engine.node().name.clone(), slots, engine.lease())
     };
     let stopping = &engine.live().stopping;
     tokio::select! {

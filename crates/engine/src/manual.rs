@@ -23,15 +23,10 @@ impl Engine {
         let mut runs = 0;
         loop {
             let request = ClaimRequest {
-                node: self.node().id,
-                executor: self.node().name.clone(),
-                slots: 1,
                 capabilities: Some(self.capabilities()),
                 queues: self.queues(),
                 resources: self.offered(),
-                agent: None,
-                lease: self.lease(),
-                wait: Duration::ZERO,
+                ..ClaimRequest::new(self.node().id, self.node().name.clone(), 1, self.lease())
             };
             let sent = self.now();
             let claimed = self.store().claim(request, sent).await?;

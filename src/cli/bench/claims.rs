@@ -231,17 +231,7 @@ async fn one_run(bench: &Bench, pair: &Pair) -> anyhow::Result<[Spread; 2]> {
 
 /// A request for as many tasks as there are slots, which answers at once.
 pub(super) fn request(slots: usize) -> ClaimRequest {
-    ClaimRequest {
-        node: NodeId(1),
-        executor: "bench".into(),
-        slots,
-        capabilities: None,
-        queues: None,
-        resources: None,
-        agent: None,
-        lease: Duration::from_secs(60),
-        wait: Duration::ZERO,
-    }
+    ClaimRequest::new(NodeId(1), "bench", slots, Duration::from_secs(60))
 }
 
 /// Takes the oldest task, which is one of those that nobody else may claim then.

@@ -199,19 +199,13 @@ impl Poll<'_> {
 
     fn request(&self, now: Time) -> ClaimRequest {
         ClaimRequest {
-            node: self.session,
-            executor: self.agent.clone(),
-            slots: self.max,
-            capabilities: None,
-            queues: None,
-            resources: None,
             agent: Some(AgentClaim {
                 namespace: self.call.namespace.clone(),
                 name: self.agent.clone(),
                 have: self.have.clone(),
             }),
-            lease: self.lease,
             wait: self.until.since(now).min(self.lease / WAIT_DIVISOR),
+            ..ClaimRequest::new(self.session, self.agent.clone(), self.max, self.lease)
         }
     }
 

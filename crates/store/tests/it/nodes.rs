@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pensum_core::store::{Call, ClaimRequest, Claimed, Finish, Store};
-use pensum_core::{Json, Name, NewTask, NodeId, Outcome, TaskId, Time};
+use pensum_core::{Json, NewTask, NodeId, Outcome, TaskId, Time};
 use pensum_testing::postgres::{Database, connect};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -98,15 +98,5 @@ pub(crate) fn noon() -> Time {
 
 /// Asks for whatever there is, and does not wait.
 pub(crate) fn of_node(node: u64, slots: usize) -> ClaimRequest {
-    ClaimRequest {
-        node: NodeId(node),
-        executor: Name::from(format!("node{node}")),
-        slots,
-        capabilities: None,
-        queues: None,
-        resources: None,
-        agent: None,
-        lease: LEASE,
-        wait: Duration::ZERO,
-    }
+    ClaimRequest::new(NodeId(node), format!("node{node}"), slots, LEASE)
 }

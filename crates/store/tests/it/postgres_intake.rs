@@ -139,17 +139,7 @@ impl Bench {
     }
 
     async fn claim(&self, slots: usize) -> Vec<Claimed> {
-        let request = ClaimRequest {
-            node: NodeId(7),
-            executor: Name::from("tester-node"),
-            slots,
-            capabilities: None,
-            queues: None,
-            resources: None,
-            agent: None,
-            lease: Duration::from_secs(30),
-            wait: Duration::ZERO,
-        };
+        let request = ClaimRequest::new(NodeId(7), "tester-node", slots, Duration::from_secs(30));
         self.store.claim(request, self.now()).await.unwrap()
     }
 

@@ -50,17 +50,7 @@ impl Bench {
     }
 
     async fn claim(&self) -> Vec<Claimed> {
-        let request = ClaimRequest {
-            node: NodeId(7),
-            executor: Name::from("tester-node"),
-            slots: 1_000,
-            capabilities: None,
-            queues: None,
-            resources: None,
-            agent: None,
-            lease: Duration::from_secs(30),
-            wait: Duration::ZERO,
-        };
+        let request = ClaimRequest::new(NodeId(7), "tester-node", 1_000, Duration::from_secs(30));
         self.store.claim(request, self.now()).await.unwrap()
     }
 

@@ -87,17 +87,7 @@ impl Stage {
     }
 
     fn request(&self, slots: usize) -> ClaimRequest {
-        ClaimRequest {
-            node: NodeId(1),
-            executor: Name::from("node"),
-            slots,
-            capabilities: None,
-            queues: None,
-            resources: None,
-            agent: None,
-            lease: Duration::from_secs(30),
-            wait: Duration::ZERO,
-        }
+        ClaimRequest::new(NodeId(1), "node", slots, Duration::from_secs(30))
     }
 
     async fn claim(&self, slots: usize) -> Vec<Claimed> {

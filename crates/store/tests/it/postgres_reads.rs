@@ -40,17 +40,7 @@ async fn enqueue(store: &dyn Store, namespace: &str, tasks: Vec<NewTask>) -> Vec
 }
 
 async fn claim(store: &dyn Store, slots: usize) -> Vec<Claimed> {
-    let request = ClaimRequest {
-        node: NodeId(1),
-        executor: Name::from("node"),
-        slots,
-        capabilities: None,
-        queues: None,
-        resources: None,
-        agent: None,
-        lease: Duration::from_secs(30),
-        wait: Duration::ZERO,
-    };
+    let request = ClaimRequest::new(NodeId(1), "node", slots, Duration::from_secs(30));
     store.claim(request, noon()).await.unwrap()
 }
 

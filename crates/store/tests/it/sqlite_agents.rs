@@ -30,28 +30,17 @@ fn poll(slots: usize, have: &[&Claimed]) -> ClaimRequest {
         attempt: claimed.lifecycle.attempt,
     };
     ClaimRequest {
-        node: SESSION,
-        executor: Name::from("w"),
-        slots,
-        capabilities: None,
-        queues: None,
-        resources: None,
         agent: Some(AgentClaim {
             namespace: Name::from("default"),
             name: Name::from("w"),
             have: have.iter().map(execution).collect(),
         }),
-        lease: Duration::from_secs(30),
-        wait: Duration::ZERO,
+        ..ClaimRequest::new(SESSION, "w", slots, Duration::from_secs(30))
     }
 }
 
 fn of_node() -> ClaimRequest {
-    ClaimRequest {
-        node: NodeId(1),
-        agent: None,
-        ..poll(100, &[])
-    }
+    ClaimRequest::new(NodeId(1), "node", 100, Duration::from_secs(30))
 }
 
 /// A store in which an agent holds three tasks, one of them with a checkpoint and one asked to stop, and three more wait:

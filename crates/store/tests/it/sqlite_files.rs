@@ -69,17 +69,7 @@ async fn add(store: &SqliteStore, count: usize, now: Time) -> Vec<TaskId> {
 }
 
 fn request(node: u64, slots: usize) -> ClaimRequest {
-    ClaimRequest {
-        node: NodeId(node),
-        executor: Name::from(format!("node {node}")),
-        slots,
-        capabilities: None,
-        queues: None,
-        resources: None,
-        agent: None,
-        lease: Duration::from_secs(30),
-        wait: Duration::ZERO,
-    }
+    ClaimRequest::new(NodeId(node), format!("node {node}"), slots, Duration::from_secs(30))
 }
 
 async fn claim(store: &SqliteStore, node: u64, slots: usize, now: Time) -> Vec<Claimed> {

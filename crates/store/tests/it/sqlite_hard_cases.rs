@@ -16,17 +16,7 @@ async fn add(store: &SqliteStore, tasks: Vec<NewTask>, now: Time) -> Vec<TaskId>
 }
 
 async fn claim(store: &SqliteStore, slots: usize, now: Time) -> Vec<Claimed> {
-    let request = ClaimRequest {
-        node: NodeId(1),
-        executor: Name::from("node"),
-        slots,
-        capabilities: None,
-        queues: None,
-        resources: None,
-        agent: None,
-        lease: Duration::from_secs(30),
-        wait: Duration::ZERO,
-    };
+    let request = ClaimRequest::new(NodeId(1), "node", slots, Duration::from_secs(30));
     store.claim(request, now).await.unwrap()
 }
 

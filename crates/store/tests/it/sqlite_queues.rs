@@ -17,17 +17,7 @@ fn of(queue: &str) -> NewTask {
 }
 
 async fn claim(store: &SqliteStore, now: Time) -> Vec<Claimed> {
-    let request = ClaimRequest {
-        node: NodeId(1),
-        executor: Name::from("node"),
-        slots: 100,
-        capabilities: None,
-        queues: None,
-        resources: None,
-        agent: None,
-        lease: Duration::from_secs(30),
-        wait: Duration::ZERO,
-    };
+    let request = ClaimRequest::new(NodeId(1), "node", 100, Duration::from_secs(30));
     store.claim(request, now).await.unwrap()
 }
 

@@ -73,15 +73,13 @@ impl World {
     async fn work(self: Arc<World>, node: u64, mut dice: Dice) {
         loop {
             let request = ClaimRequest {
-                node: NodeId(node),
-                executor: Name::from(format!("node {node}")),
-                slots: 1 + dice.roll(8) as usize,
-                capabilities: None,
-                queues: None,
-                resources: None,
-                agent: None,
-                lease: Duration::from_secs(3600),
                 wait: Duration::from_millis(dice.roll(20)),
+                ..ClaimRequest::new(
+                    NodeId(node),
+                    format!("node {node}"),
+                    1 + dice.roll(8) as usize,
+                    Duration::from_secs(3600),
+                )
             };
             let claimed = self.store.claim(request, self.now()).await.unwrap();
             if claimed.is_empty() && self.finished.load(Ordering::Relaxed) == 0 {

@@ -47,17 +47,7 @@ async fn lives(store: &SqliteStore) {
 }
 
 async fn claim(store: &SqliteStore, slots: usize) -> Vec<TaskId> {
-    let request = ClaimRequest {
-        node: PROCESS,
-        executor: Name::from("process"),
-        slots,
-        capabilities: None,
-        queues: None,
-        resources: None,
-        agent: None,
-        lease: Duration::from_secs(30),
-        wait: Duration::ZERO,
-    };
+    let request = ClaimRequest::new(PROCESS, "process", slots, Duration::from_secs(30));
     let claimed = store.claim(request, now()).await.unwrap();
     claimed.iter().map(|claimed| claimed.lease.task).collect()
 }

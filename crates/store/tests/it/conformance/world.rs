@@ -79,21 +79,19 @@ impl World {
     }
 
     pub(crate) fn request(&self, slots: usize) -> ClaimRequest {
-        ClaimRequest {
-            node: NODE,
-            executor: Name::from("tester-node"),
-            slots,
-            capabilities: None,
-            queues: None,
-            resources: None,
-            agent: None,
-            lease: LEASE,
-            wait: Duration::ZERO,
-        }
+        ClaimRequest::new(NODE, "tester-node", slots, LEASE)
     }
 
     pub(crate) async fn claim(&self, slots: usize) -> Vec<Claimed> {
-        self.store.claim(self.request(slots), self.now()).await.unwrap()
+        let claimed = self.store.claim(self.request(slots), self.now()).await.unwrap();
+        for claimed in &claimed {
+            // A claim that says that it is all of the task says what a look at it does.
+            if let Some(record) = claimed.record() {
+                let found = self.store.task(&claimed.namespace, record.id).await.unwrap();
+                assert_eq!(format!("{:?}", Some(record)), format!("{found:?}"));
+            }
+        }
+        claimed
     }
 
     /// Claims exactly one task.

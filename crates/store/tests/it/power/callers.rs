@@ -24,15 +24,14 @@ impl World {
     pub(super) async fn work(self: Arc<World>, node: u64, mut dice: Dice) {
         loop {
             let request = ClaimRequest {
-                node: NodeId(node),
-                executor: Name::from(format!("node {node}")),
-                slots: 1 + dice.roll(6) as usize,
-                capabilities: None,
                 queues: Some([Name::from(WORK)].into()),
-                resources: None,
-                agent: None,
-                lease: Duration::from_secs(3600),
                 wait: Duration::from_millis(5),
+                ..ClaimRequest::new(
+                    NodeId(node),
+                    format!("node {node}"),
+                    1 + dice.roll(6) as usize,
+                    Duration::from_secs(3600),
+                )
             };
             let claimed = self.store.claim(request, self.notes.now()).await.unwrap();
             if claimed.is_empty() && self.busy.load(Ordering::Relaxed) == 0 {
@@ -163,15 +162,9 @@ impl World {
         };
         self.notes.answer(number, &effect);
         let request = ClaimRequest {
-            node: NodeId(99),
-            executor: Name::from("node 99"),
-            slots: 1,
-            capabilities: None,
             queues: Some([Name::from("long")].into()),
-            resources: None,
-            agent: None,
-            lease: Duration::from_secs(3600),
             wait: Duration::from_secs(5),
+            ..ClaimRequest::new(NodeId(99), "node 99", 1, Duration::from_secs(3600))
         };
         let claimed = self.store.claim(request, self.notes.now()).await.unwrap();
         let state = Json::parse(format!("\"{}\"", "x".repeat(STATE_BYTES))).unwrap();

@@ -99,15 +99,8 @@ async fn go_on(store: &SqliteStore) -> Result<Vec<pensum_core::TaskId>, StoreErr
     let now = start().plus(Duration::from_secs(7200));
     let more = store.enqueue(&call(now), vec![task(0, 0, WORK)]).await?;
     let request = ClaimRequest {
-        node: NodeId(1000),
-        executor: Name::from("node 1000"),
-        slots: 8,
-        capabilities: None,
         queues: Some([Name::from(WORK)].into()),
-        resources: None,
-        agent: None,
-        lease: Duration::from_secs(30),
-        wait: Duration::ZERO,
+        ..ClaimRequest::new(NodeId(1000), "node 1000", 8, Duration::from_secs(30))
     };
     let claimed = store.claim(request, now).await?;
     assert!(!more.is_empty() && !claimed.is_empty(), "nothing can be claimed");
