@@ -16,7 +16,7 @@ use pensum_store::sqlite::{SqliteOptions, SqliteStore};
 use pensum_testing::run::is_long;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
-use proptest::test_runner::{Config, TestRunner};
+use proptest::test_runner::TestRunner;
 
 use crate::postgres_suite;
 use crate::random::{self, Op, op};
@@ -211,24 +211,12 @@ where
     F: Future<Output = Arc<dyn Store>>,
     T: Future<Output = Arc<dyn Store>>,
 {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .unwrap();
-    let config = Config {
-        cases: if is_long() { 50 * cases } else { cases },
-        max_shrink_iters: 100,
-        failure_persistence: None,
-        ..Config::default()
-    };
+    let cases = if is_long() { 50 * cases } else { cases };
     let before = prop::collection::vec(op().prop_map(Op::without_turns), 1..60);
     let after = prop::collection::vec(op(), 1..40);
-    TestRunner::new(config)
-        .run(&(before, after), |(before, after)| {
-            runtime.block_on(async { go_on(&before, &after, from().await, to().await).await })
-        })
-        .unwrap_or_else(|failure| panic!("{failure}"));
+    random::try_random(cases, 100, &(before, after), async |(before, after)| {
+        go_on(&before, &after, from().await, to().await).await
+    });
 }
 
 async fn go_on(before: &[Op], after: &[Op], from: Arc<dyn Store>, to: Arc<dyn Store>) -> Result<(), TestCaseError> {
@@ -330,17 +318,7 @@ async fn add(store: &dyn Store, count: usize) -> Vec<TaskId> {
 }
 
 fn request(slots: usize) -> ClaimRequest {
-    ClaimRequest {
-        node: NodeId(1),
-        executor: Name::from("node one"),
-        slots,
-        capabilities: None,
-        queues: None,
-        resources: None,
-        agent: None,
-        lease: Duration::from_secs(30),
-        wait: Duration::ZERO,
-    }
+    ClaimRequest::new(NodeId(1), "node one", slots, Duration::from_secs(30))
 }
 
 /// Changes the file of a store behind its back.

@@ -104,17 +104,7 @@ impl Op {
 }
 
 fn claim_request(node: NodeId, slots: usize) -> ClaimRequest {
-    ClaimRequest {
-        node,
-        executor: Name::from("node"),
-        slots,
-        capabilities: None,
-        queues: None,
-        resources: None,
-        agent: None,
-        lease: Duration::from_secs(30),
-        wait: Duration::ZERO,
-    }
+    ClaimRequest::new(node, "node", slots, Duration::from_secs(30))
 }
 
 /// The queues that tasks are enqueued in.
@@ -836,59 +826,58 @@ fn command(what: u8) -> Command {
     }
 }
 
+/// Lets `test` see `cases` random values; one that fails is cut down in at most so many steps.
+pub(crate) fn try_random<S: Strategy>(
+    cases: u32,
+    shrink_steps: u32,
+    values: &S,
+    test: impl AsyncFn(S::Value) -> Result<(), TestCaseError>,
+) {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let config = Config {
+        cases,
+        max_shrink_iters: shrink_steps,
+        failure_persistence: None,
+        ..Config::default()
+    };
+    TestRunner::new(config)
+        .run(values, |value| runtime.block_on(test(value)))
+        .unwrap_or_else(|failure| panic!("{failure}"));
+}
+
 /// Runs `cases` random histories on the model and on what `make` gives.
 pub(crate) fn compare<F>(cases: u32, make: impl Fn() -> F)
 where
     F: Future<Output = Arc<dyn Store>>,
 {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .unwrap();
-    let config = Config {
-        cases,
-        max_shrink_iters: 2_000,
-        failure_persistence: None,
-        ..Config::default()
-    };
     // In half of the histories the claim order is another one from the beginning.
     let rules = prop::option::of((AGEING..=FAIR, AGEING..=FAIR));
-    TestRunner::new(config)
-        .run(&(rules, prop::collection::vec(op(), 1..60)), |(rules, mut ops)| {
-            let rules = rules.into_iter().flat_map(|(first, second)| [(0, first), (1, second)]);
-            ops.splice(0..0, rules.map(|(queue, what)| Op::Queue { queue, what }));
-            runtime.block_on(async { history(&ops, Side::of(make().await)).await })
-        })
-        .unwrap_or_else(|failure| panic!("{failure}"));
+    let histories = (rules, prop::collection::vec(op(), 1..60));
+    try_random(cases, 2_000, &histories, async |(rules, mut ops)| {
+        let rules = rules.into_iter().flat_map(|(first, second)| [(0, first), (1, second)]);
+        ops.splice(0..0, rules.map(|(queue, what)| Op::Queue { queue, what }));
+        history(&ops, Side::of(make().await)).await
+    });
 }
 
 /// The same with a process that ends and starts again. What agents hold outlives it, and they are left out.
 pub(crate) fn compare_with_restarts(cases: u32, make: impl Fn() -> Reopen) {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .unwrap();
-    let config = Config {
-        cases,
-        max_shrink_iters: 500,
-        failure_persistence: None,
-        ..Config::default()
-    };
     let step = prop_oneof![1 => Just(Op::Restart), 12 => op()];
-    TestRunner::new(config)
-        .run(&prop::collection::vec(step, 1..60), |mut ops| {
-            ops.retain(|op| !matches!(op, Op::Agent { .. } | Op::Poll { .. }));
-            let reopen = make();
-            let store = reopen();
-            let side = Side {
-                reopen: Some(reopen),
-                ..Side::of(store)
-            };
-            runtime.block_on(history(&ops, side))
-        })
-        .unwrap_or_else(|failure| panic!("{failure}"));
+    let histories = prop::collection::vec(step, 1..60);
+    try_random(cases, 500, &histories, async |mut ops| {
+        ops.retain(|op| !matches!(op, Op::Agent { .. } | Op::Poll { .. }));
+        let reopen = make();
+        let store = reopen();
+        let side = Side {
+            reopen: Some(reopen),
+            ..Side::of(store)
+        };
+        history(&ops, side).await
+    });
 }
 
 async fn history(ops: &[Op], mut other: Side) -> Result<(), TestCaseError> {
