@@ -226,6 +226,8 @@ impl<'a> Entrance<'a> {
             self.dropped += 1;
             load.waiting = load.waiting.saturating_sub(1);
             load.ready = load.ready.saturating_sub(1);
+            // Which one that will be is not known here; it has one unit at least.
+            load.ready_units = load.ready_units.saturating_sub(1);
         }
         load.waiting += 1;
         if task.depends_on.is_empty() && task.run_at.is_none_or(|at| at <= self.now) {
@@ -436,6 +438,28 @@ mod tests {
             "it can start 6 more",
         );
         check(rate, load(100), &task(OnLimit::Wait, 9), 9, 0, "");
+    }
+
+    #[test]
+    fn what_is_dropped_for_a_task_takes_no_tokens_from_it() {
+        let limits = QueueSettings {
+            max_depth: Some(2),
+            when_full: WhenFull::DropOldest,
+            rate: Some(Rate {
+                starts: 10,
+                per: seconds(1),
+                burst: 3,
+            }),
+            ..settings()
+        };
+        let load = Load {
+            ready: 2,
+            ready_units: 2,
+            waiting: 2,
+            droppable: 2,
+            ..Load::default()
+        };
+        check(limits, load, &task(OnLimit::Reject, 1), 2, 2, "at its max_depth of 2");
     }
 
     #[test]
