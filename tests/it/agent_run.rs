@@ -550,67 +550,31 @@ fn wrong_options_exit_with_2_and_no_node_with_5() {
     check(2, &["--id", "a", "--", "true"], "--capability");
     check(2, &["--id", "a", "-C", "work"], "PROGRAM");
     check(2, &["--id", "a", "-C", "work", "true"], "true");
-    check(
-        2,
-        &["--id", "two words", "-C", "work", "--", "true"],
-        "id: must be 1 to 200",
-    );
-    check(2, &["--id", "a", "-C", "", "--", "true"], "capabilities[0]");
-    check(
-        2,
-        &["--id", "a", "-C", "work", "--max", "0", "--", "true"],
-        "max_concurrent_tasks",
-    );
-    check(2, &["--id", "a", "-C", "work", "--max", "many", "--", "true"], "--max");
-    check(
-        2,
-        &["--id", "a", "-C", "work", "--lease", "10ms", "--", "true"],
-        "lease",
-    );
-    check(
-        2,
-        &["--id", "a", "-C", "work", "--lease", "soon", "--", "true"],
-        "--lease",
-    );
-    check(
-        2,
-        &["--id", "a", "-C", "work", "--grace", "soon", "--", "true"],
-        "--grace",
-    );
-    check(
-        2,
-        &["--id", "a", "-C", "work", "--resource", "cpu_cores", "--", "true"],
-        "NAME=VALUE",
-    );
-    check(
-        2,
-        &["--id", "a", "-C", "work", "--resource", "cpu_cores=x", "--", "true"],
-        "not a number",
-    );
-    check(
-        2,
-        &["--id", "a", "-C", "work", "--resource", "cpus=1", "--", "true"],
-        "resources.cpus",
-    );
-    check(
-        2,
-        &["--id", "a", "-C", "work", "--label", "zone", "--", "true"],
-        "NAME=VALUE",
-    );
+    let whole = |code: i32, id: &str, capability: &str, options: &[&str], says: &str| {
+        let args = [&["--id", id, "-C", capability], options, &["--", "true"]].concat();
+        check(code, &args, says);
+    };
+    whole(2, "two words", "work", &[], "id: must be 1 to 200");
+    whole(2, "a", "", &[], "capabilities[0]");
+    for (option, value, says) in [
+        ("--max", "0", "max_concurrent_tasks"),
+        ("--max", "many", "--max"),
+        ("--lease", "10ms", "lease"),
+        ("--lease", "soon", "--lease"),
+        ("--grace", "soon", "--grace"),
+        ("--resource", "cpu_cores", "NAME=VALUE"),
+        ("--resource", "cpu_cores=x", "not a number"),
+        ("--resource", "cpus=1", "resources.cpus"),
+        ("--label", "zone", "NAME=VALUE"),
+    ] {
+        whole(2, "a", "work", &[option, value], says);
+    }
     let alone = format!("sqlite:{}", server.file("other.db").display());
     crate::harness::Cli::default()
         .run(&["task", "create", "--handler", "noop", "--db", &alone])
         .expect(0);
-    check(
-        2,
-        &["--id", "a", "-C", "work", "--db", &alone, "--", "true"],
-        "an agent needs a node",
-    );
-    check(
-        5,
-        &["--id", "a", "-C", "work", "--url", "http://127.0.0.1:1", "--", "true"],
-        "no node answers at",
-    );
+    whole(2, "a", "work", &["--db", &alone], "an agent needs a node");
+    whole(5, "a", "work", &["--url", "http://127.0.0.1:1"], "no node answers at");
     assert!(server.http.all("/api/v1/agents").is_empty(), "nobody registered");
     server.finish();
 }

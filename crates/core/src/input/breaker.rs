@@ -148,29 +148,17 @@ mod tests {
         check("two words", r#"{"handlers":["h"]}"#, "id: must be 1 to 200");
         check("b", r#"{"handlers":["a b"]}"#, "handlers[0]: must be 1 to 200");
         check("b", r#"{"agents":[""]}"#, "agents[0]");
-        check("b", r#"{"handlers":["h"],"failures":0}"#, "failures: must be 1");
-        check("b", r#"{"handlers":["h"],"probes":0}"#, "probes: must be 1");
-        check(
-            "b",
-            r#"{"handlers":["h"],"failure_rate":1.5}"#,
-            "failure_rate: must be above 0",
-        );
-        check(
-            "b",
-            r#"{"handlers":["h"],"failure_rate":"half"}"#,
-            "failure_rate: invalid type",
-        );
-        check(
-            "b",
-            r#"{"handlers":["h"],"window":0}"#,
-            "window: must be longer than zero",
-        );
-        check(
-            "b",
-            r#"{"handlers":["h"],"open_for":"soon"}"#,
-            "open_for: `soon` is not a duration",
-        );
-        check("b", r#"{"handlers":["h"],"colour":1}"#, "colour: unknown field");
+        for (field, problem) in [
+            (r#""failures":0"#, "failures: must be 1"),
+            (r#""probes":0"#, "probes: must be 1"),
+            (r#""failure_rate":1.5"#, "failure_rate: must be above 0"),
+            (r#""failure_rate":"half""#, "failure_rate: invalid type"),
+            (r#""window":0"#, "window: must be longer than zero"),
+            (r#""open_for":"soon""#, "open_for: `soon` is not a duration"),
+            (r#""colour":1"#, "colour: unknown field"),
+        ] {
+            check("b", &format!(r#"{{"handlers":["h"],{field}}}"#), problem);
+        }
         check("b", r#"{"handlers":"h"}"#, "handlers: invalid type");
     }
 
