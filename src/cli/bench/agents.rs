@@ -107,7 +107,8 @@ async fn drain(bench: &Bench, server: &Server, connections: usize, batch: usize,
         agent??;
     }
     let rate = count as f64 / seconds_since(start);
-    check_completed(&mut wire, address, count).await?;
+    // The node may have closed the first connection, which was idle meanwhile.
+    check_completed(&mut Wire::connect(address).await?, address, count).await?;
     Ok(rate)
 }
 

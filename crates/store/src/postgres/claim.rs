@@ -311,7 +311,7 @@ async fn attempt(inner: &Arc<Inner>, request: &ClaimRequest, mode: Mode, now: Ti
     };
     let sql = lanes::statement(lanes.kind(mode.alone), limits);
     let params = lanes.params(inner, request, mode, limits, now).await?;
-    let tx = inner.pool.begin(Durability::Relaxed).await?;
+    let tx = inner.pool.begin_claim().await?;
     let answers = tx.commit(&[Statement { sql, params }]).await?;
     let rows = answers.into_iter().next().unwrap_or_default();
     let Some(first) = rows.first() else {
@@ -418,8 +418,9 @@ pub(super) fn read(inner: &Inner, found: &Row, from: usize) -> Result<(LiveRow, 
         .known_class(live.class)
         .ok_or_else(|| row::damaged(live.row, "class"))?;
     let lease = live.life.lease.ok_or_else(|| row::damaged(live.row, "lease"))?;
+    let is_bare = live.marks & mark::DEPENDS == 0 && live.progress.is_none() && live.error.is_none();
     let claimed = Claimed {
-        bare: None,
+        bare: is_bare.then_some(u64::from(live.version)),
         lease: LeaseRef {
             task: task.id,
             lease: lease.id,

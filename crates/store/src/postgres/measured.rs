@@ -18,7 +18,7 @@ use super::claim::{Mode, PROBATION, Try, hindered, keep, read, sort};
 use super::error::Fault;
 use super::gated::{self, Gates};
 use super::lanes::{Claimer, Lanes, next_due, taking, upkeep};
-use super::pool::{Durability, Statement, Tx, Value};
+use super::pool::{Statement, Tx, Value};
 use super::reads::TASK;
 use super::row::{self, LIVE, LiveRow, flag, gate, stored_lease, task_id};
 use super::trial::{self, Trials};
@@ -159,7 +159,7 @@ pub(super) async fn for_agent(
     inner.preferred.look(inner, now).await?;
     let executor = inner.catalog.name_id(&inner.pool, &request.executor).await?;
     let session = request.node;
-    let mut tx = inner.pool.begin(Durability::Relaxed).await?;
+    let mut tx = inner.pool.begin_claim().await?;
     let looks = [
         agent::hear(&claim.namespace, &claim.name, Some(session), now),
         Statement {
@@ -214,7 +214,7 @@ pub(super) async fn for_node(
     inner.holdings.await_end();
     let any_fresh = inner.holdings.any_fresh(request.node, now);
     let node = request.node.0 as i64;
-    let mut tx = inner.pool.begin(Durability::Relaxed).await?;
+    let mut tx = inner.pool.begin_claim().await?;
     let looks = [
         Statement {
             sql: LOCK_NODE,

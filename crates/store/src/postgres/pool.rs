@@ -202,6 +202,17 @@ impl Pool {
         })
     }
 
+    /// Begins the transaction of a claim, [`Durability::Relaxed`], in which the server plans nothing anew that it has one good
+    /// plan for: planning a claim takes it twice as long as carrying it out.
+    pub(super) async fn begin_claim(self: &Arc<Pool>) -> Result<Tx, Fault> {
+        let mut tx = self.begin(Durability::Relaxed).await?;
+        tx.begin = Some(
+            "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL synchronous_commit = off; \
+             SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL jit = off",
+        );
+        Ok(tx)
+    }
+
     /// Begins a transaction that reads one moment of the store.
     pub(super) async fn snapshot(self: &Arc<Pool>) -> Result<Tx, Fault> {
         let permit = self.permit().await?;
