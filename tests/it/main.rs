@@ -36,6 +36,7 @@ mod retries;
 mod shutdown;
 mod sleepers;
 mod steering;
+mod supervised;
 mod survive;
 mod timeouts;
 mod volatile;

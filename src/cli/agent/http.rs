@@ -67,7 +67,11 @@ impl Endpoint {
     /// What it answers; `None` when it brings the result later.
     async fn ask(&self, given: &Given) -> Result<Option<Value>, ErrorInfo> {
         let failed = |error: reqwest::Error| {
-            let kind = if error.is_timeout() { kinds::TIMEOUT } else { "http" };
+            let kind = if error.is_timeout() {
+                kinds::TIMEOUT
+            } else {
+                kinds::HTTP_CONNECT
+            };
             ErrorInfo::new(
                 kind,
                 format!("{} could not be called: {}", self.url, error.without_url()),
@@ -86,11 +90,15 @@ impl Endpoint {
         }
         let mut response = request.body(body.to_string()).send().await.map_err(failed)?;
         let status = response.status();
+        let refused = |answer: &[u8]| {
+            let message = format!("{} answered {status}: {}", self.url, shown(answer));
+            ErrorInfo::new(kinds::HTTP_STATUS, message)
+        };
         let mut answer = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(failed)? {
             if answer.len() + chunk.len() > ANSWER_MAX {
                 let message = format!("{} answered more than {ANSWER_MAX} bytes", self.url);
-                return Err(ErrorInfo::new("http", message));
+                return Err(ErrorInfo::new(kinds::BAD_RESULT, message));
             }
             answer.extend_from_slice(&chunk);
         }
@@ -99,13 +107,9 @@ impl Endpoint {
             200..=299 => Ok(Some(outcome(&answer))),
             // A request that is wrong now will be wrong again.
             400..=499 if !matches!(status.as_u16(), 408 | 425 | 429) => {
-                let error = ErrorInfo::new("http", format!("{} answered {status}: {}", self.url, shown(&answer)));
-                Ok(Some(written(Outcome::Fail(error))))
+                Ok(Some(written(Outcome::Fail(refused(&answer)))))
             }
-            _ => {
-                let message = format!("{} answered {status}: {}", self.url, shown(&answer));
-                Err(ErrorInfo::new("http", message))
-            }
+            _ => Err(refused(&answer)),
         }
     }
 }
