@@ -439,6 +439,11 @@ impl Lifecycle {
         }
     }
 
+    /// Since when a waiting task could have been claimed, or will be.
+    pub fn ready_from(&self) -> Time {
+        self.ready_at.unwrap_or(self.run_at)
+    }
+
     /// True when a claim may take it at `now`, keys and lanes aside.
     pub fn is_claimable(&self, now: Time) -> bool {
         self.state == State::Queued && self.waiting_for.is_none() && self.paused_at.is_none() && self.run_at <= now

@@ -56,7 +56,7 @@ impl Model {
     pub(super) fn rank(&self, row: i64, served: Option<i64>, now: Time) -> (Reverse<Priority>, i64, i64) {
         let (entry, rule) = (&self.tasks[&row], self.order_rule(row));
         let life = &entry.lifecycle;
-        let level = rule.level(entry.spec.priority, life.ready_at.unwrap_or(life.run_at), now);
+        let level = rule.level(entry.spec.priority, life.ready_from(), now);
         let place = place(entry.spec.deadline, rule.age(row, served));
         (Reverse(level), place, row)
     }

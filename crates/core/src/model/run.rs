@@ -425,7 +425,7 @@ fn next_due(entry: &Entry) -> Option<Time> {
             entry
                 .spec
                 .queue_timeout()
-                .map(|longest| task.ready_at.unwrap_or(task.run_at).plus(longest))
+                .map(|longest| task.ready_from().plus(longest))
         })
         .flatten();
     let wake_at = task.wake_at.filter(|_| task.paused_at.is_none());
@@ -438,9 +438,7 @@ fn next_due(entry: &Entry) -> Option<Time> {
 impl Entry {
     /// Since when it could have been claimed, keys and lanes aside.
     pub(super) fn ready_since(&self, now: Time) -> Option<Time> {
-        self.lifecycle
-            .is_claimable(now)
-            .then(|| self.lifecycle.ready_at.unwrap_or(self.lifecycle.run_at))
+        self.lifecycle.is_claimable(now).then(|| self.lifecycle.ready_from())
     }
 }
 

@@ -25,15 +25,17 @@ pub(crate) async fn turn_of_key(
 ) -> Result<Option<Gate>, EngineError> {
     let Some(key) = &record.spec.key else { return Ok(None) };
     if let Some(holder) = engine.store().key_holder(namespace, key).await? {
+        if holder == record.id {
+            return Ok(None);
+        }
         let holding = engine.store().task(namespace, holder).await?;
-        let closed = Gate {
+        return Ok(Some(Gate {
             since: holding.and_then(|task| task.lifecycle.started_at),
             ..gate(
                 GateKind::Key,
                 format!("task {holder} of the same key `{key}` runs; one at a time"),
             )
-        };
-        return Ok((holder != record.id).then_some(closed));
+        }));
     }
     let Some(first) = first_of_key(engine, namespace, key, now).await? else {
         return Ok(None);
@@ -92,8 +94,7 @@ async fn first_of_key(
 
 /// The level at which a ready task stands.
 fn level(rule: OrderRule, task: &TaskRecord, now: Time) -> Priority {
-    let life = &task.lifecycle;
-    rule.level(task.spec.priority, life.ready_at.unwrap_or(life.run_at), now)
+    rule.level(task.spec.priority, task.lifecycle.ready_from(), now)
 }
 
 /// The level at which a task stands in the claim order: its priority, unless its queue lets what waits rise.
@@ -121,7 +122,7 @@ pub(crate) async fn closed_queue(
         return Ok(None);
     };
     let units = record.spec.units();
-    let closed = match queue.room(queue.running, now) {
+    let mut closed = match queue.room(queue.running, now) {
         Ok(room) if record.id.row() <= room.newest && is_ready && !room.admits(units) => {
             let opens_at = queue.opens_at(units, now);
             let message = format!(
@@ -141,14 +142,16 @@ pub(crate) async fn closed_queue(
         }
         Err(closed) => closed,
     };
+    if let Closed::Rate { opens_at } = &mut closed {
+        // The bucket may have to hold more than the one token for which it opens.
+        *opens_at = queue.opens_at(units, now);
+    }
     let (since, opens_at) = match closed {
         Closed::Full { .. } | Closed::Rate { .. } if !is_ready => return Ok(None),
         Closed::Paused { since } => (Some(since), None),
-        // The bucket may have to hold more than the one token for which it opens.
-        Closed::Rate { .. } => (None, Some(queue.opens_at(units, now))),
+        Closed::Rate { opens_at } => (None, Some(opens_at)),
         Closed::Manual | Closed::Full { .. } => (None, None),
     };
-    let closed = opens_at.map_or(closed, |opens_at| Closed::Rate { opens_at });
     Ok(Some(Gate {
         since,
         opens_at,

@@ -292,7 +292,7 @@ fn overdue(live: &LiveRow, now: Time) -> Option<(Event, Option<ErrorInfo>)> {
     let impatient = live
         .queue_timeout
         .filter(|_| life.is_claimable(now))
-        .map(|longest| (live.ready_from().plus(longest), longest))
+        .map(|longest| (live.life.ready_from().plus(longest), longest))
         .filter(|(at, _)| *at <= now);
     // Whichever came first ended the task.
     match (expires, impatient) {

@@ -421,19 +421,14 @@ impl LiveRow {
             (self.risen, self.rises_at) = (0, None);
             return;
         }
-        let level = rule.level(self.priority, self.ready_from(), now);
+        let level = rule.level(self.priority, self.life.ready_from(), now);
         self.risen = u8::try_from(level.level() - self.priority.level()).unwrap_or(0);
-        self.rises_at = rule.rises_at(self.priority, self.ready_from(), level);
+        self.rises_at = rule.rises_at(self.priority, self.life.ready_from(), level);
     }
 
     /// The priority as the claim order has it.
     pub(super) fn rank(&self) -> i16 {
         rank(self.priority) - i16::from(self.risen)
-    }
-
-    /// Since when it could have been claimed, or will be.
-    pub(super) fn ready_from(&self) -> Time {
-        self.life.ready_at.unwrap_or(self.life.run_at)
     }
 
     /// From [`LIVE`], beginning at `from`.
@@ -636,7 +631,7 @@ impl LiveRow {
         let impatient = self
             .queue_timeout
             .filter(|_| life.waiting_for.is_none() && life.paused_at.is_none())
-            .map(|longest| self.ready_from().plus(longest));
+            .map(|longest| self.life.ready_from().plus(longest));
         [expires, impatient].into_iter().flatten().min()
     }
 }

@@ -65,7 +65,7 @@ impl Memory {
     pub(super) fn stand(&mut self, shared: &Shared, live: &LiveRow) {
         let rule = self.order.rule(live.class);
         if rule.ageing.is_some() {
-            let ready_from = live.ready_from();
+            let ready_from = live.life.ready_from();
             let level = rule.level(live.priority, ready_from, self.clock);
             let next = rule.rises_at(live.priority, ready_from, level);
             self.ageing.risen.insert(live.row, Risen { level, next });

@@ -13,7 +13,7 @@ use super::error::Fault;
 use super::row::{COLUMNS, LiveRow};
 use super::step::Facts;
 use super::verb::Prepared;
-use super::view::{Cell, Leased};
+use super::view::Cell;
 use super::writer::Writer;
 
 /// What makes room for newer tasks, with the reason.
@@ -181,14 +181,9 @@ impl Writer {
         while let Some(row) = rows.next()? {
             let live = LiveRow::read(row)?;
             // The rows of leased tasks still say that they wait.
-            let is_held = |leased: &Leased| !leased.closing;
-            let is_held = self
-                .shared
-                .view
-                .lock()
-                .leases
-                .get(&live.row)
-                .is_some_and(|l| is_held(l));
+            let view = self.shared.view.lock();
+            let is_held = view.leases.get(&live.row).is_some_and(|leased| !leased.closing);
+            drop(view);
             if !is_held && live.life.is_claimable(self.memory.clock) {
                 self.memory.note_ready(&self.shared, &live);
             }

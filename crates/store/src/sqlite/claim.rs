@@ -63,7 +63,7 @@ fn is_overdue(live: &LiveRow, now: Time) -> bool {
     expired
         || live
             .queue_timeout
-            .is_some_and(|longest| live.ready_from().plus(longest) <= now)
+            .is_some_and(|longest| live.life.ready_from().plus(longest) <= now)
 }
 
 impl Writer {

@@ -130,7 +130,7 @@ fn timers(live: &LiveRow) -> impl Iterator<Item = (Time, i64, Timer)> {
     let overdue = live
         .queue_timeout
         .filter(|_| free)
-        .map(|t| (live.ready_from().plus(t), row, Timer::QueueTimeout));
+        .map(|t| (live.life.ready_from().plus(t), row, Timer::QueueTimeout));
     let waits = life.state == State::Waiting && life.paused_at.is_none();
     let wake = life.wake_at.filter(|_| waits).map(|at| (at, row, Timer::Wake));
     [expire, overdue, wake].into_iter().flatten()
@@ -244,7 +244,7 @@ impl Memory {
 
     /// Notes since when a task is ready.
     pub(super) fn note_ready(&mut self, shared: &Shared, live: &LiveRow) {
-        let (since, is_fresh) = (live.ready_from(), !live.life.has_started());
+        let (since, is_fresh) = (live.life.ready_from(), !live.life.has_started());
         self.ages.enter(&shared.catalog, live.class, live.row, since, is_fresh);
     }
 

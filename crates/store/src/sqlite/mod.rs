@@ -31,6 +31,7 @@ mod row;
 mod schema;
 mod step;
 mod thread;
+mod turns;
 mod update;
 mod verb;
 mod verify;

@@ -12,6 +12,8 @@ use foldhash::fast::RandomState;
 use pensum_core::order::{OrderRule, deadline_of, place};
 use pensum_core::{Name, Priority, Time};
 
+use super::turns::Turns;
+
 /// The claim order: level, deadline, age.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Rank {
@@ -215,31 +217,6 @@ pub(super) struct Order {
     pub(super) now: Time,
 }
 
-/// Of how many keys the last turn is remembered, at least: of those that were served last. One that is forgotten goes by the
-/// age of its tasks again.
-const TURNS_MAX: usize = 65_536;
-
-/// When keys were served last, in fair queues.
-#[derive(Default)]
-struct Turns {
-    numbers: HashMap<Key, i64, RandomState>,
-    keys: BTreeMap<i64, Key>,
-}
-
-impl Turns {
-    fn note(&mut self, key: &Key, number: i64) {
-        if let Some(before) = self.numbers.insert(key.clone(), number) {
-            self.keys.remove(&before);
-        }
-        self.keys.insert(number, key.clone());
-        if self.keys.len() > TURNS_MAX
-            && let Some((_, oldest)) = self.keys.pop_first()
-        {
-            self.numbers.remove(&oldest);
-        }
-    }
-}
-
 impl Order {
     /// An empty order that goes by the same rules, and remembers the same turns.
     pub(super) fn emptied(&mut self) -> Order {
@@ -375,7 +352,7 @@ impl Order {
         };
         let rule = self.rules.get(class as usize).copied().unwrap_or_default();
         let number = match rule.fair {
-            true => self.turns.numbers.get(key).copied(),
+            true => self.turns.of(key),
             false => None,
         };
         let stands = rank.served(rule, number);
@@ -737,21 +714,5 @@ mod tests {
         order.release(&key, 2);
         let mut merge = order.merge(ALL);
         assert_eq!(next(&mut order, &mut merge), Some(4));
-    }
-
-    #[test]
-    fn of_many_keys_the_turns_of_those_that_were_served_last_are_remembered() {
-        let mut turns = Turns::default();
-        let key = |n: i64| (Name::from("default"), Name::from(n.to_string()));
-        for n in 0..2 * TURNS_MAX as i64 {
-            turns.note(&key(n / 2), n);
-        }
-        assert_eq!(turns.keys.len(), TURNS_MAX);
-        turns.note(&key(-1), i64::MAX);
-        assert_eq!((turns.keys.len(), turns.numbers.len()), (TURNS_MAX, TURNS_MAX));
-        assert_eq!(
-            (turns.numbers.get(&key(0)), turns.numbers.get(&key(1))),
-            (None, Some(&3))
-        );
     }
 }

@@ -135,11 +135,6 @@ impl LiveRow {
         }
     }
 
-    /// Since when it could have been claimed, or will be.
-    pub(super) fn ready_from(&self) -> Time {
-        self.life.ready_at.unwrap_or(self.life.run_at)
-    }
-
     /// From [`COLUMNS`].
     pub(super) fn read(row: &Row<'_>) -> Result<LiveRow, Fault> {
         let id: i64 = row.get(0)?;
