@@ -137,6 +137,16 @@ fn asking(how: &str, more: Value) -> Value {
     work(with(json!({ "parameters": { "how": how } }), more))
 }
 
+/// Brings the result of a call later, as its callback says; what is said of it.
+fn bring(node: &Server, given: &Value, outcome: Value) -> String {
+    let callback = text(&given["callback"]);
+    let path = callback.strip_prefix(&node.http.base).unwrap();
+    let token = &given["lease_token"];
+    let result = json!({ "execution_id": given["execution_id"], "lease_token": token, "outcome": outcome });
+    let answer = node.http.post(path, &json!({ "results": [result] })).expect(200);
+    text(&answer["results"][0]["status"])
+}
+
 #[test]
 fn an_endpoint_answers_with_a_result_or_an_outcome() {
     with_endpoint(|node, asked| {
@@ -198,17 +208,12 @@ fn an_endpoint_may_bring_the_result_later_by_the_token_of_the_run() {
         throughout("it runs on", Duration::from_secs(3), || {
             node.task(&id)["status"] == "running"
         });
-        let callback = text(&given["callback"]);
-        let path = callback.strip_prefix(&node.http.base).unwrap();
-        let result = |outcome: Value| {
-            let token = &given["lease_token"];
-            let result = json!({ "execution_id": given["execution_id"], "lease_token": token, "outcome": outcome });
-            let answer = node.http.post(path, &json!({ "results": [result] })).expect(200);
-            text(&answer["results"][0]["status"])
-        };
-        assert_eq!(result(json!({ "done": [1, 2] })), "accepted");
-        assert_eq!(result(json!({ "done": [1, 2] })), "repeat");
-        assert_eq!(result(json!({ "fail": { "message": "late" } })), "lease_lost");
+        assert_eq!(bring(&node, &given, json!({ "done": [1, 2] })), "accepted");
+        assert_eq!(bring(&node, &given, json!({ "done": [1, 2] })), "repeat");
+        assert_eq!(
+            bring(&node, &given, json!({ "fail": { "message": "late" } })),
+            "lease_lost"
+        );
         let task = node.wait_both(&id, "completed");
         assert_eq!((&task["result"], &task["attempt"]), (&json!([1, 2]), &json!(1)));
         assert_eq!(asked.0.lock().len(), 1, "called once");
@@ -227,12 +232,7 @@ fn a_run_that_an_endpoint_has_taken_is_cancelled_without_it() {
         let given = eventually("the call", SOON, || asked.0.lock().first().cloned());
         node.command(&id, "cancel").expect(202);
         node.wait(&id, "cancelled");
-        let result = json!({ "execution_id": given["execution_id"], "lease_token": given["lease_token"],
-            "outcome": { "done": null } });
-        let answer = node
-            .http
-            .post("/api/v1/executions/complete", &json!({ "results": [result] }));
-        assert_eq!(answer.expect(200)["results"][0]["status"], "lease_lost");
+        assert_eq!(bring(&node, &given, json!({ "done": null })), "lease_lost");
         assert_eq!(node.task(&id)["status"], "cancelled");
         node.finish();
     });
