@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{Cluster, database};
 use crate::agent_run::Agent;
-use crate::harness::{Http, SOON, eventually, items, lines, long, shell, text, with};
+use crate::harness::{Http, SOON, Server, eventually, items, lines, long, shell, text, with};
 
 /// Starts of a rate that holds on three nodes together, by the times that the tasks themselves keep.
 #[test]
@@ -104,6 +104,29 @@ fn an_agent_works_on_while_other_nodes_are_killed() {
     ids.sort();
     assert_eq!(ran, ids, "each ran once");
     agent.stop();
+    cluster.finish();
+}
+
+#[test]
+fn an_agent_of_the_configuration_goes_over_to_another_node() {
+    let database = database();
+    let home = tempfile::tempdir().unwrap();
+    let config = home.path().join("agents.json");
+    let agent = json!({ "capabilities": ["work"], "lease": 2, "program": ["sh", "-c", "echo $PPID"] });
+    std::fs::write(&config, json!({ "agents": { "single": agent } }).to_string()).unwrap();
+    let mut cluster = Cluster::start(&database.url(), 2, &["--config", &config.display().to_string()]);
+    let ran_by = |cluster: &Cluster, at: usize| {
+        let task = cluster.nodes[at].wait(&cluster.nodes[at].create(&json!({ "handler": "work" })), "completed");
+        let is_of = |node: &&Server| json!(node.pid()) == task["result"];
+        cluster.nodes.iter().position(|node| is_of(&node)).unwrap()
+    };
+    let first = ran_by(&cluster, 0);
+    assert_eq!(ran_by(&cluster, 1), first, "one node at a time runs it");
+    cluster.nodes[first].kill();
+    let other = 1 - first;
+    let id = cluster.nodes[other].create(&json!({ "handler": "work" }));
+    let task = cluster.nodes[other].wait(&id, "completed");
+    assert_eq!(task["result"], cluster.nodes[other].pid(), "the node that is left");
     cluster.finish();
 }
 
