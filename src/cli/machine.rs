@@ -1,8 +1,10 @@
-//! What this machine has for tasks.
+//! What this machine has for tasks, and how it keeps them to their limits.
 
 use std::fs;
 
 use pensum_core::task::Resources;
+use pensum_engine::LimitModes;
+use pensum_engine::process::{enforcement, use_cgroups};
 
 use super::exit::Failure;
 
@@ -39,6 +41,17 @@ pub(crate) fn resources(written: &[(String, String)]) -> anyhow::Result<Resource
             Some(amount.ok_or_else(|| Failure::usage(format!("--resource {name}: must be a number, zero or more")))?);
     }
     Ok(resources)
+}
+
+/// Has the kernel keep commands to their limits where this process has a cgroup of its own, and says how they are kept to them. To be
+/// asked before this process starts any other.
+pub(crate) fn enforce_limits() {
+    let result = use_cgroups();
+    let LimitModes { memory, cpu, .. } = LimitModes::of(enforcement());
+    match result {
+        Ok(cgroup) => tracing::info!(memory, cpu, cgroup = %cgroup.display(), "how commands are kept to their limits"),
+        Err(why) => tracing::info!(memory, cpu, %why, "how commands are kept to their limits"),
+    }
 }
 
 /// Reads `NAME=AMOUNT`.

@@ -17,7 +17,7 @@ use super::client::{DB_DEFAULT, check_url, open_store, store_path};
 use super::exit::{Exit, Failure};
 use super::output::{self, Format};
 use super::signals::Signals;
-use super::{Global, now};
+use super::{Global, machine, now};
 use crate::plan::parse::{Plan, PlannedTask, Setting, digest};
 use crate::plan::resume::{self, Mark, Run, new_id, stamp};
 use crate::plan::summary::{Summary, table};
@@ -76,6 +76,7 @@ pub(crate) async fn run(global: &Global, args: Args) -> anyhow::Result<Exit> {
         Some(prepare(&source, &args, &db, &id)?)
     };
 
+    machine::enforce_limits();
     let store = open(&db).await?;
     let (prepared, earlier) = match prepared {
         Some(prepared) => (Some(prepared), None),

@@ -58,6 +58,7 @@ pub(crate) async fn serve(global: &Global, args: Args) -> anyhow::Result<Exit> {
     let config = Config::load(&args.config)?;
     init_logging(config.level.as_deref().unwrap_or("info"))?;
     let mut signals = Signals::new().context("cannot listen for signals")?;
+    machine::enforce_limits();
 
     let listen = args
         .listen

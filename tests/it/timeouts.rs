@@ -99,10 +99,41 @@ fn a_command_over_its_limits_is_ended() {
         let parameters = json!({ "program": "sh", "args": ["-c", script, "sh", mark], "limits": limits });
         json!({ "handler": "command", "parameters": parameters, "max_retries": 0 })
     };
+    let neighbour = server.create(&command("sleep 60", json!({ "memory": "64MiB" })));
+    let grow = "python3 -c 'held = []\nwhile True: held.append(bytearray(range(256)) * 16384)'";
+    let growing = server.create(&command(grow, json!({ "memory": "64MiB" })));
     let spinning = server.create(&command("while :; do :; done", json!({ "cpu_seconds": 0.5 })));
     let sleeping = server.create(&command("sleep 60", json!({ "wall": "500ms" })));
+    assert_eq!(server.wait_both(&growing, "failed")["error"]["type"], "memory_exceeded");
     assert_eq!(server.wait_both(&spinning, "failed")["error"]["type"], "cpu_exceeded");
     assert_eq!(server.wait_both(&sleeping, "failed")["error"]["type"], "wall_exceeded");
-    eventually("both to be gone", SOON, || marked(&mark).is_empty().then_some(()));
+    let attempts = server.http.all(&format!("/api/v1/tasks/{growing}/executions"));
+    assert!(
+        attempts[0]["resource_usage"]["memory_mb"].as_f64().unwrap() > 50.0,
+        "{attempts:?}"
+    );
+    assert_eq!(server.task(&neighbour)["status"], "running");
+    server.command(&neighbour, "cancel").expect(202);
+    server.wait_both(&neighbour, "cancelled");
+    eventually("all to be gone", SOON, || marked(&mark).is_empty().then_some(()));
+
+    let report = server.http.get("/api/v1/system/performance").expect(200);
+    let limits = &report["resource_metrics"]["limits"];
+    let said: Vec<String> = server
+        .log_all()
+        .into_iter()
+        .filter(|line| line.contains("kept to their limits"))
+        .collect();
+    assert_eq!(said.len(), 1, "{said:?}");
+    // Without a cgroup of its own the node says why.
+    let (memory, cpu, reason) = match limits["memory"].as_str() {
+        Some("cgroup") => ("cgroup", "cgroup_and_rlimit", "cgroup=/"),
+        _ => ("sampled", "sampled_and_rlimit", "why="),
+    };
+    assert_eq!(*limits, json!({ "memory": memory, "cpu": cpu, "wall": "watched" }));
+    assert!(
+        said[0].contains(&format!("memory={memory:?} cpu={cpu:?} {reason}")),
+        "{said:?}"
+    );
     server.finish();
 }

@@ -179,7 +179,7 @@ pub struct Usage {
     /// `cpu_seconds` ÷ `wall_seconds` × 100.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub cpu_percent: Option<f64>,
-    /// Peak resident memory in MB (10⁶ bytes).
+    /// The most memory in use at once, in MB (10⁶ bytes).
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub memory_mb: Option<f64>,
     /// Read from storage, children included, in MB (10⁶ bytes); what came from caches does not count.

@@ -7,6 +7,7 @@ use pensum_core::task::Resources;
 use serde::Serialize;
 
 use crate::metrics::HandlerMetrics;
+use crate::process::{Enforcement, enforcement};
 use crate::status::AgentHealth;
 use crate::{Engine, EngineError};
 
@@ -38,12 +39,29 @@ pub struct ResourceMetrics {
 /// How the limits of commands are enforced.
 #[derive(Clone, Copy, Debug, Serialize, utoipa::ToSchema)]
 pub struct LimitModes {
-    /// `sampled`: the memory of the whole tree of processes is measured many times a second.
+    /// `cgroup`: the kernel keeps the whole tree of processes within its limit. `sampled`: its memory is measured many times a
+    /// second.
     pub memory: &'static str,
-    /// `sampled_and_rlimit`: the processor time of the whole tree is measured, and the kernel bounds that of each process.
+    /// `cgroup_and_rlimit`: what the kernel counted of the whole tree is read many times a second, and it bounds the processor
+    /// time of each process. `sampled_and_rlimit`: that of the whole tree is measured instead.
     pub cpu: &'static str,
     /// `watched`: by a clock that stands still while the task is paused.
     pub wall: &'static str,
+}
+
+impl LimitModes {
+    /// In the words of the report.
+    pub const fn of(enforcement: Enforcement) -> LimitModes {
+        let (memory, cpu) = match enforcement {
+            Enforcement::Cgroup => ("cgroup", "cgroup_and_rlimit"),
+            Enforcement::Sampled => ("sampled", "sampled_and_rlimit"),
+        };
+        LimitModes {
+            memory,
+            cpu,
+            wall: "watched",
+        }
+    }
 }
 
 /// What the runs of a handler took.
@@ -92,11 +110,7 @@ impl Engine {
             resource_metrics: ResourceMetrics {
                 offered: self.offered().map(|offered| offered.resources()),
                 held: self.live().held().resources(),
-                limits: LimitModes {
-                    memory: "sampled",
-                    cpu: "sampled_and_rlimit",
-                    wall: "watched",
-                },
+                limits: LimitModes::of(enforcement()),
             },
             handler_metrics: used
                 .map(|metrics| (metrics.handler.to_string(), HandlerUsage::of(metrics)))

@@ -1,5 +1,6 @@
 //! Control of a running command from any task: signals, stop, pause, usage.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,8 +8,9 @@ use parking_lot::Mutex;
 use rustix::process::{Pid, Signal};
 use tokio::time::{Instant, sleep};
 
+use super::cgroup::{Figures, Group};
 use super::signal;
-use super::table::{self, look, look_async};
+use super::table::{self, look};
 use super::tree::Tree;
 use super::usage::{Clock, Usage};
 
@@ -122,13 +124,17 @@ impl ProcessHandle {
 
 /// What a command's waiter and its handles share.
 pub(super) struct Shared {
-    root: Pid,
+    pub(super) root: Pid,
+    /// The command's cgroup; `None` where commands are sampled.
+    pub(super) group: Option<Arc<Group>>,
     pub(super) state: Mutex<State>,
 }
 
 pub(super) struct State {
     pub(super) tree: Tree,
     pub(super) clock: Clock,
+    /// What the command's cgroup counted until the last sample.
+    pub(super) figures: Figures,
     /// The first process was reaped, or may be at any moment: its id may go to another process, so the group is not signalled any more.
     /// Set under the lock under which signals are sent.
     pub(super) reaped: bool,
@@ -138,7 +144,7 @@ pub(super) struct State {
 }
 
 impl State {
-    fn paused(&self) -> bool {
+    pub(super) fn paused(&self) -> bool {
         !self.clock.running() && !self.ended
     }
 
@@ -153,12 +159,14 @@ impl State {
 }
 
 impl Shared {
-    pub(super) fn new(root: Pid, tree: Tree, clock: Clock) -> Self {
+    pub(super) fn new(root: Pid, tree: Tree, clock: Clock, group: Option<Arc<Group>>) -> Self {
         Self {
             root,
+            group,
             state: Mutex::new(State {
                 tree,
                 clock,
+                figures: Figures::default(),
                 reaped: false,
                 ended: false,
                 stop_until: None,
@@ -168,7 +176,8 @@ impl Shared {
 
     pub(super) fn usage(&self) -> Usage {
         let state = self.state.lock();
-        Usage::of(&state.tree, state.clock.elapsed())
+        let counted = self.group.is_some().then_some(&state.figures);
+        Usage::of(&state.tree, counted, state.clock.elapsed())
     }
 
     /// When the grace of a stop in progress ends.
@@ -198,6 +207,7 @@ impl Shared {
     /// See [`ProcessHandle::kill`].
     pub(super) async fn kill(&self) {
         self.signal_group(Signal::KILL);
+        self.kill_cgroup().await;
         self.look().await;
         self.signal_strays(Signal::KILL);
     }
@@ -212,14 +222,27 @@ impl Shared {
 
     /// Takes in a look that begins now.
     pub(super) async fn look(&self) {
-        let table = look_async().await;
-        self.take_in(&table);
+        self.see(look).await;
     }
 
-    pub(super) fn take_in(&self, table: &table::Table) {
+    /// Takes in a look, made off the threads of the runtime.
+    pub(super) async fn see(&self, look: fn() -> Arc<table::Table>) {
+        let group = self.group.clone();
+        let see = move || {
+            let table = look();
+            // After the look: an id that was given to another process meanwhile then names one that is not in it.
+            let housed: HashSet<i32> = group.iter().flat_map(|group| group.pids()).collect();
+            (table, housed)
+        };
+        let seen = tokio::task::spawn_blocking(see.clone()).await;
+        let (table, housed) = seen.unwrap_or_else(|_| see());
+        self.take_in(&table, &housed);
+    }
+
+    fn take_in(&self, table: &table::Table, housed: &HashSet<i32>) {
         let mut state = self.state.lock();
         let group_is_ours = !state.reaped;
-        state.tree.update(table, group_is_ours);
+        state.tree.update(table, group_is_ours, housed);
     }
 
     pub(super) async fn anything_lives(&self) -> bool {
@@ -273,6 +296,7 @@ impl Shared {
                 return self.survivors();
             }
             self.signal_group(Signal::KILL);
+            self.kill_cgroup().await;
             self.signal_strays(Signal::KILL);
             sleep(nap).await;
             nap = (nap * 2).min(NAP_MAX);
@@ -294,10 +318,16 @@ impl Shared {
     }
 
     fn sweep_blocking(&self) {
+        if let Some(group) = &self.group {
+            group.kill();
+        }
         // Two looks in a row, since a process being started during the first may be missing in it.
         for _ in 0..2 {
-            self.take_in(&look());
+            self.take_in(&look(), &HashSet::new());
             self.signal_strays(Signal::KILL);
+        }
+        if let Some(group) = &self.group {
+            group.remove();
         }
     }
 

@@ -68,18 +68,6 @@ pub(super) fn look_within(age: Duration) -> Arc<Table> {
     shared(|last| last.taken.elapsed() <= age)
 }
 
-/// [`look`] off the threads of the runtime.
-pub(super) async fn look_async() -> Arc<Table> {
-    tokio::task::spawn_blocking(look).await.unwrap_or_else(|_| look())
-}
-
-/// [`look_within`] off the threads of the runtime.
-pub(super) async fn look_within_async(age: Duration) -> Arc<Table> {
-    tokio::task::spawn_blocking(move || look_within(age))
-        .await
-        .unwrap_or_else(|_| look_within(age))
-}
-
 /// One process; `None` when there is none of that id.
 pub(super) fn entry(pid: i32) -> Option<Entry> {
     let mut bytes = Vec::with_capacity(512);
@@ -109,6 +97,14 @@ pub(super) struct Transfer {
 }
 
 impl Transfer {
+    /// The larger of each.
+    pub(super) fn max(self, other: Transfer) -> Transfer {
+        Transfer {
+            read: self.read.max(other.read),
+            written: self.written.max(other.written),
+        }
+    }
+
     pub(super) fn plus(self, other: Transfer) -> Transfer {
         Transfer {
             read: self.read + other.read,
@@ -131,6 +127,14 @@ pub(super) fn transfer(pid: i32) -> Option<Transfer> {
         read: figure("read_bytes:")?,
         written: figure("write_bytes:")?,
     })
+}
+
+/// What the main thread of a process has started and what has not ended; nothing where the kernel does not list it.
+pub(super) fn children(pid: i32) -> Vec<i32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    text.split_ascii_whitespace()
+        .filter_map(|child| child.parse().ok())
+        .collect()
 }
 
 /// Resident memory of a process in bytes, each page divided among the processes that share it. Walks its page tables: a millisecond or

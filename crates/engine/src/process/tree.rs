@@ -17,6 +17,7 @@ pub(super) struct Tree {
     /// What those members moved.
     settled_transfer: Transfer,
     resident_peak: u64,
+    single_peak: u64,
     cpu_seconds: f64,
 }
 
@@ -27,6 +28,8 @@ pub(super) struct Member {
     pub(super) start: u64,
     pub(super) group: i32,
     pub(super) stopped: bool,
+    /// It is in the command's cgroup, or was found in one below since.
+    pub(super) housed: bool,
     alive: bool,
     parent: i32,
     ticks: u64,
@@ -47,13 +50,15 @@ impl Tree {
             settled_ticks: 0,
             settled_transfer: Transfer::default(),
             resident_peak: 0,
+            single_peak: 0,
             cpu_seconds: 0.0,
         }
     }
 
     /// Finds the members in a new look and adds up what they use. `group_is_ours` as long as the first process was not reaped: until
-    /// then its id, which is the group's, cannot be given to another.
-    pub(super) fn update(&mut self, table: &Table, group_is_ours: bool) {
+    /// then its id, which is the group's, cannot be given to another. `housed` are the processes that were in the command's cgroup
+    /// after the look.
+    pub(super) fn update(&mut self, table: &Table, group_is_ours: bool, housed: &HashSet<i32>) {
         if table.number <= self.last_look {
             return;
         }
@@ -69,14 +74,16 @@ impl Tree {
         {
             children.entry(entry.parent).or_default().push(entry);
             let known = self.members.contains_key(&(entry.pid, entry.start));
-            let in_group = group_is_ours && entry.group == self.root;
+            let in_group = housed.contains(&entry.pid) || (group_is_ours && entry.group == self.root);
             if (known || in_group || entry.mark.as_deref() == Some(self.mark.as_str())) && found.insert(entry.pid) {
                 queue.push(entry);
             }
         }
         let mut now = HashMap::with_capacity(queue.len());
         while let Some(entry) = queue.pop() {
-            now.insert((entry.pid, entry.start), self.member(entry));
+            let mut member = self.member(entry);
+            member.housed = housed.contains(&entry.pid);
+            now.insert((entry.pid, entry.start), member);
             for child in children.get(&entry.pid).into_iter().flatten() {
                 if found.insert(child.pid) {
                     queue.push(child);
@@ -95,6 +102,7 @@ impl Tree {
             return;
         };
         if let Some(peak) = table::resident_peak(self.root) {
+            self.single_peak = self.single_peak.max(peak);
             self.resident_peak = self.resident_peak.max(peak);
         }
         if let Some(seconds) = table::precise_seconds(self.root) {
@@ -138,6 +146,18 @@ impl Tree {
         self.resident_peak
     }
 
+    /// The most resident memory that one of the members ever had alone, in bytes: no page counts twice.
+    pub(super) fn single_peak(&self) -> u64 {
+        self.single_peak
+    }
+
+    /// Notes that a member is in the command's cgroup.
+    pub(super) fn house(&mut self, pid: i32, start: u64) {
+        if let Some(member) = self.members.get_mut(&(pid, start)) {
+            member.housed = true;
+        }
+    }
+
     /// Processor time of all members, also of those that ended, in seconds. Never falls.
     pub(super) fn cpu_seconds(&self) -> f64 {
         self.cpu_seconds
@@ -157,6 +177,7 @@ impl Tree {
             start: entry.start,
             group: entry.group,
             stopped: matches!(entry.state, b'T' | b't'),
+            housed: before.is_some_and(|member| member.housed),
             alive: entry.alive(),
             parent: entry.parent,
             ticks: entry.ticks,
@@ -179,6 +200,8 @@ impl Tree {
 
     fn account(&mut self) {
         self.resident_peak = self.resident_peak.max(self.resident());
+        let largest = self.members.values().map(|member| member.resident).max();
+        self.single_peak = self.single_peak.max(largest.unwrap_or(0));
         let ticks = self.settled_ticks + self.members.values().map(|member| member.ticks).sum::<u64>();
         self.cpu_seconds = self.cpu_seconds.max(ticks as f64 / procfs::ticks_per_second() as f64);
     }

@@ -5,6 +5,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+use super::cgroup::Figures;
+use super::table::Transfer;
 use super::tree::Tree;
 
 /// What a command and all that it started used together.
@@ -14,8 +16,9 @@ pub struct Usage {
     pub cpu_seconds: f64,
     /// Processor time per wall time, in percent: 200 is two processors in full use.
     pub cpu_percent: f64,
-    /// The most memory in use at once, in MB (10⁶ bytes): the resident sizes of all processes, summed at each sample.
-    /// The first samples are a few milliseconds apart; a command that ends within two milliseconds may show next to none.
+    /// The most memory in use at once, in MB (10⁶ bytes). In a [cgroup](super::use_cgroups) what the kernel counted, without what it
+    /// keeps of files and can let go. Else the resident sizes of all processes, summed at each sample: the first samples are a few
+    /// milliseconds apart, and a command that ends within two milliseconds may show next to none.
     pub memory_mb: f64,
     /// Read from storage, in MB (10⁶ bytes), what came from caches left out; `None` where the kernel does not count it.
     pub read_mb: Option<f64>,
@@ -26,10 +29,18 @@ pub struct Usage {
 }
 
 impl Usage {
-    pub(super) fn of(tree: &Tree, wall: Duration) -> Self {
+    /// Of what the tree shows and what its cgroup counted, where it has one. Neither counts too much: the one misses what happens
+    /// between its looks, the other what a process did before it came there.
+    pub(super) fn of(tree: &Tree, counted: Option<&Figures>, wall: Duration) -> Self {
         let wall_seconds = wall.as_secs_f64();
-        let cpu_seconds = tree.cpu_seconds();
-        let transfer = tree.transfer();
+        let cpu_seconds = counted
+            .map_or(0.0, |figures| figures.cpu_seconds)
+            .max(tree.cpu_seconds());
+        let memory = counted.map_or(tree.resident_peak(), |figures| {
+            figures.memory_peak.max(tree.single_peak())
+        });
+        let in_cgroup = counted.and_then(|figures| figures.transfer);
+        let transfer = [tree.transfer(), in_cgroup].into_iter().flatten().reduce(Transfer::max);
         Self {
             cpu_seconds,
             cpu_percent: if wall_seconds > 0.0 {
@@ -37,7 +48,7 @@ impl Usage {
             } else {
                 0.0
             },
-            memory_mb: megabytes(tree.resident_peak()),
+            memory_mb: megabytes(memory),
             read_mb: transfer.map(|transfer| megabytes(transfer.read)),
             written_mb: transfer.map(|transfer| megabytes(transfer.written)),
             wall_seconds,

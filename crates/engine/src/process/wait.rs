@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 use tokio::io::unix::AsyncFd;
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::handle::{ProcessHandle, Shared};
@@ -35,6 +36,8 @@ pub struct Process {
     pipes: Pipes,
     capture: Capture,
     limits: Limits,
+    /// The way of the first process into the command's cgroup.
+    moving: Option<JoinHandle<()>>,
 }
 
 /// How a command ended, what it wrote and what it used.
@@ -113,6 +116,7 @@ impl Process {
         pipes: Pipes,
         capture: Capture,
         limits: Limits,
+        moving: Option<JoinHandle<()>>,
     ) -> Self {
         Self {
             guard: Guard { shared, child },
@@ -120,6 +124,7 @@ impl Process {
             pipes,
             capture,
             limits,
+            moving,
         }
     }
 
@@ -142,6 +147,7 @@ impl Process {
             pipes,
             mut capture,
             limits,
+            moving,
         } = self;
         let shared = Arc::clone(&guard.shared);
         let verdict = {
@@ -166,7 +172,12 @@ impl Process {
             if reading {
                 let _ = timeout(LAST_READ, read).await;
             }
-            verdict
+            if let Some(moving) = moving {
+                drop(moving.await);
+            }
+            shared.move_out().await;
+            let killed = shared.state.lock().figures.out_of_memory;
+            verdict.or(killed.then_some(ExitReason::MemoryExceeded))
         };
         let status = guard.reap().await;
         assemble(status, verdict, &limits, capture.finish(), shared.usage())

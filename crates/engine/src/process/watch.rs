@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 
 use super::handle::Shared;
 use super::spec::Limits;
-use super::table::{look_within_async, proportional};
+use super::table::{look_within, proportional};
 use super::wait::ExitReason;
 
 /// How often the whole tree is measured. A command with a memory or processor limit is measured twice as often.
@@ -16,6 +16,8 @@ pub const SAMPLE_INTERVAL: Duration = Duration::from_millis(100);
 /// Time between the `SIGTERM` and the `SIGKILL` to a command that reached its wall limit.
 pub const WALL_GRACE: Duration = Duration::from_secs(1);
 
+/// How often the whole tree is looked at when it is in a cgroup, which is read as often as others are looked at.
+const LOOK_INTERVAL_IN_CGROUP: Duration = Duration::from_millis(200);
 /// Time between two rounds of signals to a tree that is over a limit.
 const KILL_AGAIN: Duration = Duration::from_millis(20);
 /// Milliseconds from the start at which the first process alone is read, so that a command of a few milliseconds has figures too.
@@ -35,7 +37,13 @@ pub(super) async fn watch(shared: &Shared, exit: &AsyncFd<OwnedFd>, limits: &Lim
     } else {
         SAMPLE_INTERVAL
     };
+    let look_interval = if shared.group.is_some() {
+        LOOK_INTERVAL_IN_CGROUP
+    } else {
+        Duration::ZERO
+    };
     let mut verdict: Option<(ExitReason, Instant)> = None;
+    let mut next_look = started;
     loop {
         let nap = match (early.peek(), verdict) {
             (_, Some(_)) => KILL_AGAIN,
@@ -51,8 +59,12 @@ pub(super) async fn watch(shared: &Shared, exit: &AsyncFd<OwnedFd>, limits: &Lim
             early.next();
             shared.state.lock().tree.update_root();
         } else {
-            let table = look_within_async(SAMPLE_AGE).await;
-            shared.take_in(&table);
+            shared.count().await;
+            if Instant::now() >= next_look {
+                shared.see(|| look_within(SAMPLE_AGE)).await;
+                shared.house_strays().await;
+                next_look = Instant::now() + look_interval;
+            }
             shared.hold_strays();
         }
         if verdict.is_none() {
@@ -81,11 +93,11 @@ fn until_wall(shared: &Shared, limits: &Limits) -> Duration {
 }
 
 async fn exceeded(shared: &Shared, limits: &Limits) -> Option<ExitReason> {
-    let (cpu_seconds, wall) = {
-        let state = shared.state.lock();
-        (state.tree.cpu_seconds(), state.clock.elapsed())
-    };
-    if limits.cpu_seconds.is_some_and(|limit| cpu_seconds > limit) {
+    let (usage, out_of_memory) = (shared.usage(), shared.state.lock().figures.out_of_memory);
+    if out_of_memory {
+        return Some(ExitReason::MemoryExceeded);
+    }
+    if limits.cpu_seconds.is_some_and(|limit| usage.cpu_seconds > limit) {
         return Some(ExitReason::CpuExceeded);
     }
     if let Some(limit) = limits.memory
@@ -95,7 +107,7 @@ async fn exceeded(shared: &Shared, limits: &Limits) -> Option<ExitReason> {
     }
     limits
         .wall
-        .is_some_and(|limit| wall >= limit)
+        .is_some_and(|limit| usage.wall_seconds >= limit.as_secs_f64())
         .then_some(ExitReason::WallExceeded)
 }
 

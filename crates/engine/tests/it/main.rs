@@ -6,6 +6,7 @@
 
 mod agents;
 mod breakers;
+mod cgroup;
 mod control;
 mod durable;
 mod explain;

@@ -5,11 +5,12 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::Duration;
 
 use pensum_engine::process::{
     CAPTURED_BYTES_MAX, CommandSpec, Exit, ExitReason, LINE_BYTES_MAX, MARK, Process, ProcessHandle, STDOUT_BYTES_MAX,
-    SpawnError, Stopped, Stream, TRUNCATED_MARKER,
+    SpawnError, Stopped, Stream, TRUNCATED_MARKER, use_cgroups,
 };
 use serde_json::json;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
@@ -23,22 +24,30 @@ fn command(parameters: serde_json::Value) -> CommandSpec {
     CommandSpec::from_json(&parameters).unwrap()
 }
 
-fn sh(script: &str) -> CommandSpec {
+pub(crate) fn sh(script: &str) -> CommandSpec {
     command(json!({"program": "sh", "args": ["-c", script]}))
 }
 
-fn python(script: &str, limits: serde_json::Value) -> CommandSpec {
+pub(crate) fn python(script: &str, limits: serde_json::Value) -> CommandSpec {
     command(json!({"program": "python3", "args": ["-c", script], "limits": limits}))
 }
 
 /// A command under way: its control, its lines as they come, and its end.
-struct Running {
-    handle: ProcessHandle,
+pub(crate) struct Running {
+    pub(crate) handle: ProcessHandle,
     lines: UnboundedReceiver<(Stream, String)>,
-    exit: JoinHandle<Exit>,
+    pub(crate) exit: JoinHandle<Exit>,
 }
 
-fn start(spec: &CommandSpec) -> Running {
+/// The directory of the cgroups that commands of this test process get, where it can have any.
+///
+/// Every test of commands asks, so that all of them see the kernel enforce limits where it can.
+pub(crate) fn cgroups() -> Option<&'static Path> {
+    use_cgroups().ok()
+}
+
+pub(crate) fn start(spec: &CommandSpec) -> Running {
+    cgroups();
     let (send, lines) = unbounded_channel();
     let process = Process::spawn(spec, [], move |stream, line| drop(send.send((stream, line)))).unwrap();
     Running {
@@ -49,20 +58,21 @@ fn start(spec: &CommandSpec) -> Running {
 }
 
 impl Running {
-    async fn line(&mut self) -> String {
+    pub(crate) async fn line(&mut self) -> String {
         tokio::time::timeout(SOON, self.lines.recv()).await.unwrap().unwrap().1
     }
 
-    async fn pid_line(&mut self) -> i32 {
+    pub(crate) async fn pid_line(&mut self) -> i32 {
         self.line().await.trim().parse().unwrap()
     }
 
-    async fn end(self) -> Exit {
+    pub(crate) async fn end(self) -> Exit {
         tokio::time::timeout(SOON, self.exit).await.unwrap().unwrap()
     }
 }
 
-async fn run(spec: &CommandSpec) -> (Exit, Vec<(Stream, String)>) {
+pub(crate) async fn run(spec: &CommandSpec) -> (Exit, Vec<(Stream, String)>) {
+    cgroups();
     let (send, mut lines) = unbounded_channel();
     let process = Process::spawn(spec, [], move |stream, line| drop(send.send((stream, line)))).unwrap();
     let exit = tokio::time::timeout(SOON, process.wait()).await.unwrap();
@@ -74,7 +84,7 @@ async fn run(spec: &CommandSpec) -> (Exit, Vec<(Stream, String)>) {
 }
 
 /// Whether a process runs, sleeps or is stopped; one that only waits to be reaped is gone.
-fn lives(pid: i32) -> bool {
+pub(crate) fn lives(pid: i32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| !matches!(stat.rsplit(") ").next().unwrap().as_bytes()[0], b'Z' | b'X'))
 }
@@ -86,7 +96,7 @@ fn ticks(pid: i32) -> u64 {
     fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
 }
 
-async fn eventually(what: &str, condition: impl Fn() -> bool) {
+pub(crate) async fn eventually(what: &str, condition: impl Fn() -> bool) {
     let deadline = Instant::now() + SOON;
     while !condition() {
         assert!(Instant::now() < deadline, "{what}");
@@ -550,9 +560,11 @@ for _ in range(4):
 for pid in children: os.waitpid(pid, 0)";
     let (exit, _) = run(&python(script, json!({"memory": "150MiB"}))).await;
     assert_eq!((exit.code, exit.reason), (Some(0), ExitReason::Exited), "{exit:?}");
-    assert!(
-        exit.usage.memory_mb > 150.0,
-        "the sum of resident sizes was over the limit: {:?}",
+    let counted_once = exit.usage.memory_mb < 150.0;
+    assert_eq!(
+        counted_once,
+        cgroups().is_some(),
+        "the kernel counts each page once; resident sizes count it for every process: {:?}",
         exit.usage
     );
 }

@@ -13,6 +13,7 @@ use serde_json::json;
 use crate::support::{error, with};
 
 fn engine() -> Engine {
+    crate::process::cgroups();
     let store: Arc<dyn Store> = Arc::new(ModelStore::new(3));
     let engine = Engine::builder(store)
         .builtin_handlers()
