@@ -75,7 +75,7 @@ impl Task {
         self
     }
 
-    /// Tasks of one key never run at the same time.
+    /// Tasks of one key never run at the same time, unless their queues have a `max_concurrent_per_key`.
     pub fn key(mut self, key: impl Into<Name>) -> Task {
         self.new.spec.key = Some(key.into());
         self

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
 use crate::harness::{
-    Answer, Cli, Http, Server, eventually, items, lines, seconds_between, shell, text, throughout, with,
+    Answer, Cli, Http, NOTE_TIMES, Server, eventually, items, lines, runs_at_once, seconds_between, shell, text,
+    throughout, with,
 };
 
 const NAME_INTO_FILE: &str = r#"echo "$PENSUM_TASK_ID" >> "$1""#;
@@ -75,6 +76,7 @@ macro_rules! on_each_store {
 on_each_store! {
     a_queue_of_width_one_starts_its_tasks_by_priority,
     ten_tasks_in_a_queue_three_wide_never_run_four_at_once,
+    two_tasks_of_each_key_run_at_once_and_never_three,
     a_manual_queue_runs_only_what_was_there_when_it_was_asked_to,
     a_rate_holds_over_every_span_of_time,
     a_queue_that_is_paused_stays_so_over_a_restart,
@@ -221,24 +223,59 @@ fn ten_tasks_in_a_queue_three_wide_never_run_four_at_once(node: Node) {
     let server = &node.server;
     node.put("symbol_validation", &json!({ "max_concurrent": 3 }));
     let file = server.file("times");
-    let script = r#"b=$(date +%s%N); sleep 0.2; echo "$b $(date +%s%N)" >> "$1""#;
-    let task = with(shell(script, &file), json!({ "queue": "symbol_validation" }));
+    let task = with(shell(NOTE_TIMES, &file), json!({ "queue": "symbol_validation" }));
     let ids = server.create_all(&vec![task; 10]);
     for id in &ids {
         server.wait(id, "completed");
     }
-    let runs: Vec<(u64, u64)> = lines(&file)
-        .iter()
-        .map(|line| {
-            let (begin, end) = line.split_once(' ').unwrap();
-            (begin.parse().unwrap(), end.parse().unwrap())
-        })
+    assert_eq!(runs_at_once(&file), (10, 3));
+    node.server.finish();
+}
+
+fn two_tasks_of_each_key_run_at_once_and_never_three(node: Node) {
+    let server = &node.server;
+    let put = ["queue", "put", "tenants", "--max-concurrent-per-key"];
+    server.cli().run(&[&put[..], &["2"]].concat()).expect(0);
+    let of_key = |key: &str| {
+        let task = shell(NOTE_TIMES, &server.file(key));
+        with(task, json!({ "queue": "tenants", "key": key }))
+    };
+    let both: Vec<Value> = ["a", "b"].iter().flat_map(|key| vec![of_key(key); 6]).collect();
+    let ids = server.create_all(&both);
+    for id in &ids {
+        server.wait(id, "completed");
+    }
+    for key in ["a", "b"] {
+        assert_eq!(runs_at_once(&server.file(key)), (6, 2), "{key}");
+    }
+    // While two run the third is told who they are; a wider queue lets it in, and a narrow one takes them one by one.
+    let nap = json!({ "handler": "sleep", "parameters": { "seconds": 60 }, "queue": "tenants", "key": "nap" });
+    let naps = server.create_all(&vec![nap; 3]);
+    for id in &naps[..2] {
+        server.wait(id, "running");
+    }
+    let told = server.task(&format!("{}/explain", naps[2]));
+    assert_eq!(told["gates"][0]["gate"], "key", "{told}");
+    let message = text(&told["gates"][0]["message"]);
+    let of = format!(
+        "2 of 2 tasks of the same key `nap` have their turn: {}, {}",
+        naps[0], naps[1]
+    );
+    assert_eq!(message, of);
+    server.cli().run(&[&put[..], &["3"]].concat()).expect(0);
+    server.wait(&naps[2], "running");
+    let cancel: Vec<&str> = ["task", "cancel"]
+        .into_iter()
+        .chain(naps.iter().map(String::as_str))
         .collect();
-    assert_eq!(runs.len(), 10);
-    // The most run at once when one of them begins.
-    let at_once = |(at, _): &(u64, u64)| runs.iter().filter(|(begin, end)| begin <= at && at < end).count();
-    let most = runs.iter().map(at_once).max().unwrap();
-    assert_eq!(most, 3, "{runs:?}");
+    server.cli().run(&cancel).expect(0);
+    let clear = ["queue", "put", "tenants", "--clear", "max_concurrent_per_key"];
+    server.cli().run(&clear).expect(0);
+    let ids = server.create_all(&vec![of_key("one"); 3]);
+    for id in &ids {
+        server.wait(id, "completed");
+    }
+    assert_eq!(runs_at_once(&server.file("one")), (3, 1));
     node.server.finish();
 }
 

@@ -13,11 +13,12 @@ def test_settings_go_there_and_back(client: Any, name: str) -> None:
     queue = client.queues.put(
         name, title="Mail", max_concurrent=3, auto_start=True, persistent=True, rate_limit="100/m", priority="high",
         timeout=timedelta(minutes=2), max_retries=1, retry=pensum.RetryPolicy(strategy="fixed"), if_match=0,
-        ageing=timedelta(minutes=5), fair=True,
+        ageing=timedelta(minutes=5), fair=True, max_concurrent_per_key=2,
     )  # fmt: skip
     assert queue.id == name and queue.name == "Mail" and queue.status == "open" and queue.put_by
     assert queue.settings.rate_limit == pensum.RateLimit(starts=100, per=timedelta(minutes=1), burst=1)
     assert queue.settings.ageing == timedelta(minutes=5) and queue.settings.fair is True
+    assert queue.settings.max_concurrent_per_key == 2
     assert queue.settings.timeout == timedelta(minutes=2) and queue.settings.retry.strategy == "fixed"
     changed = client.queues.put(name, queue.settings, max_concurrent=5, if_match=queue.version)
     assert changed.settings.max_concurrent == 5 and changed.version > queue.version

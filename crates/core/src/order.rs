@@ -14,6 +14,9 @@ pub struct OrderRule {
     pub ageing: Option<Duration>,
     /// Keys take turns: see [`OrderRule::age`].
     pub fair: bool,
+    /// How many tasks of one key may have their turn at once beside one of this queue, itself included; `None` for one. See
+    /// [`KeyTurns`].
+    pub per_key: Option<u32>,
 }
 
 impl OrderRule {
@@ -21,7 +24,13 @@ impl OrderRule {
     pub const STRICT: OrderRule = OrderRule {
         ageing: None,
         fair: false,
+        per_key: None,
     };
+
+    /// [`OrderRule::per_key`] as a number, one at least.
+    pub fn width(self) -> u32 {
+        self.per_key.unwrap_or(1).max(1)
+    }
 
     /// The level at which a task stands at `now` that could have been claimed since `ready_from`.
     pub fn level(self, priority: Priority, ready_from: Time, now: Time) -> Priority {
@@ -55,6 +64,56 @@ impl OrderRule {
     }
 }
 
+/// Whose turn it is among the tasks of one key: of those that run, and of those that could start, best first, as many as the
+/// narrowest queue of all of these lets have their turn at once.
+///
+/// Nothing passes by the first one that has to wait, so a task of a narrow queue comes to its turn behind any number of
+/// tasks of wide ones, and whoever has a turn may start before or after the others that have one.
+#[derive(Clone, Copy, Debug)]
+pub struct KeyTurns {
+    taken: u32,
+    least: u32,
+    is_over: bool,
+}
+
+impl Default for KeyTurns {
+    fn default() -> KeyTurns {
+        KeyTurns {
+            taken: 0,
+            least: u32::MAX,
+            is_over: false,
+        }
+    }
+}
+
+impl KeyTurns {
+    /// With tasks that run, by the widths of their queues. They may be more than that: those were wider then.
+    pub fn beside(running: impl IntoIterator<Item = u32>) -> KeyTurns {
+        let mut turns = KeyTurns::default();
+        for width in running {
+            turns.taken = turns.taken.saturating_add(1);
+            turns.least = turns.least.min(width);
+        }
+        turns
+    }
+
+    /// True when the next best one has its turn, too. Once false, it is so for all behind.
+    pub fn admits(&mut self, width: u32) -> bool {
+        let least = self.least.min(width);
+        self.is_over |= self.taken >= least;
+        if self.is_over {
+            return false;
+        }
+        (self.taken, self.least) = (self.taken + 1, least);
+        true
+    }
+
+    /// How many have their turn.
+    pub fn taken(&self) -> u32 {
+        self.taken
+    }
+}
+
 /// What comes behind every deadline: the age of a task that has none is added to it.
 const UNDATED: i64 = i64::MAX - (1 << 40);
 
@@ -83,6 +142,7 @@ mod tests {
         OrderRule {
             ageing: Some(Duration::from_secs(seconds)),
             fair: false,
+            per_key: None,
         }
     }
 
@@ -122,6 +182,7 @@ mod tests {
         let longest = OrderRule {
             ageing: Some(Duration::MAX),
             fair: false,
+            per_key: None,
         };
         assert_eq!(longest.level(Priority::Low, Time::EPOCH, Time::MAX), Priority::Low);
         assert_eq!(
@@ -131,6 +192,7 @@ mod tests {
         let shortest = OrderRule {
             ageing: Some(Duration::from_micros(1)),
             fair: false,
+            per_key: None,
         };
         let first = Time::from_micros(i64::MIN);
         assert_eq!(shortest.level(Priority::Low, first, Time::MAX), Priority::Critical);
@@ -141,10 +203,54 @@ mod tests {
         let fair = OrderRule {
             ageing: None,
             fair: true,
+            per_key: None,
         };
         assert_eq!(fair.age(7, None), 7);
         assert_eq!(fair.age(7, Some(90)), 90);
         assert_eq!(fair.age(91, Some(90)), 91);
+    }
+
+    #[track_caller]
+    fn check_turns(running: &[u32], waiting: &[u32], expected: usize) {
+        let mut turns = KeyTurns::beside(running.iter().copied());
+        let admitted: Vec<bool> = waiting.iter().map(|width| turns.admits(*width)).collect();
+        let wanted: Vec<bool> = (0..waiting.len()).map(|place| place < expected).collect();
+        assert_eq!(admitted, wanted, "{waiting:?} beside {running:?}");
+        assert_eq!(turns.taken() as usize, running.len() + expected);
+    }
+
+    #[test]
+    fn of_a_key_as_many_have_their_turn_as_the_narrowest_of_their_queues_lets() {
+        check_turns(&[], &[], 0);
+        check_turns(&[], &[1, 1], 1);
+        check_turns(&[1], &[1, 1], 0);
+        check_turns(&[], &[3, 3, 3, 3], 3);
+        check_turns(&[3, 3], &[3, 3], 1);
+        check_turns(&[3, 3, 3], &[3], 0);
+        // A narrow one waits until nobody has a turn, and nobody passes it by.
+        check_turns(&[3], &[1, 3], 0);
+        check_turns(&[], &[3, 1, 3], 1);
+        // Beside a narrow one nobody starts.
+        check_turns(&[1], &[3], 0);
+        check_turns(&[], &[1, 3], 1);
+        check_turns(&[3], &[2, 3], 1);
+        check_turns(&[2], &[3, 3], 1);
+        check_turns(&[], &[2, 3, 3], 2);
+        check_turns(&[], &[3, 3, 2, 3], 2);
+        check_turns(&[3, 3], &[10_000; 2], 1);
+        // The queue was wider.
+        check_turns(&[2, 2, 2], &[2], 0);
+        check_turns(&[1, 1], &[1, 3], 0);
+    }
+
+    #[test]
+    fn a_queue_that_says_nothing_is_one_wide() {
+        let wide = |per_key| OrderRule {
+            per_key,
+            ..OrderRule::STRICT
+        };
+        let widths = [None, Some(0), Some(1), Some(7)].map(|per_key| wide(per_key).width());
+        assert_eq!(widths, [1, 1, 1, 7]);
     }
 
     #[test]

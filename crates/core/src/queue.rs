@@ -12,6 +12,9 @@ use crate::{Name, Priority, RetryPolicy, Time};
 /// Most queues with settings of their own in one store. Queues without any are as many as one likes.
 pub const QUEUES_MAX: usize = 1_000;
 
+/// The largest [`QueueSettings::max_concurrent_per_key`].
+pub const PER_KEY_MAX: u32 = 10_000;
+
 /// What a queue allows, and what its tasks get that do not say otherwise. A queue that nobody put has
 /// [`QueueSettings::default`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -23,6 +26,10 @@ pub struct QueueSettings {
     /// How many of its tasks run at once, on all nodes together; `None` is as many as there are slots.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_concurrent: Option<u32>,
+    /// How many tasks of one key run at once, one of this queue among them; `None` is one. See
+    /// [`KeyTurns`](crate::order::KeyTurns).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_concurrent_per_key: Option<u32>,
     /// False: its tasks start only when someone asks for it, see [`QueueCommand::Process`].
     pub auto_start: bool,
     /// False: its tasks are not durable, and end with the process that accepts them.
@@ -64,6 +71,7 @@ impl Default for QueueSettings {
         QueueSettings {
             title: None,
             max_concurrent: None,
+            max_concurrent_per_key: None,
             auto_start: true,
             persistent: true,
             rate: None,
@@ -86,6 +94,7 @@ impl QueueSettings {
         OrderRule {
             ageing: self.ageing.map(|ageing| ageing.0),
             fair: self.fair,
+            per_key: self.max_concurrent_per_key.filter(|most| *most > 1),
         }
     }
 }

@@ -794,8 +794,9 @@ pub trait Store: Send + Sync + 'static {
     /// written in one transaction, so that of many at once no more pass than there is room for.
     async fn enqueue(&self, call: &Call, tasks: Vec<NewTask>) -> Result<Vec<Enqueued>, StoreError>;
 
-    /// Takes up to `slots` claimable tasks: highest priority first, then earliest deadline, then oldest. Of one key at
-    /// most one task is leased at any time.
+    /// Takes up to `slots` claimable tasks: highest priority first, then earliest deadline, then oldest. Of one key
+    /// at most one task is leased at any time, and more only where the queues of all of these
+    /// [let that be](crate::order::KeyTurns), by their settings at that moment.
     ///
     /// Of a queue with settings no more than its [`room`](QueueRecord::room), counted by the leases that its tasks hold
     /// at that moment, on whichever node.
@@ -911,8 +912,8 @@ pub trait Store: Send + Sync + 'static {
     /// Results of the durable steps that a task has finished.
     async fn steps(&self, task: TaskId) -> Result<Vec<(Name, Json)>, StoreError>;
 
-    /// Which task of a key is leased now.
-    async fn key_holder(&self, namespace: &str, key: &str) -> Result<Option<TaskId>, StoreError>;
+    /// Which tasks of a key are leased now, oldest first; at most [`PER_KEY_MAX`](crate::queue::PER_KEY_MAX).
+    async fn key_holders(&self, namespace: &str, key: &str) -> Result<Vec<TaskId>, StoreError>;
 
     /// Gives a queue settings, and makes it where nobody put it yet. With `expected_version` only when it is at that
     /// version, 0 for a queue that nobody put. The present settings once more change nothing.

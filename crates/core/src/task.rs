@@ -33,7 +33,7 @@ pub struct Spec {
     pub timeout: Option<Duration>,
     /// How many failures are followed by another attempt; `None` is [`MAX_RETRIES_DEFAULT`].
     pub max_retries: Option<u32>,
-    /// Tasks of one key never run at the same time.
+    /// Tasks of one key never run at the same time, unless their queues have a `max_concurrent_per_key`.
     pub key: Option<Name>,
     /// When it should be done: orders tasks of one priority.
     pub deadline: Option<Time>,

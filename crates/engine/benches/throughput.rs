@@ -171,7 +171,7 @@ impl Store for InstantStore {
     async fn steps(&self, _: TaskId) -> Result<Vec<(Name, Json)>, StoreError> {
         closed()
     }
-    async fn key_holder(&self, _: &str, _: &str) -> Result<Option<TaskId>, StoreError> {
+    async fn key_holders(&self, _: &str, _: &str) -> Result<Vec<TaskId>, StoreError> {
         closed()
     }
     async fn put_queue(&self, _: &Call, _: Name, _: QueueSettings, _: Option<u64>) -> Result<QueueRecord, StoreError> {

@@ -701,11 +701,11 @@ impl Store for Wire {
         read!(self.steps(task))
     }
 
-    async fn key_holder(&self, namespace: &str, key: &str) -> Result<Option<TaskId>, StoreError> {
+    async fn key_holders(&self, namespace: &str, key: &str) -> Result<Vec<TaskId>, StoreError> {
         let (space, key) = (namespace.to_owned(), key.to_owned());
-        self.call(reads("key_holder"), move |store| {
+        self.call(reads("key_holders"), move |store| {
             let (space, key) = (space.clone(), key.clone());
-            async move { store.inner.key_holder(&space, &key).await }
+            async move { store.inner.key_holders(&space, &key).await }
         })
         .await
     }

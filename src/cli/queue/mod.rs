@@ -116,6 +116,7 @@ fn describe(queue: &Value, now: Time) -> String {
         ("because", plain(&queue["closed"])),
         ("opens at", plain(&queue["opens_at"])),
         ("running", running(queue)),
+        ("per key", plain(&settings["max_concurrent_per_key"])),
         ("ready", plain(&queue["tasks"]["ready"])),
         ("later", later(&queue["tasks"])),
         ("completed", plain(&queue["tasks"]["completed"])),

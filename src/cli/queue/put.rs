@@ -14,9 +14,10 @@ use crate::cli::task::{json_of, read_file};
 use crate::yaml;
 
 /// What can be taken away from a queue.
-const CLEARABLE: [&str; 12] = [
+const CLEARABLE: [&str; 13] = [
     "name",
     "max_concurrent",
+    "max_concurrent_per_key",
     "rate_limit",
     "max_depth",
     "max_age",
@@ -50,6 +51,9 @@ struct Settings {
     /// How many of its tasks run at once, on all nodes together.
     #[arg(long, value_name = "N")]
     max_concurrent: Option<u32>,
+    /// How many tasks of one key run at once, on all nodes together; 1 by default.
+    #[arg(long, value_name = "N")]
+    max_concurrent_per_key: Option<u32>,
     /// How many of its tasks start within a time, such as 50/s, 100/m or 10/h.
     #[arg(long, value_name = "N/TIME", value_parser = RateInput::parse)]
     rate: Option<RateInput>,
@@ -93,8 +97,8 @@ struct Settings {
     /// Let the keys of its tasks take turns.
     #[arg(long)]
     fair: bool,
-    /// Take these away: name, max_concurrent, rate_limit, max_depth, max_age, when_full, priority, timeout, max_retries,
-    /// retry, ageing, fair.
+    /// Take these away: name, max_concurrent, max_concurrent_per_key, rate_limit, max_depth, max_age, when_full, priority,
+    /// timeout, max_retries, retry, ageing, fair.
     #[arg(long, value_delimiter = ',', value_name = "FIELD")]
     clear: Vec<String>,
 }
@@ -142,6 +146,7 @@ impl Settings {
         let named = [
             ("name", self.name.map(Value::from)),
             ("max_concurrent", self.max_concurrent.map(Value::from)),
+            ("max_concurrent_per_key", self.max_concurrent_per_key.map(Value::from)),
             ("auto_start", auto_start.map(Value::from)),
             ("persistent", self.persistent.map(Value::from)),
             ("rate_limit", rate),

@@ -54,7 +54,7 @@ pub(crate) struct CreateArgs {
     /// How many tokens of its queue's rate a start takes; 1 by default.
     #[arg(long, value_name = "N")]
     units: Option<u32>,
-    /// Tasks of one key never run at the same time.
+    /// Tasks of one key never run at the same time, unless their queues have a `max_concurrent_per_key`.
     #[arg(long)]
     key: Option<String>,
     /// At most one unfinished task of this unique key.

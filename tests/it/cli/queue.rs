@@ -54,6 +54,8 @@ fn put_changes_only_what_is_named() {
         "--ageing",
         "5m",
         "--fair",
+        "--max-concurrent-per-key",
+        "4",
     ];
     queues.ends(0, &first);
     let settings = queues.settings("mail");
@@ -71,16 +73,36 @@ fn put_changes_only_what_is_named() {
         (&5.into(), &true.into())
     );
     assert_eq!(changed["rate_limit"]["burst"], 7);
-    for field in ["name", "priority", "timeout", "max_retries", "retry", "ageing", "fair"] {
+    assert_eq!(settings["max_concurrent_per_key"], 4);
+    let others = [
+        "name",
+        "priority",
+        "timeout",
+        "max_retries",
+        "retry",
+        "ageing",
+        "fair",
+        "max_concurrent_per_key",
+    ];
+    for field in others {
         assert_eq!(changed[field], settings[field], "{field}");
     }
-    queues.ends(0, &["put", "mail", "--clear", "rate_limit,priority,retry,ageing,fair"]);
+    queues.ends(
+        0,
+        &[
+            "put",
+            "mail",
+            "--clear",
+            "rate_limit,priority,retry,ageing,fair,max_concurrent_per_key",
+        ],
+    );
     let cleared = queues.settings("mail");
     assert!(
         cleared["rate_limit"].is_null() && cleared["retry"].is_null(),
         "{cleared}"
     );
     assert_eq!(cleared["max_concurrent"], 5);
+    assert!(cleared["max_concurrent_per_key"].is_null(), "{cleared}");
     assert!(cleared["ageing"].is_null() && cleared["fair"].is_null(), "{cleared}");
     // To name nothing makes a queue of the defaults, and changes none.
     queues.ends(0, &["put", "plain"]);

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{Cluster, database};
 use crate::agent_run::Agent;
-use crate::harness::{Http, SOON, Server, eventually, items, lines, long, shell, text, with};
+use crate::harness::{Http, NOTE_TIMES, SOON, Server, eventually, items, lines, long, runs_at_once, shell, text, with};
 
 /// Starts of a rate that holds on three nodes together, by the times that the tasks themselves keep.
 #[test]
@@ -74,6 +74,39 @@ fn a_rate_holds_on_all_nodes_together() {
     nodes.sort();
     nodes.dedup();
     assert!(nodes.len() >= 2, "only {nodes:?} ran any");
+    cluster.finish();
+}
+
+#[test]
+fn a_key_is_as_wide_as_its_queue_says_on_all_nodes_together() {
+    let database = database();
+    let cluster = Cluster::start(&database.url(), 2, &["--slots", "8"]);
+    let [first, second] = [&cluster.nodes[0], &cluster.nodes[1]];
+    let settings = json!({ "max_concurrent_per_key": 2 });
+    first.http.put("/api/v1/queues/tenants", &settings).expect(200);
+    let of_key = |key: &str| {
+        with(
+            shell(NOTE_TIMES, &first.file(key)),
+            json!({ "queue": "tenants", "key": key }),
+        )
+    };
+    let mut ids = Vec::new();
+    for round in 0..12 {
+        let (node, key) = ([first, second][round % 2], ["a", "b"][round / 2 % 2]);
+        ids.extend(node.create_all(&vec![of_key(key); 2]));
+    }
+    for id in &ids {
+        first.wait(id, "completed");
+    }
+    for key in ["a", "b"] {
+        assert_eq!(runs_at_once(&first.file(key)), (12, 2), "{key}");
+    }
+    let mut nodes: Vec<String> = (first.http.all("/api/v1/executions").iter())
+        .map(|execution| text(&execution["executor_id"]))
+        .collect();
+    nodes.sort();
+    nodes.dedup();
+    assert_eq!(nodes.len(), 2, "only {nodes:?} ran any");
     cluster.finish();
 }
 

@@ -101,6 +101,22 @@ pub(crate) fn lines(file: &Path) -> Vec<String> {
         .collect()
 }
 
+/// A script that runs for a moment, and notes when it began and ended.
+pub(crate) const NOTE_TIMES: &str = r#"b=$(date +%s%N); sleep 0.2; echo "$b $(date +%s%N)" >> "$1""#;
+
+/// How many runs of [`NOTE_TIMES`] wrote to a file, and the most of them that went on when one of them began.
+pub(crate) fn runs_at_once(file: &Path) -> (usize, usize) {
+    let runs: Vec<(u64, u64)> = lines(file)
+        .iter()
+        .map(|line| {
+            let (begin, end) = line.split_once(' ').unwrap();
+            (begin.parse().unwrap(), end.parse().unwrap())
+        })
+        .collect();
+    let at_once = |(at, _): &(u64, u64)| runs.iter().filter(|(begin, end)| begin <= at && at < end).count();
+    (runs.len(), runs.iter().map(at_once).max().unwrap_or(0))
+}
+
 /// The text of a JSON string.
 #[track_caller]
 pub(crate) fn text(value: &Value) -> String {

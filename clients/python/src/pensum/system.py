@@ -26,6 +26,7 @@ class QueueSettings(Record):
 
     name: str | None = None
     max_concurrent: int | None = None
+    max_concurrent_per_key: int | None = None
     auto_start: bool | None = None
     persistent: bool | None = None
     rate_limit: RateLimit | None = None

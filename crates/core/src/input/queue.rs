@@ -8,7 +8,7 @@ use super::TITLE_MAX;
 use super::check::Check;
 use super::parse::{Invalid, optional_object};
 use crate::id::clip;
-use crate::queue::{AGEING_MIN, QueueSettings, RATE_INTERVAL_MAX, Rate, WhenFull};
+use crate::queue::{AGEING_MIN, PER_KEY_MAX, QueueSettings, RATE_INTERVAL_MAX, Rate, WhenFull};
 use crate::time::{DURATION_MAX, Span};
 use crate::{Priority, RetryPolicy};
 
@@ -27,6 +27,10 @@ pub struct QueueInput {
     /// How many of its tasks run at once, on all nodes together, 1 or more; as many as there are slots by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_concurrent: Option<u32>,
+    /// How many tasks of one key run at once, on all nodes together, when one of this queue is among them: 1 to 10,000. One by
+    /// default. Of a key with tasks in several queues the narrowest counts, of those that run and the one that is to start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_concurrent_per_key: Option<u32>,
     /// False: its tasks start only when somebody asks for it with `process`. True by default.
     pub auto_start: bool,
     /// False: its tasks are not durable. Accepting one does not wait for the disk, and it is cancelled when the process that
@@ -229,6 +233,12 @@ impl QueueInput {
         if self.max_concurrent == Some(0) {
             check.fail("max_concurrent", "must be 1 or more; pause the queue to start nothing");
         }
+        if self
+            .max_concurrent_per_key
+            .is_some_and(|most| !(1..=PER_KEY_MAX).contains(&most))
+        {
+            check.fail("max_concurrent_per_key", format!("must be 1 to {PER_KEY_MAX}"));
+        }
         if self.ageing.is_some_and(|ageing| ageing.0 < AGEING_MIN) {
             let least = AGEING_MIN.as_secs();
             check.fail("ageing", format!("must be at least {least} s; leave it out for none"));
@@ -254,6 +264,7 @@ impl QueueInput {
         Ok(QueueSettings {
             title: self.name,
             max_concurrent: self.max_concurrent,
+            max_concurrent_per_key: self.max_concurrent_per_key,
             auto_start: self.auto_start,
             persistent: self.persistent,
             rate,
@@ -276,6 +287,7 @@ impl From<QueueSettings> for QueueInput {
         QueueInput {
             name: settings.title,
             max_concurrent: settings.max_concurrent,
+            max_concurrent_per_key: settings.max_concurrent_per_key,
             auto_start: settings.auto_start,
             persistent: settings.persistent,
             rate_limit: settings.rate.map(RateInput::from),
@@ -349,6 +361,22 @@ mod tests {
         check(r#"{"max_concurrent":0}"#, "max_concurrent: must be 1 or more");
         check(r#"{"max_concurrent":-1}"#, "max_concurrent: invalid value");
         check(r#"{"max_concurrent":"many"}"#, "max_concurrent: invalid type");
+        check(
+            r#"{"max_concurrent_per_key":0}"#,
+            "max_concurrent_per_key: must be 1 to 10000",
+        );
+        check(
+            r#"{"max_concurrent_per_key":10001}"#,
+            "max_concurrent_per_key: must be 1 to",
+        );
+        check(
+            r#"{"max_concurrent_per_key":-1}"#,
+            "max_concurrent_per_key: invalid value",
+        );
+        check(
+            r#"{"max_concurrent_per_key":"a"}"#,
+            "max_concurrent_per_key: invalid type",
+        );
         check(r#"{"max_depth":0}"#, "max_depth: must be 1 or more");
         check(r#"{"max_depth":-5}"#, "max_depth: invalid value");
         check(r#"{"max_age":0}"#, "max_age: must be longer than zero");
@@ -414,7 +442,7 @@ mod tests {
 
     #[test]
     fn settings_can_be_written_down_and_read_again() {
-        let text = r#"{"name":"Mail","max_concurrent":3,"auto_start":false,"persistent":false,"rate_limit":{"starts":7,"per":60,"burst":2},
+        let text = r#"{"name":"Mail","max_concurrent":3,"max_concurrent_per_key":2,"auto_start":false,"persistent":false,"rate_limit":{"starts":7,"per":60,"burst":2},
             "max_depth":8,"max_age":"1h","when_full":"drop_oldest",
             "priority":"high","timeout":0,"max_retries":0,"retry":{"strategy":"fixed","delay":4},
             "ageing":"5m","fair":true}"#;

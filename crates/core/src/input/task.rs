@@ -84,7 +84,7 @@ pub struct TaskInput {
     #[serde(deserialize_with = "optional_object")]
     #[schema(value_type = Option<Object>)]
     pub retry: Option<RetryPolicy>,
-    /// Tasks of one key never run at the same time.
+    /// Tasks of one key never run at the same time, unless their queues have a `max_concurrent_per_key`.
     pub key: Option<String>,
     /// At most one unfinished task per key.
     #[serde(deserialize_with = "optional_object")]

@@ -27,7 +27,7 @@ use crate::dossier::{Bookmark, Import, Parcel};
 use crate::input::Patch;
 use crate::outcome::{ErrorInfo, Progress, Usage};
 use crate::query::{Counts, Page, Paged, TaskFilter};
-use crate::queue::{QueueCommand, QueueRecord, QueueSettings};
+use crate::queue::{PER_KEY_MAX, QueueCommand, QueueRecord, QueueSettings};
 use crate::seam::{Random, SeededRandom};
 use crate::store::{
     Applied, Beat, Call, Checkpoint, ClaimRequest, Claimed, Command, Enqueued, Finish, LogEntry, NodeBeat, NodeRecord,
@@ -502,12 +502,13 @@ impl Store for ModelStore {
             .unwrap_or_default())
     }
 
-    async fn key_holder(&self, namespace: &str, key: &str) -> Result<Option<TaskId>, StoreError> {
+    async fn key_holders(&self, namespace: &str, key: &str) -> Result<Vec<TaskId>, StoreError> {
         let mut model = self.model.lock();
         let holds = |e: &&Entry| {
             *e.namespace == *namespace && e.spec.key.as_deref() == Some(key) && e.lifecycle.state == State::Running
         };
-        Ok(model.open()?.tasks.values().find(holds).map(|e| e.id))
+        let holders = model.open()?.tasks.values().filter(holds).map(|e| e.id);
+        Ok(holders.take(PER_KEY_MAX as usize).collect())
     }
 
     async fn put_queue(

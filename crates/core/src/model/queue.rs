@@ -4,10 +4,10 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use super::Model;
-use crate::order::{OrderRule, place};
+use crate::order::{KeyTurns, OrderRule, place};
 use crate::queue::{QUEUES_MAX, QueueCommand, QueueRecord, QueueSettings, Room};
 use crate::store::{Call, Rejected};
-use crate::{Name, Priority, Time};
+use crate::{Name, Priority, State, Time};
 
 impl Model {
     /// The queue of a task, and its namespace.
@@ -40,16 +40,34 @@ impl Model {
         }
     }
 
-    fn order_rule(&self, row: i64) -> OrderRule {
+    pub(super) fn order_rule(&self, row: i64) -> OrderRule {
         let queue = self.queues.get(&self.queue_of(row));
         queue.map_or(OrderRule::STRICT, |queue| queue.settings.order())
     }
 
+    /// The key of a task, and its namespace.
+    pub(super) fn key_of(&self, row: i64) -> Option<(Name, Name)> {
+        let entry = &self.tasks[&row];
+        Some((entry.namespace.clone(), entry.spec.key.clone()?))
+    }
+
+    /// The turns of keys that tasks have which run.
+    pub(super) fn turns_taken(&self) -> BTreeMap<(Name, Name), KeyTurns> {
+        let mut widths: BTreeMap<(Name, Name), Vec<u32>> = BTreeMap::new();
+        for (row, entry) in &self.tasks {
+            if entry.lifecycle.state == State::Running
+                && let Some(key) = self.key_of(*row)
+            {
+                widths.entry(key).or_default().push(self.order_rule(*row).width());
+            }
+        }
+        let taken = widths.into_iter().map(|(key, widths)| (key, KeyTurns::beside(widths)));
+        taken.collect()
+    }
+
     /// The number that the last run of its key took at its end.
     pub(super) fn served(&self, row: i64) -> Option<i64> {
-        let entry = &self.tasks[&row];
-        let key = entry.spec.key.clone()?;
-        self.served.get(&(entry.namespace.clone(), key)).copied()
+        self.served.get(&self.key_of(row)?).copied()
     }
 
     /// Where a task stands in the claim order, whose key was `served` last.
@@ -63,11 +81,9 @@ impl Model {
 
     /// A run ended: its key goes behind what is ready now.
     pub(super) fn note_turn(&mut self, row: i64) {
-        let entry = &self.tasks[&row];
-        let Some(key) = entry.spec.key.clone().filter(|_| self.order_rule(row).fair) else {
+        let Some(key) = self.key_of(row).filter(|_| self.order_rule(row).fair) else {
             return;
         };
-        let key = (entry.namespace.clone(), key);
         self.served.insert(key, self.next_row);
         self.next_row += 1;
     }

@@ -1,6 +1,6 @@
 //! What nodes do: claim, renew, finish, checkpoint, and what the reaper does in their stead.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::agent::Offer;
@@ -37,12 +37,7 @@ impl Model {
         if holders().any(|e| fresh(e) && e.holder.as_ref().is_some_and(|h| h.alone)) {
             return Vec::new();
         }
-        let mut busy_keys: HashSet<(Name, Name)> = self
-            .tasks
-            .values()
-            .filter(|e| e.lifecycle.state == State::Running)
-            .filter_map(|e| e.spec.key.clone().map(|k| (e.namespace.clone(), k)))
-            .collect();
+        let mut turns = self.turns_taken();
         let mut order: Vec<i64> = self
             .tasks
             .iter()
@@ -52,11 +47,10 @@ impl Model {
             .map(|(row, _)| *row)
             .collect();
         order.sort_by_key(|row| self.rank(*row, None, now));
-        // Of one key only the best task can be taken, and only while nobody holds the key.
+        // Of one key only the best tasks can be taken, and only as many as may run beside those that do.
         order.retain(|row| {
-            let entry = &self.tasks[row];
-            let key = entry.spec.key.clone();
-            key.is_none_or(|key| busy_keys.insert((entry.namespace.clone(), key)))
+            let key = self.key_of(*row);
+            key.is_none_or(|key| turns.entry(key).or_default().admits(self.order_rule(*row).width()))
         });
         order.sort_by_key(|row| self.rank(*row, self.served(*row), now));
         order.retain(|row| offer.suits(&self.tasks[row]) && !self.is_kept(*row, request, now));

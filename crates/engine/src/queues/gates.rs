@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use pensum_core::order::{OrderRule, place};
+use pensum_core::order::{KeyTurns, OrderRule, place};
 use pensum_core::query::PAGE_MAX;
 use pensum_core::queue::Closed;
 use pensum_core::{Name, Page, Priority, Status, TaskFilter, TaskRecord, Time};
@@ -12,11 +12,29 @@ use super::view::{closed_in_words, manual};
 use crate::explain::{Gate, GateKind, gate};
 use crate::{Engine, EngineError};
 
-/// How many pages of ready tasks of one key are looked through for the one that has its turn.
+/// How many pages of ready tasks of one key are looked through for those that have its turn.
 const KEY_PAGES_MAX: usize = 5;
+/// How many tasks of a key are named that have its turn.
+const KEY_NAMED_MAX: usize = 20;
 
-/// The gate of a task's key: of one key only one task runs at a time, and it is the turn of the best of them even while
-/// that one's queue is closed.
+/// How the tasks of each queue stand; those of all others in the usual way.
+struct Rules(BTreeMap<Name, OrderRule>);
+
+impl Rules {
+    async fn read(engine: &Engine, namespace: &str) -> Result<Rules, EngineError> {
+        let queues = engine.store().queues(namespace).await?;
+        Ok(Rules(
+            queues.into_iter().map(|q| (q.name, q.settings.order())).collect(),
+        ))
+    }
+
+    fn of(&self, task: &TaskRecord) -> OrderRule {
+        self.0.get(&task.spec.queue).copied().unwrap_or_default()
+    }
+}
+
+/// The gate of a task's key: of one key only one task runs at a time, or as many as their queues let, and the best of them
+/// keep their turns even while their queues are closed.
 pub(crate) async fn turn_of_key(
     engine: &Engine,
     namespace: &str,
@@ -24,43 +42,109 @@ pub(crate) async fn turn_of_key(
     now: Time,
 ) -> Result<Option<Gate>, EngineError> {
     let Some(key) = &record.spec.key else { return Ok(None) };
-    if let Some(holder) = engine.store().key_holder(namespace, key).await? {
-        if holder == record.id {
+    let holders = engine.store().key_holders(namespace, key).await?;
+    if holders.contains(&record.id) {
+        return Ok(None);
+    }
+    let rules = Rules::read(engine, namespace).await?;
+    let own = rules.of(record).width();
+    let mut running = Vec::new();
+    for holder in holders.iter().take(KEY_NAMED_MAX) {
+        running.extend(engine.store().task(namespace, *holder).await?);
+    }
+    // Beside more than these nobody runs whose queue is narrower than that.
+    let others = std::iter::repeat_n(own, holders.len().saturating_sub(KEY_NAMED_MAX));
+    let mut turns = KeyTurns::beside(running.iter().map(|task| rules.of(task).width()).chain(others));
+    let has_room = |mut turns: KeyTurns| turns.admits(own);
+    let (mut ahead, mut next) = (Vec::new(), None);
+    if has_room(turns) {
+        for task in ready_of_key(engine, namespace, key, &rules, now).await? {
+            let had_room = has_room(turns);
+            let has_turn = turns.admits(rules.of(&task).width());
+            match (has_turn, task.id == record.id) {
+                (true, true) => return Ok(None),
+                (true, false) => ahead.push(task),
+                (false, is_own) => {
+                    next = (!is_own && had_room).then_some(task);
+                    break;
+                }
+            }
+        }
+        if has_room(turns) {
             return Ok(None);
         }
-        let holding = engine.store().task(namespace, holder).await?;
-        return Ok(Some(Gate {
-            since: holding.and_then(|task| task.lifecycle.started_at),
-            ..gate(
-                GateKind::Key,
-                format!("task {holder} of the same key `{key}` runs; one at a time"),
-            )
-        }));
     }
-    let Some(first) = first_of_key(engine, namespace, key, now).await? else {
-        return Ok(None);
+    let since = running.iter().filter_map(|task| task.lifecycle.started_at).max();
+    let say = |message: String| Gate {
+        since,
+        ..gate(GateKind::Key, message)
     };
-    if first.id == record.id {
-        return Ok(None);
+    if let Some(next) = next {
+        let message = format!(
+            "task {} of the same key `{key}` goes before it, and waits until fewer than {} of that key run",
+            next.id,
+            rules.of(&next).width()
+        );
+        return Ok(Some(say(message)));
     }
-    let closed = closed_queue(engine, namespace, &first, now, true).await?;
-    Ok(closed.map(|closed| Gate {
+    let mut closed = None;
+    for task in &ahead {
+        closed = closed_queue(engine, namespace, task, now, true)
+            .await?
+            .map(|closed| (task.id, closed));
+        if closed.is_some() {
+            break;
+        }
+    }
+    let stuck = closed.map(|(id, closed)| Gate {
         message: format!(
-            "it is the turn of task {} of the same key `{key}`: {}",
-            first.id, closed.message
+            "it is the turn of task {id} of the same key `{key}`: {}",
+            closed.message
         ),
         gate: GateKind::Key,
         ..closed
-    }))
+    });
+    match (&running[..], stuck) {
+        ([], stuck) => Ok(stuck),
+        ([only], None) if ahead.is_empty() => {
+            let message = format!("task {} of the same key `{key}` runs; one at a time", only.id);
+            Ok(Some(say(message)))
+        }
+        (several, stuck) => {
+            let all = several.iter().chain(&ahead);
+            let most = all
+                .clone()
+                .map(|task| rules.of(task).width())
+                .min()
+                .unwrap_or(own)
+                .min(own);
+            let named: Vec<String> = all.take(KEY_NAMED_MAX).map(|task| task.id.to_string()).collect();
+            let count = holders.len() + ahead.len();
+            let more = match count - named.len() {
+                0 => String::new(),
+                more => format!(" and {more} more"),
+            };
+            let of = match count > most as usize {
+                false => format!("{count} of {most} tasks of the same key `{key}` have their turn"),
+                true => format!("{count} tasks of the same key `{key}` have their turn, and only {most} may"),
+            };
+            let mut message = format!("{of}: {}{more}", named.join(", "));
+            if let Some(stuck) = stuck {
+                message = format!("{message}; {}", stuck.message);
+            }
+            Ok(Some(say(message)))
+        }
+    }
 }
 
-/// The ready task of a key that is claimed before the others.
-async fn first_of_key(
+/// The ready tasks of a key, in the order in which they get its turn.
+async fn ready_of_key(
     engine: &Engine,
     namespace: &str,
     key: &Name,
+    rules: &Rules,
     now: Time,
-) -> Result<Option<TaskRecord>, EngineError> {
+) -> Result<Vec<TaskRecord>, EngineError> {
     let filter = TaskFilter {
         key: Some(key.clone()),
         status: vec![Status::Ready],
@@ -70,26 +154,27 @@ async fn first_of_key(
         limit: PAGE_MAX,
         before_row: None,
     };
-    let mut first: Option<TaskRecord> = None;
-    let queues = engine.store().queues(namespace).await?;
-    let rules: BTreeMap<Name, OrderRule> = queues.into_iter().map(|q| (q.name, q.settings.order())).collect();
-    let order = |task: &TaskRecord| {
-        let rule = rules.get(&task.spec.queue).copied().unwrap_or_default();
-        let row = task.id.row();
-        (Reverse(level(rule, task, now)), place(task.spec.deadline, row), row)
-    };
+    let mut ready: Vec<TaskRecord> = Vec::new();
     for _ in 0..KEY_PAGES_MAX {
         let found = engine
             .store()
             .tasks(namespace, filter.clone(), page.clone(), now)
             .await?;
-        first = first.into_iter().chain(found.items).min_by_key(order);
+        ready.extend(found.items);
         match found.next {
             Some(row) => page.before_row = Some(row),
             None => break,
         }
     }
-    Ok(first)
+    ready.sort_by_cached_key(|task| {
+        let row = task.id.row();
+        (
+            Reverse(level(rules.of(task), task, now)),
+            place(task.spec.deadline, row),
+            row,
+        )
+    });
+    Ok(ready)
 }
 
 /// The level at which a ready task stands.

@@ -263,6 +263,47 @@ async fn a_closed_queue_explains_itself() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_turns_of_a_wide_key_name_those_who_have_them() {
+    let world = world(|b| b.slots(8)).start();
+    world.put("wide", r#"{"max_concurrent_per_key":2}"#).await;
+    let nap = r#"{"handler":"sleep","parameters":{"seconds":10},"queue":"wide","key":"k"}"#;
+    let (first, second) = (world.write(nap).await, world.write(nap).await);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let third = world.write(nap).await;
+    let told = world.engine.explain("default", third).await.unwrap();
+    let all = format!("2 of 2 tasks of the same key `k` have their turn: {first}, {second}");
+    World::check_gate(&told, GateKind::Key, &all);
+    assert!(told.gates[0].since.is_some());
+    // One of a narrow queue goes before what comes after it, and waits for all of them.
+    let narrow = world.write(r#"{"handler":"noop","key":"k"}"#).await;
+    let last = world.write(nap).await;
+    world.put("wide", r#"{"max_concurrent_per_key":5}"#).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let explain = async |task| world.engine.explain("default", task).await.unwrap();
+    let all = format!("3 tasks of the same key `k` have their turn, and only 1 may: {first}, {second}, {third}");
+    World::check_gate(&explain(narrow).await, GateKind::Key, &all);
+    let passed =
+        format!("task {narrow} of the same key `k` goes before it, and waits until fewer than 1 of that key run");
+    World::check_gate(&explain(last).await, GateKind::Key, &passed);
+    // A turn that is kept by a closed queue is named as well.
+    for task in [first, second, third, narrow, last] {
+        world.end(task).await;
+    }
+    world
+        .put("closed", r#"{"auto_start":false,"max_concurrent_per_key":2}"#)
+        .await;
+    world.put("wide", r#"{"max_concurrent_per_key":2}"#).await;
+    let kept = world.write(r#"{"handler":"noop","queue":"closed","key":"k"}"#).await;
+    let runs = world.write(nap).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let told = explain(world.write(nap).await).await;
+    let all =
+        format!("2 of 2 tasks of the same key `k` have their turn: {runs}, {kept}; it is the turn of task {kept}");
+    World::check_gate(&told, GateKind::Key, &all);
+    World::check_gate(&told, GateKind::Key, "run `pensum queue process closed`");
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_turn_of_a_key_names_the_closed_queue_that_has_it() {
     let world = world(|b| b).start();
     world.put("hand", r#"{"auto_start":false}"#).await;

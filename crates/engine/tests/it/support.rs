@@ -344,8 +344,8 @@ impl Store for FaultyStore {
         self.inner.steps(task).await
     }
 
-    async fn key_holder(&self, namespace: &str, key: &str) -> Result<Option<TaskId>, StoreError> {
-        self.inner.key_holder(namespace, key).await
+    async fn key_holders(&self, namespace: &str, key: &str) -> Result<Vec<TaskId>, StoreError> {
+        self.inner.key_holders(namespace, key).await
     }
 
     async fn put_queue(

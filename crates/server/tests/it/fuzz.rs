@@ -120,7 +120,7 @@ fn valid() -> Vec<Value> {
         json!({"action": "cancel", "filter": {"status": ["ready"], "queue": "default"}, "dry_run": true}),
         json!({"name": "go", "payload": {"b": [null]}}),
         json!({"reason": "why"}),
-        json!({"name": "q", "max_concurrent": 2, "auto_start": false, "persistent": false, "rate_limit": "50/s",
+        json!({"name": "q", "max_concurrent": 2, "max_concurrent_per_key": 3, "auto_start": false, "persistent": false, "rate_limit": "50/s",
             "ageing": "5m", "fair": true}),
         json!({"rate_limit": {"starts": 5, "per": "1m", "burst": 2}, "priority": 2, "timeout": 5, "max_retries": 1,
             "retry": {"strategy": "fixed", "delay": 1}}),

@@ -34,7 +34,7 @@ impl Server {
 #[tokio::test]
 async fn a_queue_is_put_read_changed_and_deleted() {
     let server = Server::new();
-    let body = r#"{"name":"Mail","max_concurrent":3,"rate_limit":"50/s","priority":"high","timeout":"1m","max_retries":2,
+    let body = r#"{"name":"Mail","max_concurrent":3,"max_concurrent_per_key":2,"rate_limit":"50/s","priority":"high","timeout":"1m","max_retries":2,
         "retry":{"strategy":"fixed","delay":4},"ageing":"5m","fair":true}"#;
     let put = server.put("mail", body).await.expect(200);
     assert_eq!(put.header("etag"), "\"1\"");
@@ -76,6 +76,9 @@ async fn every_wrong_setting_is_named() {
     check("mail", "{", 400, "is not JSON").await;
     check("mail", "[]", 422, "expected an object").await;
     check("mail", r#"{"max_concurrent":0}"#, 422, r#""path":"max_concurrent""#).await;
+    let per_key = r#""path":"max_concurrent_per_key""#;
+    check("mail", r#"{"max_concurrent_per_key":0}"#, 422, per_key).await;
+    check("mail", r#"{"max_concurrent_per_key":10001}"#, 422, per_key).await;
     check("mail", r#"{"persistent":0}"#, 422, r#""path":"persistent""#).await;
     check("mail", r#"{"ageing":0.5}"#, 422, "ageing: must be at least 1 s").await;
     check("mail", r#"{"fair":1}"#, 422, "fair").await;

@@ -263,9 +263,9 @@ pub const MUTANTS: &[Mutant] = &[
         "busy-keys-not-seen",
         "a task starts while another one of its key runs",
         &[edit(
-            MODEL_RUN,
-            "            .filter(|e| e.lifecycle.state == State::Running)\n            .filter_map(|e| e.spec.key",
-            "            .filter(|e| e.lifecycle.state == State::Waiting)\n            .filter_map(|e| e.spec.key",
+            MODEL_QUEUE,
+            "            if entry.lifecycle.state == State::Running\n                && let Some(key) = self.key_of",
+            "            if entry.lifecycle.state == State::Waiting\n                && let Some(key) = self.key_of",
         )],
         200,
     ),
@@ -274,8 +274,8 @@ pub const MUTANTS: &[Mutant] = &[
         "one claim takes two tasks of a key",
         &[edit(
             MODEL_RUN,
-            "key.is_none_or(|key| busy_keys.insert((entry.namespace.clone(), key)))",
-            "key.is_none_or(|key| !busy_keys.contains(&(entry.namespace.clone(), key)))",
+            "turns.entry(key).or_default().admits(self",
+            "turns.get(&key).copied().unwrap_or_default().admits(self",
         )],
         1_000,
     ),

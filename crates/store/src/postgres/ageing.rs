@@ -18,6 +18,7 @@ use super::error::Fault;
 use super::key;
 use super::pool::{Durability, Statement, Value};
 use super::row::{flag, gate, rank};
+use super::width;
 
 /// Most tasks that rise in one step.
 const RAISED_MAX: i64 = 1_000;
@@ -34,9 +35,14 @@ struct Walk {
     /// What queues say that do not say the usual, as it was when the walk began.
     rules: Arc<Rules>,
     row: i64,
-    /// Something has changed since it last came to the end.
-    is_urgent: bool,
+    /// It has come to the last row since something changed.
+    is_past_rows: bool,
+    /// How far it is among the turns of fair queues.
     scope: String,
+    /// How far it is among the keys, of which others may have their turn than should.
+    key: String,
+    /// It has come to the last key since something changed.
+    is_past_keys: bool,
 }
 
 impl Default for Walk {
@@ -45,9 +51,18 @@ impl Default for Walk {
         Walk {
             rules: Arc::default(),
             row: 0,
-            is_urgent: true,
+            is_past_rows: false,
             scope: String::new(),
+            key: String::new(),
+            is_past_keys: false,
         }
+    }
+}
+
+impl Walk {
+    /// Something has changed since it last came to the end.
+    fn is_urgent(&self) -> bool {
+        !self.is_past_rows || !self.is_past_keys
     }
 }
 
@@ -172,12 +187,20 @@ pub(super) async fn step(inner: &Arc<Inner>, now: Time) -> Result<Option<Time>, 
 
 async fn walk(inner: &Arc<Inner>, now: Time) -> Result<Option<Time>, Fault> {
     let rules = inner.queues.rules();
-    let (from, is_urgent, scope) = {
+    let (from, is_urgent, scope, key) = {
         let mut walk = inner.ageing.0.lock();
         if walk.rules != rules {
-            (walk.rules, walk.row, walk.is_urgent) = (Arc::clone(&rules), 0, true);
+            *walk = Walk {
+                rules: Arc::clone(&rules),
+                scope: std::mem::take(&mut walk.scope),
+                ..Walk::default()
+            };
         }
-        (walk.row, walk.is_urgent, walk.scope.clone())
+        // Without settings of any queue no key ever had more than one turn.
+        walk.is_past_keys |= !inner.queues.any();
+        let has_keys = inner.queues.is_wide() || !walk.is_past_keys;
+        let key = has_keys.then(|| walk.key.clone());
+        (walk.row, walk.is_urgent(), walk.scope.clone(), key)
     };
     if rules.is_empty() && !is_urgent {
         return Ok(None);
@@ -192,14 +215,22 @@ async fn walk(inner: &Arc<Inner>, now: Time) -> Result<Option<Time>, Fault> {
     let is_last = next.len() < WALKED as usize;
     let last: i64 = next.last().map_or(Ok(0), |row| row.try_get(0))?;
     let scope = forget(inner, scope).await?;
+    let key = match key {
+        Some(key) => Some(width::walk(inner, &key, now).await?),
+        None => None,
+    };
     let is_urgent = {
         let mut walk = inner.ageing.0.lock();
         if walk.rules == rules {
             walk.row = if is_last { 0 } else { last };
-            walk.is_urgent &= !is_last;
+            walk.is_past_rows |= is_last;
+            if let Some(key) = key {
+                walk.is_past_keys |= key.is_empty();
+                walk.key = key;
+            }
         }
         walk.scope = scope;
-        walk.is_urgent
+        walk.is_urgent()
     };
     if is_urgent {
         return Ok(Some(Time::EPOCH));
@@ -241,8 +272,7 @@ async fn mend(inner: &Arc<Inner>, found: &[Row], now: Time) -> Result<(), Fault>
             int8(|m| Some(m.place)),
         ],
     });
-    let fair = inner.fair_classes();
-    statements.extend(key::settle(&scopes, &fair, now));
+    statements.extend(key::settle(&scopes, &inner.key_order(), now));
     inner.pool.begin(Durability::Relaxed).await?.commit(&statements).await?;
     Ok(())
 }

@@ -512,8 +512,7 @@ pub(super) async fn promote(inner: &Arc<Inner>, now: Time) -> Result<bool, Fault
         statements.push(Statement { sql, params });
     }
     let opening = before..statements.len();
-    let fair = inner.fair_classes();
-    statements.extend(key::settle(&scopes, &fair, now));
+    statements.extend(key::settle(&scopes, &inner.key_order(), now));
     let answers = tx.commit(&statements).await?;
     let mut opened: i64 = 0;
     for found in answers[opening].iter().flatten() {

@@ -18,12 +18,13 @@ use pensum_core::{Json, Name, NewTask, StoreError, TaskId, TaskRecord, Time, Usa
 use super::Inner;
 use super::enqueue::{INSERT_TASK, New, Prepared, tag_statement, task_values};
 use super::error::Fault;
+use super::key::KeyOrder;
 use super::numbers::{numbers, version};
 use super::pool::{Durability, Pool, Statement, Tx, Value, text};
 use super::reads::{last_execution, terminal_kind};
 use super::row::{self, Cell, LiveRow, OutcomeRow, mark, scope_of, seq_of};
 use super::step::{EventRow, event_statement, execution_statement, tally_statement};
-use super::{agent, breaker, key, queue};
+use super::{agent, breaker, key, queue, width};
 
 /// Finds the entry that stands while another store is being copied into this one.
 const FILLING: &str = "SELECT 1 FROM pensum.meta WHERE key = 'filling'";
@@ -97,6 +98,13 @@ pub(super) async fn import(inner: &Arc<Inner>, step: &Import, now: Time) -> Resu
         inner.wake.breakers_changed();
     }
     inner.wake.ready();
+    if matches!(step, Import::End) {
+        inner.queues.refresh(&inner.pool).await?;
+        if inner.queues.is_wide() {
+            // Keys were settled before their queues came.
+            width::settle_all(inner, now).await;
+        }
+    }
     Ok(Ok(()))
 }
 
@@ -318,7 +326,7 @@ impl<'a> Page<'a> {
             );
             statements.extend(self.logs());
             statements.extend(self.ties());
-            statements.extend(key::settle(&self.scopes, &[], now));
+            statements.extend(key::settle(&self.scopes, &KeyOrder::default(), now));
         }
         statements.extend(self.remembered());
         statements.extend(self.queues());

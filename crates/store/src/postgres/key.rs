@@ -1,8 +1,8 @@
 //! Whose turn it is among the tasks of one key.
 //!
-//! Of each key at most one row is claimable or runs; the others stand behind it with a gate of their own, so that a
-//! million of them cost a claim nothing. Whoever changes a row of a key settles its turn in the same transaction, under a
-//! lock for that key.
+//! Of each key at most one row is claimable or runs, or as many as its queues let (see `width.rs`); the others stand behind
+//! with a gate of their own, so that a million of them cost a claim nothing. Whoever changes a row of a key settles its turn
+//! in the same transaction, under a lock for that key.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -10,6 +10,16 @@ use std::collections::BTreeSet;
 use pensum_core::{Name, Time};
 
 use super::pool::{Statement, Value};
+use super::width;
+
+/// How keys stand, beside the usual.
+#[derive(Default)]
+pub(super) struct KeyOrder {
+    /// The classes of queues in which they take turns.
+    pub(super) fair: Vec<i32>,
+    /// Some queue lets more than one task of a key have its turn.
+    pub(super) is_wide: bool,
+}
 
 /// Locks what a query names, in its order; NULL is nothing. The server has room for some thousands of locks, so a
 /// transaction with more than 500 of them locks all that there are, at a gate through which everyone else goes together.
@@ -71,9 +81,11 @@ macro_rules! undated {
         "9223370937343148031"
     };
 }
+pub(super) use undated;
 
-/// The best row of each key that may start at `$2`, unless one runs. Between the two that could be the best, the one in
-/// turn and the first of those behind it, each probe reads one index entry. Among its key a row goes by its own age.
+/// The best row of each key that may start at `$2`, unless one runs; of several that have the turn, as after a queue has
+/// become narrower, the others lose it. Between the two that could be the best, the one in turn and the first of those behind
+/// it, each probe reads one index entry. Among its key a row goes by its own age.
 macro_rules! turns {
     () => {
         concat!(
@@ -151,20 +163,25 @@ pub(super) fn lock(scopes: &BTreeSet<Name>) -> Option<Statement<'_>> {
     })
 }
 
-/// The statements that settle the turns of keys, after the rows are written; nothing for none. `fair` are the classes of
-/// fair queues.
-pub(super) fn settle<'a>(scopes: &'a BTreeSet<Name>, fair: &[i32], now: Time) -> Vec<Statement<'a>> {
+/// The statements that settle the turns of keys, after the rows are written; nothing for none.
+pub(super) fn settle<'a>(scopes: &'a BTreeSet<Name>, order: &KeyOrder, now: Time) -> Vec<Statement<'a>> {
     if scopes.is_empty() {
         return Vec::new();
     }
+    let hold = Statement {
+        sql: HOLD,
+        params: vec![keys(scopes)],
+    };
+    if order.is_wide {
+        return std::iter::once(hold)
+            .chain(width::settle(scopes, &order.fair, now))
+            .collect();
+    }
     let with_time = || vec![keys(scopes), Value::Int8(Some(now.as_micros()))];
     let mut with_fair = with_time();
-    with_fair.push(Value::Int4s(fair.iter().copied().map(Some).collect()));
+    with_fair.push(Value::Int4s(order.fair.iter().copied().map(Some).collect()));
     vec![
-        Statement {
-            sql: HOLD,
-            params: vec![keys(scopes)],
-        },
+        hold,
         Statement {
             sql: DEMOTE,
             params: with_time(),

@@ -48,6 +48,7 @@ mod update;
 mod verify;
 mod volatile;
 mod wake;
+mod width;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -81,6 +82,7 @@ use tokio_util::task::TaskTracker;
 
 use clock::DatabaseClock;
 use error::Fault;
+use key::KeyOrder;
 pub use options::PostgresOptions;
 pub use outbox::Outbox;
 use pool::Pool;
@@ -158,14 +160,17 @@ impl Inner {
         }
     }
 
-    /// The classes of queues in which keys take turns.
-    fn fair_classes(&self) -> Vec<i32> {
+    /// How keys stand.
+    fn key_order(&self) -> KeyOrder {
         if !self.queues.has_rules() {
-            return Vec::new();
+            return KeyOrder::default();
         }
         let classes = self.catalog.classes();
         let fair = classes.iter().filter(|class| self.queues.rule(class).fair);
-        fair.map(|class| class.id as i32).collect()
+        KeyOrder {
+            fair: fair.map(|class| class.id as i32).collect(),
+            is_wide: self.queues.is_wide(),
+        }
     }
 
     /// A task of this class was enqueued.
@@ -498,9 +503,9 @@ impl Store for PostgresStore {
             .map_err(|fault| self.describe(fault))
     }
 
-    async fn key_holder(&self, namespace: &str, key: &str) -> Result<Option<TaskId>, StoreError> {
+    async fn key_holders(&self, namespace: &str, key: &str) -> Result<Vec<TaskId>, StoreError> {
         let inner = self.open_inner()?;
-        reads::key_holder(&inner.pool, namespace, key)
+        reads::key_holders(&inner.pool, namespace, key)
             .await
             .map_err(|fault| self.describe(fault))
     }

@@ -27,6 +27,7 @@ use super::pool::{Durability, Pool, Statement, Tx, Value, text};
 use super::row::{self, gate, micros};
 use super::trial::{Doors, Trial};
 use super::wake::Wake;
+use super::width;
 
 /// How old what a node remembers may be when runs end, where notices of changes do not come through.
 pub(super) const AGE_MAX: Duration = Duration::from_secs(1);
@@ -71,6 +72,8 @@ struct Snapshot {
     by_place: HashMap<Name, HashMap<Name, Arc<Known>, RandomState>, RandomState>,
     breakers: Arc<Breakers>,
     rules: Arc<Rules>,
+    /// Some queue lets more than one task of a key run at once.
+    is_wide: bool,
 }
 
 /// Why a claim need not look at a queue.
@@ -299,6 +302,11 @@ impl Queues {
         !self.snapshot.read().rules.is_empty()
     }
 
+    /// True when a queue lets more than one task of a key run at once.
+    pub(super) fn is_wide(&self) -> bool {
+        self.snapshot.read().is_wide
+    }
+
     /// Those that have.
     pub(super) fn rules(&self) -> Arc<Rules> {
         Arc::clone(&self.snapshot.read().rules)
@@ -403,6 +411,7 @@ impl Queues {
                 place.insert(record.name.clone(), Arc::new(Known { id, record }));
             }
         }
+        fresh.is_wide = rules.values().any(|rule| rule.width() > 1);
         fresh.rules = Arc::new(rules);
         let mut snapshot = self.snapshot.write();
         // Lower after a failover that lost the last changes. An answer that was overtaken by a newer one is seen to be old by
@@ -492,15 +501,22 @@ impl Change {
             }
             None => (None, QueueRecord::new(queue.clone(), call.now)),
         };
+        let width = record.settings.order().width();
         let changed = act(&mut record, self.newest);
+        let is_other_width = record.settings.order().width() != width;
         record.running = self.running;
         match changed {
             Ok(changed) if changed || id.is_none() => {
-                self.tx.commit(&[write(call, id, &record), GROW]).await?;
+                let mut statements = vec![write(call, id, &record), GROW];
+                statements.splice(0..0, is_other_width.then_some(width::CHANGE));
+                self.tx.commit(&statements).await?;
                 inner.wake.ready();
                 // What is enqueued next stands as it says. The queue has changed, whether that can be read now or not.
                 if let Err(fault) = inner.queues.refresh(&inner.pool).await {
                     tracing::debug!(?fault, "queues could not be read after a change");
+                }
+                if is_other_width {
+                    width::settle_all(inner, call.now).await;
                 }
                 Ok(Ok(record))
             }

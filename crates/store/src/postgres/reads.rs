@@ -3,6 +3,7 @@
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use pensum_core::queue::PER_KEY_MAX;
 use pensum_core::store::{LogEntry, LogLine, LogStream, Signal, TaskEvent};
 use pensum_core::task::{Details, Execution, ExecutionStatus};
 use pensum_core::transition::EventKind;
@@ -501,13 +502,13 @@ pub(super) async fn steps(pool: &Arc<Pool>, id: TaskId) -> Result<Vec<(Name, Jso
     rows.iter().map(read).collect()
 }
 
-/// Which task of a key is leased.
-pub(super) async fn key_holder(pool: &Arc<Pool>, namespace: &str, key: &str) -> Result<Option<TaskId>, Fault> {
+/// Which tasks of a key are leased.
+pub(super) async fn key_holders(pool: &Arc<Pool>, namespace: &str, key: &str) -> Result<Vec<TaskId>, Fault> {
     let sql = format!(
         "SELECT t.id FROM pensum.live l JOIN pensum.task t ON t.row = l.row
-         WHERE l.scope = $1 AND l.gate = {} LIMIT 1",
+         WHERE l.scope = $1 AND l.gate = {} ORDER BY l.row LIMIT {PER_KEY_MAX}",
         gate::RUNNING
     );
     let rows = pool.read(&sql, &[(&&*scope_of(namespace, key), Type::TEXT)]).await?;
-    rows.first().map(|row| task_id(row, 0)).transpose()
+    rows.iter().map(|row| task_id(row, 0)).collect()
 }

@@ -999,8 +999,7 @@ impl Work {
             inner.rows.forget().await;
             statements.extend(key::serve(&served));
         }
-        let fair = inner.fair_classes();
-        statements.extend(key::settle(&scopes, &fair, now));
+        statements.extend(key::settle(&scopes, &inner.key_order(), now));
         if notes.is_empty() {
             tx.commit(&statements).await?;
         } else {

@@ -23,6 +23,8 @@ const WINDOW: i64 = 20_000;
 const PAGE: i64 = 2_000;
 /// How many keys are looked at in one statement.
 const KEYS: i64 = 10_000;
+/// After this time a change of a queue has come to all keys, however many there are.
+const SETTLED_MICROS: i64 = 60_000_000;
 
 /// Queries that find nothing in a sound store among the rows in `($1, $2]`; each row is the violation's one number. Both
 /// sides of a comparison name the window: else the planner may read all of one to compare it with a part of the other.
@@ -304,15 +306,23 @@ impl Audit {
         }
     }
 
-    /// Of each key at most one task is claimable or runs, and one does as long as others could.
+    /// Of each key no more tasks are claimable or run than their queues let, and one does as long as others could. Where the
+    /// last turn was given before a queue was changed, or soon after, it may have been wider then.
     async fn check_keys(&mut self) -> Result<(), Fault> {
         // Tasks that are overdue get no turn any more.
         let sql = format!(
-            "SELECT max(k.scope), array_agg(k.scope) FILTER (WHERE k.held > 1),
+            "SELECT max(k.scope), array_agg(k.scope) FILTER (WHERE k.held > turns.width
+                        AND (turns.changed_at IS NULL OR turns.given_at > turns.changed_at + {SETTLED_MICROS})),
                     array_agg(k.scope) FILTER (WHERE k.held = 0 AND k.behind > 0), count(*)
              FROM (SELECT l.scope, count(*) FILTER (WHERE l.gate IN ({ready}, {running})) AS held,
                           count(*) FILTER (WHERE l.gate = {key} AND l.timer_at IS NULL) AS behind
-                   FROM pensum.live l WHERE l.scope > $1 GROUP BY l.scope ORDER BY l.scope LIMIT {KEYS}) k",
+                   FROM pensum.live l WHERE l.scope > $1 GROUP BY l.scope ORDER BY l.scope LIMIT {KEYS}) k
+             LEFT JOIN LATERAL (
+                SELECT min(coalesce(q.per_key, 1)) AS width, max(q.changed_at) AS changed_at,
+                       max(CASE l.gate WHEN {ready} THEN l.due_at ELSE l.taken_at END) AS given_at
+                FROM pensum.live l JOIN pensum.class c ON c.id = l.class
+                LEFT JOIN pensum.queue q ON q.namespace = c.namespace AND q.name = c.queue
+                WHERE k.held > 1 AND l.scope = k.scope AND l.gate IN ({ready}, {running})) turns ON true",
             ready = gate::READY,
             running = gate::RUNNING,
             key = gate::KEY,
@@ -322,7 +332,7 @@ impl Audit {
             let rows = self.tx.query(&sql, &[(&after, Type::TEXT)]).await?;
             let Some(row) = rows.first() else { return Ok(()) };
             for (column, what) in [
-                (1, "more than one task has its turn"),
+                (1, "more tasks have their turn than may"),
                 (2, "tasks wait, and none has its turn"),
             ] {
                 let scopes: Option<Vec<String>> = row.try_get(column)?;

@@ -269,7 +269,7 @@ impl Writer {
         if is_overdue(&live, now) {
             // The reaper is about to end it.
             if let Some(key) = key_of(&self.shared, &live) {
-                self.memory.order.hold(&key, row);
+                self.memory.order.hold(&key, row, live.class);
                 self.memory.order.release(&key, row);
                 *freed = true;
             }
@@ -286,7 +286,7 @@ impl Writer {
             return Ok(None);
         };
         if let Some(key) = key_of(&self.shared, &live) {
-            self.memory.order.hold(&key, row);
+            self.memory.order.hold(&key, row, live.class);
         }
         if pick.plain.is_none() {
             self.memory.forget_timers(&live);

@@ -313,7 +313,7 @@ impl Memory {
             }
             if let Some(leased) = view.leases.get(&live.row) {
                 if let Some(key) = key_of(shared, &leased.live) {
-                    self.order.hold(&key, live.row);
+                    self.order.hold(&key, live.row, live.class);
                 }
                 continue;
             }

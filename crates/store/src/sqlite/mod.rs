@@ -49,7 +49,7 @@ use pensum_core::breaker::{BreakerCommand, BreakerRecord, BreakerSettings};
 use pensum_core::dossier::{Bookmark, Import, Parcel};
 use pensum_core::input::Patch;
 use pensum_core::query::Paged;
-use pensum_core::queue::{QueueCommand, QueueRecord, QueueSettings};
+use pensum_core::queue::{PER_KEY_MAX, QueueCommand, QueueRecord, QueueSettings};
 use pensum_core::store::{
     Applied, Beat, Call, Checkpoint, ClaimRequest, Claimed, Command, Enqueued, Finish, LeaseRef, LogEntry, NodeBeat,
     NodeRecord, NodeReply, Pruned, Reaped, Rejected, Renewal, Retention, Signal, Store, StoreStats, TaskEvent,
@@ -664,32 +664,36 @@ impl Store for SqliteStore {
         .await
     }
 
-    async fn key_holder(&self, namespace: &str, key: &str) -> Result<Option<TaskId>, StoreError> {
-        let (namespace, key) = (namespace.to_owned(), key.to_owned());
-        let row = {
+    async fn key_holders(&self, namespace: &str, key: &str) -> Result<Vec<TaskId>, StoreError> {
+        let mut rows: Vec<i64> = {
             let view = self.shared.view.lock();
             let holds = |l: &view::Leased| {
-                l.live.key.as_deref() == Some(&*key)
+                l.live.key.as_deref() == Some(key)
                     && self
                         .shared
                         .catalog
                         .class(l.live.class)
                         .is_some_and(|class| *class.namespace == *namespace)
             };
-            view.leases
-                .iter()
-                .find(|(_, l)| !l.closing && holds(l))
-                .map(|(row, _)| *row)
+            let held = view.leases.iter().filter(|(_, l)| !l.closing && holds(l));
+            held.map(|(row, _)| *row).collect()
         };
-        let Some(row) = row else {
+        if rows.is_empty() {
             return if self.shared.is_closed() {
                 Err(StoreError::Closed)
             } else {
-                Ok(None)
+                Ok(Vec::new())
             };
-        };
-        self.read(move |db, shared| Ok(reads::stored_task(db, &shared.catalog, row)?.map(|task| task.id)))
-            .await
+        }
+        rows.sort_unstable();
+        rows.truncate(PER_KEY_MAX as usize);
+        self.read(move |db, shared| {
+            let tasks = rows.into_iter().map(|row| reads::stored_task(db, &shared.catalog, row));
+            tasks
+                .filter_map(|task| task.map(|task| task.map(|task| task.id)).transpose())
+                .collect()
+        })
+        .await
     }
 
     async fn put_queue(

@@ -1,15 +1,15 @@
 //! The ready order: what can be claimed now, best first, without touching the disk.
 //!
 //! One lane for each class. Within a lane, plain tasks (nothing asked but to run) stand in one queue for each priority,
-//! 16 bytes a task; everything else stands in a sorted set. Of the tasks of one key only the best is in its lane, and
-//! none while the key is held. Where a queue ages what waits, plain tasks rise by the clock, for the oldest of each queue
+//! 16 bytes a task; everything else stands in a sorted set. Of the tasks of one key only those are in their lanes that have
+//! their turn: the best one while none runs, or more where their queues let more of them run at once. Where a queue ages what waits, plain tasks rise by the clock, for the oldest of each queue
 //! stands highest; who moves the others is in `ageing.rs`.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, VecDeque};
 
 use foldhash::fast::RandomState;
-use pensum_core::order::{OrderRule, deadline_of, place};
+use pensum_core::order::{KeyTurns, OrderRule, deadline_of, place};
 use pensum_core::{Name, Priority, Time};
 
 use super::turns::Turns;
@@ -189,16 +189,59 @@ impl Lane {
     }
 }
 
-/// The tasks of one key that are ready.
+/// A task that has the turn of its key.
+struct Head {
+    rank: Rank,
+    class: u32,
+    suspect: bool,
+    /// The rank by which it stands in its lane: the turn of its key may have made it younger.
+    stands: Rank,
+}
+
+/// The tasks of one key that are ready or run.
 #[derive(Default)]
 struct Group {
-    /// Who runs, and keeps all others out.
-    holder: Option<i64>,
-    /// The best of them, in its lane unless the key is held.
-    head: Option<(Rank, u32, bool)>,
-    /// The rank by which it stands in its lane: the turn of its key may have made it younger.
-    stands: Option<Rank>,
+    /// Who runs, with their classes.
+    running: Vec<(i64, u32)>,
+    /// Those that have their turn beside these, best first, in their lanes.
+    heads: Vec<Head>,
+    /// Those behind them.
     rest: BTreeMap<Rank, (u32, bool)>,
+}
+
+fn rule_of(rules: &[OrderRule], class: u32) -> OrderRule {
+    rules.get(class as usize).copied().unwrap_or_default()
+}
+
+impl Group {
+    /// The turns that are taken, and for how many of its heads that is in order.
+    fn taken(&self, rules: &[OrderRule]) -> (KeyTurns, usize) {
+        let width = |class: u32| rule_of(rules, class).width();
+        let mut turns = KeyTurns::beside(self.running.iter().map(|(_, class)| width(*class)));
+        let admitted = self.heads.iter().take_while(|head| turns.admits(width(head.class)));
+        let heads = admitted.count();
+        (turns, heads)
+    }
+
+    /// True when those have their turn that should.
+    fn is_settled(&self, rules: &[OrderRule]) -> bool {
+        let (mut turns, heads) = self.taken(rules);
+        let next = self.rest.first_key_value();
+        let is_behind = |(rank, _): (&Rank, _)| self.heads.last().is_none_or(|last| last.rank < *rank);
+        heads == self.heads.len()
+            && next.is_none_or(is_behind)
+            && next.is_none_or(|(_, (class, _))| !turns.admits(rule_of(rules, *class).width()))
+    }
+
+    /// Adds one that has its turn.
+    fn add(&mut self, head: Head) {
+        if self.heads.is_empty() {
+            // Most keys have one at a time.
+            self.heads.reserve_exact(1);
+        }
+        let at = self.heads.partition_point(|other| other.rank < head.rank);
+        self.heads.insert(at, head);
+    }
 }
 
 /// All lanes.
@@ -232,6 +275,10 @@ impl Order {
     /// Makes tasks of each class stand by a rule. Those that stand by themselves go by the old one until they are placed
     /// anew.
     pub(super) fn set_rules(&mut self, rules: Vec<OrderRule>) {
+        let classes = 0..self.rules.len().max(rules.len()) as u32;
+        let width = |rules: &[OrderRule], class| rule_of(rules, class).width();
+        let widens = |class| width(&self.rules, class) != width(&rules, class);
+        let is_other = classes.into_iter().any(widens);
         self.rules = rules;
         for (class, rule) in self.rules.iter().enumerate() {
             if *rule != OrderRule::STRICT || class < self.lanes.len() {
@@ -241,11 +288,17 @@ impl Order {
                 self.lanes[class].rule = *rule;
             }
         }
+        if is_other {
+            let unsettled: Vec<Key> = self.unsettled().cloned().collect();
+            for key in unsettled {
+                self.settle(&key);
+            }
+        }
     }
 
     /// How tasks of a class stand.
     pub(super) fn rule(&self, class: u32) -> OrderRule {
-        self.rules.get(class as usize).copied().unwrap_or_default()
+        rule_of(&self.rules, class)
     }
 
     pub(super) fn rules(&self) -> &[OrderRule] {
@@ -255,6 +308,7 @@ impl Order {
     /// A run of this key's ended in a fair queue: it goes behind whatever took its number before.
     pub(super) fn note_turn(&mut self, key: &Key, number: i64) {
         self.turns.note(key, number);
+        self.stand_anew(key);
     }
 
     /// True when this is a plain task in its queue, where it needs nobody to rise.
@@ -321,51 +375,94 @@ impl Order {
             return self.insert(rank, class, suspect);
         };
         let group = self.groups.entry(key.clone()).or_default();
-        let (held, new) = (group.holder.is_some(), (rank, class, suspect));
-        match group.head {
-            None => {
-                group.head = Some(new);
-                if !held {
-                    self.insert_head(&key);
-                }
-            }
-            Some(head) if rank < head.0 => {
-                self.withdraw_head(&key);
-                let group = self.groups.entry(key.clone()).or_default();
-                group.head = Some(new);
-                group.rest.insert(head.0, (head.1, head.2));
-                if !held {
-                    self.insert_head(&key);
-                }
-            }
-            Some(_) => {
-                group.rest.insert(rank, (class, suspect));
-            }
+        let passes = group.heads.last().is_some_and(|last| rank < last.rank);
+        let joins = group.rest.is_empty() && group.taken(&self.rules).0.admits(rule_of(&self.rules, class).width());
+        if passes || joins {
+            self.give(&key, rank, class, suspect);
+        } else {
+            group.rest.insert(rank, (class, suspect));
+        }
+        if !joins || passes {
+            self.settle(&key);
         }
     }
 
-    /// Gives the best of a free key its place in its lane.
-    fn insert_head(&mut self, key: &Key) {
-        let Some(group) = self.groups.get_mut(key) else { return };
-        let Some((rank, class, suspect)) = group.head else {
-            return;
-        };
-        let rule = self.rules.get(class as usize).copied().unwrap_or_default();
+    /// The rank by which a task stands in its lane that has the turn of its key.
+    fn stands(&self, key: &Key, rank: Rank, class: u32) -> Rank {
+        let rule = self.rule(class);
         let number = match rule.fair {
             true => self.turns.of(key),
             false => None,
         };
-        let stands = rank.served(rule, number);
-        group.stands = Some(stands);
+        rank.served(rule, number)
+    }
+
+    /// Gives the turn of a key to those who should have it, and their places in their lanes.
+    fn settle(&mut self, key: &Key) {
+        let Some(group) = self.groups.get_mut(key) else { return };
+        let (mut turns, kept) = group.taken(&self.rules);
+        let passed = group.heads.split_off(kept);
+        group
+            .rest
+            .extend(passed.iter().map(|head| (head.rank, (head.class, head.suspect))));
+        let mut next = Vec::new();
+        while let Some(first) = group.rest.first_entry() {
+            if !turns.admits(rule_of(&self.rules, first.get().0).width()) {
+                break;
+            }
+            next.push(first.remove_entry());
+        }
+        if next.is_empty() && group.heads.is_empty() && group.running.is_empty() {
+            self.groups.remove(key);
+        }
+        for head in passed {
+            self.withdraw(head.stands, head.class, head.suspect);
+        }
+        for (rank, (class, suspect)) in next {
+            self.give(key, rank, class, suspect);
+        }
+    }
+
+    /// Gives a task the turn of its key, and its place in its lane.
+    fn give(&mut self, key: &Key, rank: Rank, class: u32, suspect: bool) {
+        let stands = self.stands(key, rank, class);
+        let Some(group) = self.groups.get_mut(key) else { return };
+        group.add(Head {
+            rank,
+            class,
+            suspect,
+            stands,
+        });
         self.insert(stands, class, suspect);
     }
 
-    /// Takes it from there.
-    fn withdraw_head(&mut self, key: &Key) {
-        let Some(group) = self.groups.get_mut(key) else { return };
-        if let (Some((_, class, suspect)), Some(stands)) = (group.head, group.stands.take()) {
-            self.withdraw(stands, class, suspect);
+    /// Those of a key that have its turn stand as its last turn says.
+    fn stand_anew(&mut self, key: &Key) {
+        let ranks = self
+            .groups
+            .get(key)
+            .map(|group| group.heads.iter().map(|head| (head.rank, head.class)));
+        let anew: Vec<Rank> = ranks
+            .into_iter()
+            .flatten()
+            .map(|(rank, class)| self.stands(key, rank, class))
+            .collect();
+        for (at, stands) in anew.into_iter().enumerate() {
+            let Some(head) = self.groups.get_mut(key).and_then(|group| group.heads.get_mut(at)) else {
+                return;
+            };
+            if head.stands != stands {
+                let (before, class, suspect) = (std::mem::replace(&mut head.stands, stands), head.class, head.suspect);
+                self.withdraw(before, class, suspect);
+                self.insert(stands, class, suspect);
+            }
         }
+    }
+
+    /// The keys of which others have their turn than should.
+    pub(super) fn unsettled(&self) -> impl Iterator<Item = &Key> {
+        let unsettled = self.groups.iter().filter(|(_, group)| !group.is_settled(&self.rules));
+        unsettled.map(|(key, _)| key)
     }
 
     /// Takes a task out, wherever it stands; false when it was not there.
@@ -388,57 +485,41 @@ impl Order {
         let Some(group) = self.groups.get_mut(key) else {
             return false;
         };
-        let Some(head) = group.head else { return false };
-        if head.0 != rank {
-            return group.rest.remove(&rank).is_some();
+        match group.heads.binary_search_by_key(&rank, |head| head.rank) {
+            Ok(at) => {
+                let head = group.heads.remove(at);
+                self.withdraw(head.stands, head.class, head.suspect);
+            }
+            Err(_) if group.rest.remove(&rank).is_some() => {}
+            Err(_) => return false,
         }
-        let held = group.holder.is_some();
-        self.withdraw_head(key);
-        let Some(group) = self.groups.get_mut(key) else {
-            return false;
-        };
-        group.head = group
-            .rest
-            .pop_first()
-            .map(|(rank, (class, suspect))| (rank, class, suspect));
-        if group.head.is_none() && !held {
-            self.groups.remove(key);
-        } else if !held {
-            self.insert_head(key);
-        }
+        // Whoever was behind it may have its turn now, or does not have to wait for a narrower one any more.
+        self.settle(key);
         true
     }
 
-    /// A claim took the head of a key: nothing else of that key is ready until it is released.
-    pub(super) fn hold(&mut self, key: &Key, row: i64) {
+    /// A claim took a task of a key that had its turn, and keeps it until it is released.
+    pub(super) fn hold(&mut self, key: &Key, row: i64, class: u32) {
         let group = self.groups.entry(key.clone()).or_default();
-        group.holder = Some(row);
-        match group.head {
-            Some((rank, ..)) if rank.row == row => {
-                // The claim took it out of its lane.
-                group.stands = None;
-                group.head = group
-                    .rest
-                    .pop_first()
-                    .map(|(rank, (class, suspect))| (rank, class, suspect));
-            }
-            Some(_) => self.withdraw_head(key),
-            None => {}
+        if group.running.is_empty() {
+            group.running.reserve_exact(1);
+        }
+        group.running.push((row, class));
+        match group.heads.iter().position(|head| head.rank.row == row) {
+            // The claim took it out of its lane. As many as before have their turn.
+            Some(at) => drop(group.heads.remove(at)),
+            None => self.settle(key),
         }
     }
 
-    /// The run of a key's holder ended.
+    /// The run of one of a key's holders ended.
     pub(super) fn release(&mut self, key: &Key, row: i64) {
-        let Some(group) = self.groups.get_mut(key).filter(|g| g.holder == Some(row)) else {
+        let Some(group) = self.groups.get_mut(key) else { return };
+        let Some(at) = group.running.iter().position(|(held, _)| *held == row) else {
             return;
         };
-        group.holder = None;
-        match group.head {
-            Some(_) => self.insert_head(key),
-            None => {
-                self.groups.remove(key);
-            }
-        }
+        group.running.swap_remove(at);
+        self.settle(key);
     }
 
     fn lane(&mut self, class: u32) -> &mut Lane {
@@ -534,6 +615,14 @@ impl Order {
         }
     }
 
+    /// The rows that run of each key: for `verify`.
+    pub(super) fn running(&self) -> Vec<i64> {
+        let held = self.groups.values().flat_map(|group| &group.running);
+        let mut rows: Vec<i64> = held.map(|(row, _)| *row).collect();
+        rows.sort_unstable();
+        rows
+    }
+
     /// Every ready row, sorted: for `verify`.
     pub(super) fn rows(&self) -> Vec<i64> {
         let mut rows: Vec<i64> = self.suspects.keys().map(|r| r.row).collect();
@@ -549,7 +638,6 @@ impl Order {
         }
         for group in self.groups.values() {
             rows.extend(group.rest.keys().map(|r| r.row));
-            rows.extend(group.head.filter(|_| group.holder.is_some()).map(|h| h.0.row));
         }
         rows.sort_unstable();
         rows
@@ -621,12 +709,80 @@ mod tests {
         order.push(entry(0, Priority::Normal, None, 6, None));
         let key = (Name::from("default"), Name::from("k"));
         assert_eq!(drain(&mut order, ALL), [5, 6]);
-        order.hold(&key, 5);
+        order.hold(&key, 5, 1);
         assert_eq!(drain(&mut order, ALL), [0i64; 0]);
         assert!(order.remove(&entry(0, Priority::Normal, None, 1, Some("k"))));
         order.release(&key, 5);
         assert_eq!(order.rows(), [2, 3, 4]);
         assert_eq!(drain(&mut order, ALL), [2]);
+    }
+
+    fn wide(width: u32) -> OrderRule {
+        OrderRule {
+            per_key: Some(width),
+            ..OrderRule::STRICT
+        }
+    }
+
+    #[test]
+    fn of_one_key_as_many_are_ready_as_their_queues_let_run() {
+        let mut order = Order::default();
+        order.set_rules(vec![wide(3), OrderRule::STRICT]);
+        let key = (Name::from("default"), Name::from("k"));
+        let push = |order: &mut Order, class, row| order.push(entry(class, Priority::Normal, None, row, Some("k")));
+        for row in [1, 2, 4, 5] {
+            push(&mut order, 0, row);
+        }
+        // The one that comes last is the third, and a narrow one lets nobody behind it pass.
+        push(&mut order, 1, 3);
+        assert_eq!(drain(&mut order, ALL), [1, 2]);
+        order.hold(&key, 2, 0);
+        assert!(order.remove(&entry(1, Priority::Normal, None, 3, Some("k"))));
+        assert_eq!(drain(&mut order, ALL), [4]);
+        order.hold(&key, 1, 0);
+        order.hold(&key, 4, 0);
+        order.release(&key, 1);
+        assert_eq!(drain(&mut order, ALL), [5]);
+        order.hold(&key, 5, 0);
+        // Beside a task that comes first and is narrow, nobody has the turn until it has run.
+        push(&mut order, 1, 6);
+        push(&mut order, 0, 7);
+        for row in [2, 4, 5] {
+            assert_eq!(drain(&mut order, ALL), [0i64; 0]);
+            order.release(&key, row);
+        }
+        assert_eq!(drain(&mut order, ALL), [6]);
+        order.hold(&key, 6, 1);
+        assert_eq!(drain(&mut order, ALL), [0i64; 0]);
+        order.release(&key, 6);
+        assert_eq!((drain(&mut order, ALL), order.unsettled().count()), (vec![7], 0));
+    }
+
+    #[test]
+    fn a_changed_width_gives_turns_and_takes_them() {
+        let mut order = Order::default();
+        let key = (Name::from("default"), Name::from("k"));
+        for row in 1..=6 {
+            order.push(entry(0, Priority::Normal, None, row, Some("k")));
+        }
+        let ready = |order: &mut Order, width| {
+            order.set_rules(vec![wide(width)]);
+            assert_eq!(order.unsettled().count(), 0);
+            order.lanes[0].ranked.iter().map(|rank| rank.row).collect::<Vec<_>>()
+        };
+        assert_eq!(ready(&mut order, 1), [1]);
+        assert_eq!(ready(&mut order, 4), [1, 2, 3, 4]);
+        assert_eq!(ready(&mut order, 2), [1, 2]);
+        let mut merge = order.merge(ALL);
+        for row in [1, 2] {
+            assert_eq!(order.take(&mut merge, ALL).unwrap().row, row);
+            order.hold(&key, row, 0);
+        }
+        assert_eq!(ready(&mut order, 1), [0i64; 0]);
+        order.release(&key, 1);
+        assert_eq!(ready(&mut order, 1), [0i64; 0]);
+        assert_eq!(ready(&mut order, 3), [3, 4]);
+        assert_eq!(order.rows(), [3, 4, 5, 6]);
     }
 
     #[test]
@@ -665,7 +821,7 @@ mod tests {
         let mut order = Order::default();
         order.set_rules(vec![OrderRule {
             ageing: Some(std::time::Duration::from_secs(10)),
-            fair: false,
+            ..OrderRule::STRICT
         }]);
         for (row, priority, run_at) in [(1, Priority::Low, 0), (2, Priority::Normal, 15), (3, Priority::Low, 16)] {
             assert!(order.push_plain(0, priority, row, at(run_at)));
@@ -690,8 +846,8 @@ mod tests {
     #[test]
     fn the_turn_of_a_key_goes_with_whoever_is_the_best_of_it() {
         let fair = OrderRule {
-            ageing: None,
             fair: true,
+            ..OrderRule::STRICT
         };
         let mut order = Order::default();
         order.set_rules(vec![fair, OrderRule::STRICT]);
@@ -709,10 +865,27 @@ mod tests {
         let next = |order: &mut Order, merge: &mut Merge| order.take(merge, ALL).map(|pick| pick.row);
         assert_eq!(next(&mut order, &mut merge), Some(3));
         assert_eq!(next(&mut order, &mut merge), Some(2));
-        order.hold(&key, 2);
+        order.hold(&key, 2, 0);
         // Of a strict queue its age is its own.
         order.release(&key, 2);
         let mut merge = order.merge(ALL);
         assert_eq!(next(&mut order, &mut merge), Some(4));
+    }
+
+    #[test]
+    fn all_of_a_key_that_have_their_turn_go_behind_when_it_was_served() {
+        let mut order = Order::default();
+        order.set_rules(vec![OrderRule { fair: true, ..wide(2) }]);
+        let key = (Name::from("default"), Name::from("k"));
+        for row in [1, 2, 3] {
+            order.push(entry(0, Priority::Normal, None, row, Some("k")));
+        }
+        order.push(entry(0, Priority::Normal, None, 4, None));
+        let mut merge = order.merge(ALL);
+        assert_eq!(order.take(&mut merge, ALL).unwrap().row, 1);
+        order.hold(&key, 1, 0);
+        order.note_turn(&key, 5);
+        order.release(&key, 1);
+        assert_eq!(drain(&mut order, ALL), [4, 2, 3]);
     }
 }

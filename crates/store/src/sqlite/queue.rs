@@ -242,6 +242,12 @@ impl Queues {
         self.gate_of.iter().map(|gate| rule(gate).unwrap_or_default()).collect()
     }
 
+    /// When the queue of a class was changed last.
+    pub(super) fn changed_at(&self, class: u32) -> Option<Time> {
+        let gate = self.gate_of.get(class as usize).copied().flatten()?;
+        Some(self.gates[gate as usize].record.changed_at)
+    }
+
     /// How many leases each gate's tasks hold.
     fn leases(&self, view: &View) -> Vec<u64> {
         let mut leases = vec![0; self.gates.len()];

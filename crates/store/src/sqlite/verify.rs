@@ -3,13 +3,15 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
+use pensum_core::Time;
 use pensum_core::store::{VIOLATIONS_MAX, Verified};
 use rusqlite::Connection;
 
 use super::ages::Ages;
 use super::error::Fault;
-use super::memory::Memory;
+use super::memory::{Memory, key_of};
 use super::names::Catalog;
+use super::order::Key;
 use super::view::{Cell, Shared};
 use super::writer::Writer;
 
@@ -231,7 +233,39 @@ impl Writer {
         }
         self.compare_views(&twin, &mut sentences);
         self.check_leases(&mut sentences)?;
+        self.check_keys(&mut sentences);
         Ok(sentences)
+    }
+
+    /// Of each key as many have their turn as may. Where a queue was wider once, more of them may run than that.
+    fn check_keys(&self, sentences: &mut Vec<String>) {
+        let of_key =
+            |(namespace, key): &Key, what: &str| format!("of the key {key} in the namespace {namespace} {what}");
+        for key in self.memory.order.unsettled() {
+            sentences.push(of_key(key, "others have their turn than should"));
+        }
+        let mut runs: BTreeMap<Key, KeyRuns> = BTreeMap::new();
+        let mut running = Vec::new();
+        let view = self.shared.view.lock();
+        for (row, leased) in view.leases.iter().filter(|(_, leased)| !leased.closing) {
+            let Some(key) = key_of(&self.shared, &leased.live) else {
+                continue;
+            };
+            running.push(*row);
+            let runs = runs.entry(key).or_default();
+            runs.count += 1;
+            runs.least = runs.least.min(self.memory.order.rule(leased.live.class).width());
+            runs.taken_at = runs.taken_at.max(Some(leased.taken_at));
+            runs.changed_at = runs.changed_at.max(self.queues.changed_at(leased.live.class));
+        }
+        running.sort_unstable();
+        compare("what runs of keys", &self.memory.order.running(), &running, sentences);
+        for (key, runs) in runs {
+            if runs.count > runs.least && runs.taken_at > runs.changed_at {
+                let what = format!("{} tasks run, where {} may", runs.count, runs.least);
+                sentences.push(of_key(&key, &what));
+            }
+        }
     }
 
     fn compare_views(&self, twin: &Arc<Shared>, sentences: &mut Vec<String>) {
@@ -275,6 +309,28 @@ impl Writer {
             }
         }
         Ok(())
+    }
+}
+
+/// What runs of a key.
+struct KeyRuns {
+    count: u32,
+    /// The width of the narrowest of their queues.
+    least: u32,
+    /// When the last of them started.
+    taken_at: Option<Time>,
+    /// When the last of their queues was changed.
+    changed_at: Option<Time>,
+}
+
+impl Default for KeyRuns {
+    fn default() -> KeyRuns {
+        KeyRuns {
+            count: 0,
+            least: u32::MAX,
+            taken_at: None,
+            changed_at: None,
+        }
     }
 }
 

@@ -14,6 +14,7 @@ mod postgres_queues;
 mod postgres_races;
 mod postgres_reads;
 mod postgres_suite;
+mod postgres_widths;
 mod power;
 mod random;
 mod sqlite_agents;

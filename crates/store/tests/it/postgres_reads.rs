@@ -457,7 +457,7 @@ const DAMAGES: [(&str, &str); 36] = [
     ("UPDATE pensum.live SET timer_at = 5 WHERE gate = 0", "has timer_at"),
     (
         "UPDATE pensum.live SET gate = 0 WHERE gate = 7",
-        "more than one task has its turn",
+        "more tasks have their turn than may",
     ),
     (
         "UPDATE pensum.live SET gate = 7 WHERE scope IS NOT NULL",

@@ -98,6 +98,10 @@ impl Op {
                 queue,
                 what: AGEING_AND_FAIR | FAIR,
             } => Op::Queue { queue, what: AGEING },
+            Op::Queue { queue, what } if what == *WIDE.end() => Op::Queue {
+                queue,
+                what: *WIDE.start(),
+            },
             other => other,
         }
     }
@@ -168,6 +172,8 @@ fn without_rows(queue: QueueRecord) -> QueueRecord {
 const AGEING: u8 = 10;
 const AGEING_AND_FAIR: u8 = 11;
 const FAIR: u8 = 12;
+/// Each with a width of its own.
+const WIDE: std::ops::RangeInclusive<u8> = 20..=22;
 
 /// What is asked of a queue: settings, or a command.
 fn queue_asked(what: u8) -> Result<QueueSettings, QueueCommand> {
@@ -228,6 +234,17 @@ fn queue_asked(what: u8) -> Result<QueueSettings, QueueCommand> {
             max_age: Some(Duration::from_secs(40).into()),
             when_full: WhenFull::DropOldest,
             max_concurrent: Some(2),
+            ..plain
+        }),
+        20 | 21 => Ok(QueueSettings {
+            max_concurrent_per_key: Some(u32::from(what) - 18),
+            ..plain
+        }),
+        22 => Ok(QueueSettings {
+            max_concurrent_per_key: Some(2),
+            max_concurrent: Some(3),
+            fair: true,
+            ageing: Some(Duration::from_secs(15).into()),
             ..plain
         }),
         _ => Ok(plain),
@@ -297,7 +314,7 @@ pub(crate) fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::Prune),
         3 => (1u64..4).prop_map(Op::Heartbeat),
         1 => (1u64..4).prop_map(Op::Leave),
-        3 => (0u8..3, 0u8..20).prop_map(|(queue, what)| Op::Queue { queue, what }),
+        3 => (0u8..3, 0u8..24).prop_map(|(queue, what)| Op::Queue { queue, what }),
         3 => (0u8..2, 0u8..12, 0u64..3).prop_map(|(agent, what, session)| Op::Agent { agent, what, session }),
         2 => (0u8..6).prop_map(|what| Op::Breaker { what }),
         4 => (0u8..2, 0u64..3, 0usize..5, prop::bool::weighted(0.8))
@@ -854,8 +871,9 @@ pub(crate) fn compare<F>(cases: u32, make: impl Fn() -> F)
 where
     F: Future<Output = Arc<dyn Store>>,
 {
-    // In half of the histories the claim order is another one from the beginning.
-    let rules = prop::option::of((AGEING..=FAIR, AGEING..=FAIR));
+    // In most of the histories the claim order is another one from the beginning, or keys are wide.
+    let rule = prop_oneof![AGEING..=FAIR, WIDE];
+    let rules = prop::option::weighted(0.7, (rule.clone(), rule));
     let histories = (rules, prop::collection::vec(op(), 1..60));
     try_random(cases, 2_000, &histories, async |(rules, mut ops)| {
         let rules = rules.into_iter().flat_map(|(first, second)| [(0, first), (1, second)]);

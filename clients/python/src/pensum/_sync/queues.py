@@ -36,6 +36,7 @@ class Queues:
         *,
         title: str | None = None,
         max_concurrent: int | None = None,
+        max_concurrent_per_key: int | None = None,
         auto_start: bool | None = None,
         persistent: bool | None = None,
         rate_limit: RateLimit | str | Mapping[str, Any] | None = None,
@@ -57,9 +58,10 @@ class Queues:
         """
         body = {} if settings is None else object_json(settings, "settings")
         body |= given(
-            name=title, max_concurrent=max_concurrent, auto_start=auto_start, persistent=persistent,
-            rate_limit=rate_limit, max_depth=max_depth, max_age=max_age, when_full=when_full, priority=priority,
-            timeout=timeout, max_retries=max_retries, retry=retry, ageing=ageing, fair=fair,
+            name=title, max_concurrent=max_concurrent, max_concurrent_per_key=max_concurrent_per_key,
+            auto_start=auto_start, persistent=persistent, rate_limit=rate_limit, max_depth=max_depth, max_age=max_age,
+            when_full=when_full, priority=priority, timeout=timeout, max_retries=max_retries, retry=retry,
+            ageing=ageing, fair=fair,
         )  # fmt: skip
         answer = self._transport.call("put_queue", path={"name": name}, body=body, if_match=if_match)
         return Queue.parse(answer)

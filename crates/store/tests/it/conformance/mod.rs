@@ -17,6 +17,7 @@ pub(crate) mod reads;
 pub(crate) mod settled;
 pub(crate) mod turns;
 pub(crate) mod volatile;
+pub(crate) mod widths;
 pub(crate) mod world;
 
 pub(crate) use world::World;
@@ -64,6 +65,16 @@ macro_rules! store_suite {
                     keys_take_turns_in_fair_queues_only,
                     a_changed_fairness_moves_those_who_wait,
                     fair_queues_age_too;
+                widths: of_a_key_as_many_run_as_its_queue_lets,
+                    a_task_of_a_narrow_queue_waits_for_its_key_and_nobody_passes_it_by,
+                    whoever_has_a_turn_may_start_first,
+                    a_changed_width_counts_at_once,
+                    a_turn_is_given_up_by_whoever_cannot_start,
+                    turns_follow_from_leases,
+                    the_best_tasks_of_a_key_have_its_turns,
+                    wide_keys_of_a_fair_queue_take_turns,
+                    a_queue_bounds_its_keys_and_itself,
+                    keys_are_as_wide_in_a_copy;
                 limits: a_start_takes_as_many_tokens_as_its_task_has_units,
                     each_attempt_takes_the_units_again,
                     a_task_of_more_units_than_the_burst_waits_for_a_full_bucket_and_overdraws_it,

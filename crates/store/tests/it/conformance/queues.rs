@@ -337,6 +337,7 @@ pub(crate) async fn settings_come_back_as_they_were_put(w: &World) {
     let settings = QueueSettings {
         title: Some("Design System".to_owned()),
         max_concurrent: Some(2),
+        max_concurrent_per_key: Some(5),
         auto_start: false,
         persistent: false,
         rate: rate(50, 10).rate,

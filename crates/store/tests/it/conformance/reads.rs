@@ -347,11 +347,13 @@ pub(crate) async fn prune_respects_the_retention(w: &World) {
 
 pub(crate) async fn the_key_holder_is_the_running_task(w: &World) {
     let id = w.add(task_with(|t| t.spec.key = Some(Name::from("k")))).await;
-    assert_eq!(w.store.key_holder("default", "k").await.unwrap(), None);
+    let holders = || async { w.store.key_holders("default", "k").await.unwrap() };
+    assert_eq!(holders().await, []);
     let claimed = w.claim_one().await;
-    assert_eq!(w.store.key_holder("default", "k").await.unwrap(), Some(id));
+    assert_eq!(holders().await, [id]);
+    assert_eq!(w.store.key_holders("other", "k").await.unwrap(), []);
     w.done(&claimed).await;
-    assert_eq!(w.store.key_holder("default", "k").await.unwrap(), None);
+    assert_eq!(holders().await, []);
 }
 
 pub(crate) async fn a_closed_store_says_so(w: &World) {
