@@ -13,7 +13,7 @@ use super::outcome;
 use super::runs::Run;
 use super::token::Token;
 use super::wire::{Accepted, AcceptedStatus, Faults, RESULTS_MAX, ResultInput};
-use crate::{Engine, EngineError};
+use crate::{Engine, EngineError, kinds};
 
 /// Events that end a run of an attempt.
 const RUN_ENDS: [EventKind; 10] = [
@@ -252,10 +252,14 @@ async fn is_repeat(engine: &Engine, call: &Call, ending: &Ending) -> Result<bool
         Some(claimed_at) => ends.find(|event| event.at >= claimed_at),
         None => ends.next_back(),
     };
-    // Nobody reported what ended with its lease: because of a cancel, or as one crash too many.
+    // Nobody reported what ended with its lease: because of a cancel, as one crash too many, or with the process that accepted
+    // the task.
+    let error = execution.error.as_ref();
+    let went_with_process = error.is_some_and(|error| error.kind == kinds::PROCESS_ENDED);
+    let went_with_lease = execution.status == ExecutionStatus::Crashed || went_with_process;
     let is_own = |end: EventKind| {
         let may_be_of_lease = matches!(end, EventKind::Cancelled | EventKind::Failed);
-        !(may_be_of_lease && execution.status == ExecutionStatus::Crashed)
+        !(may_be_of_lease && went_with_lease)
     };
     Ok(end.is_some_and(|end| is_own(end.kind) && is_end_of(end.kind, &ending.finish.outcome)))
 }

@@ -5,9 +5,9 @@ use std::time::Duration;
 use pensum_core::agent::AgentCommand;
 use pensum_core::breaker::BreakerCommand;
 use pensum_core::input::{AgentInput, parse_object};
-use pensum_core::store::{Command, Rejected};
+use pensum_core::store::{Command, NodeBeat, Rejected};
 use pensum_core::task::ExecutionStatus;
-use pensum_core::{NewTask, State, TaskId};
+use pensum_core::{NewTask, NodeId, State, TaskId};
 use pensum_engine::{
     Accepted, AcceptedStatus, EngineError, EngineEvent, GateKind, Given, Heard, HeartbeatInput, PollInput, Polled,
 };
@@ -375,6 +375,36 @@ async fn what_ended_with_its_lease_is_no_repeat_of_a_result_that_says_so() {
     sleep(5.0).await;
     assert_eq!(world.get(id).await.lifecycle.state, State::Cancelled);
     for outcome in [json!({ "cancelled": {} }), json!({ "retry": { "message": "m" } })] {
+        let late = world.result("a", &given, outcome.clone()).await;
+        assert_eq!(late.status, AcceptedStatus::LeaseLost, "{outcome}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_ended_with_the_process_that_accepted_it_is_no_repeat_either() {
+    let world = world(|b| b).start();
+    world.register("a", json!({ "lease": 30 })).await;
+    let process = NodeId(77);
+    let beat = NodeBeat {
+        node: process,
+        name: "elsewhere".into(),
+        version: "1".to_owned(),
+        address: None,
+        started_at: world.engine.now(),
+        slots: 1,
+        running: 0,
+        ttl: Duration::from_secs(2),
+    };
+    let store = world.engine.store();
+    store.heartbeat(beat, world.engine.now()).await.unwrap();
+    let mut task = NewTask::new(spec("x"));
+    task.accept_by(process);
+    let id = store.enqueue(&world.call(), vec![task]).await.unwrap()[0].id;
+    let given = world.take("a").await;
+    assert_eq!(given.task.id, id);
+    sleep(5.0).await;
+    assert_eq!(world.get(id).await.lifecycle.state, State::Cancelled);
+    for outcome in [json!({ "again": {} }), json!({ "retry": { "message": "m" } })] {
         let late = world.result("a", &given, outcome.clone()).await;
         assert_eq!(late.status, AcceptedStatus::LeaseLost, "{outcome}");
     }
