@@ -6,7 +6,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use crate::checker::{Violation, check};
-use crate::history::{Fault, What};
+use crate::history::{Fault, PROCESS_ENDED, Queued, What};
 use crate::scenario::{Scenario, Size, StoreKind};
 use crate::story::fingerprint;
 use crate::world::{Outcome, live};
@@ -63,6 +63,12 @@ pub struct Tally {
     pub restarts: u64,
     /// Runs of handlers.
     pub runs: u64,
+    /// Submissions that queues refused.
+    pub refused: u64,
+    /// Tasks that queues dropped.
+    pub dropped: u64,
+    /// Tasks that ended with the process that accepted them.
+    pub abandoned: u64,
     /// Worlds that were lived through twice, and were the same.
     pub repeated: u64,
     /// How long the worlds lived, by their own clocks.
@@ -88,6 +94,9 @@ impl Tally {
                 What::NodeFreezes(..) => self.freezes += 1,
                 What::NodeStarts(name) => self.restarts += u64::from(name.life > 0),
                 What::Runs { .. } => self.runs += 1,
+                What::Queued(Queued::Judged { refused: Some(_), .. }) => self.refused += 1,
+                What::Queued(Queued::Cancelled { kind, .. }) if kind == PROCESS_ENDED => self.abandoned += 1,
+                What::Queued(Queued::Cancelled { .. }) => self.dropped += 1,
                 _ => {}
             }
         }
@@ -107,12 +116,20 @@ impl Tally {
             ("restarts", self.restarts, 5),
             ("frozen nodes", self.freezes, 2),
         ];
+        // And what takes a queue that is full, over a hundred.
+        let rarest = [
+            ("refused submissions", self.refused, 5),
+            ("dropped tasks", self.dropped, 1),
+            ("tasks that ended with their process", self.abandoned, 2),
+        ];
         let few = |(what, found, least): &(&str, u64, u64), per: u64| {
             let wanted = self.worlds * least / per;
             (*found < wanted).then(|| format!("{found} {what} in {} worlds, and not {wanted}", self.worlds))
         };
         let least = least.iter().filter_map(|row| few(row, 1));
-        least.chain(rare.iter().filter_map(|row| few(row, 10))).collect()
+        let rare = rare.iter().filter_map(|row| few(row, 10));
+        let rarest = rarest.iter().filter_map(|row| few(row, 100));
+        least.chain(rare).chain(rarest).collect()
     }
 }
 

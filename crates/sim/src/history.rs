@@ -1,6 +1,7 @@
 //! What happened, in the order in which it happened: the only thing that the checker believes.
 
 mod agents;
+mod queues;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,12 +9,16 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use pensum_core::queue::QueueRecord;
+use pensum_core::queue::{QueueRecord, QueueSettings};
 use pensum_core::{LeaseId, State, TaskId, Time};
 
 pub use agents::{AgentName, Executor, Remote};
+pub use queues::{Queued, Standing};
 
 use crate::scenario::Order;
+
+/// The error type of a task that ended with the process that accepted it.
+pub(crate) const PROCESS_ENDED: &str = "process_ended";
 
 /// One thing that happened.
 #[derive(Clone, Debug)]
@@ -165,11 +170,13 @@ pub enum What {
     Queue {
         /// Its name.
         queue: String,
-        /// How many of its tasks may run at once.
-        max: Option<u32>,
+        /// Its settings.
+        settings: Box<QueueSettings>,
         /// Nothing of it may start.
         paused: bool,
     },
+    /// Something of queues with limits, or of tasks that are not durable.
+    Queued(Queued),
     /// Something of agents or breakers.
     Remote(Remote),
     /// The store gives a task to a node, or to an agent.
@@ -188,10 +195,14 @@ pub enum What {
         queue: String,
         /// Its key.
         key: Option<String>,
-        /// Its priority, 0 to 3.
+        /// Its priority, 1 to 5.
         priority: u8,
+        /// How many units of its queue's rate it takes.
+        units: u32,
         /// The claim's time.
         now: Time,
+        /// When the store took it to start.
+        starts: Time,
         /// When the lease ends.
         until: Time,
         /// Which claim gave it.
@@ -299,7 +310,7 @@ impl What {
     pub(crate) fn of_queue(queue: &QueueRecord) -> What {
         What::Queue {
             queue: queue.name.to_string(),
-            max: queue.settings.max_concurrent,
+            settings: Box::new(queue.settings.clone()),
             paused: queue.paused_at.is_some(),
         }
     }
@@ -441,10 +452,17 @@ impl Names {
                 format!("the store keeps {}", labels.join(", "))
             }
             What::Remote(what) => what.text(self, dawn),
-            What::Queue { queue, max, paused } => {
-                let width = max.map_or("as many as may".to_owned(), |max| max.to_string());
+            What::Queued(what) => what.text(self, dawn),
+            What::Queue {
+                queue,
+                settings,
+                paused,
+            } => {
+                let width = settings.max_concurrent;
+                let width = width.map_or("as many as may".to_owned(), |max| max.to_string());
+                let limits = queues::limits(settings);
                 let paused = if *paused { ", and is PAUSED" } else { "" };
-                format!("the store lets {width} of {queue} run{paused}")
+                format!("the store lets {width} of {queue} run{limits}{paused}")
             }
             What::Granted {
                 task: id,

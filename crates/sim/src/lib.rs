@@ -26,10 +26,11 @@ mod world;
 pub use batch::{Batch, Tally, Verdict};
 pub use checker::{Violation, check, check_from_outside};
 pub use handlers::{ACT, COMMON, PAUSABLE, SIGNAL};
-pub use history::{AgentName, Entry, Executor, Fault, Names, NodeName, Remote, Returned, What};
+pub use history::{AgentName, Entry, Executor, Fault, Names, NodeName, Queued, Remote, Returned, Standing, What};
+pub use remote::{agent_id, capabilities, skill_name};
 pub use scenario::{
     Act, Action, AgentOrder, AgentPlan, BreakerOrder, DemandPlan, FaultPlan, NodePlan, OnFailure, Order, QueueOrder,
-    Scenario, Size, Step, StoreKind, TaskPlan,
+    QueuePlan, RatePlan, Scenario, Size, Step, StoreKind, TaskPlan,
 };
 pub use shrink::shrink;
 pub use story::{fingerprint, story};

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use clap::Parser;
-use pensum_sim::mutants::{Catch, Greenhouse, MUTANTS, repository};
+use pensum_sim::mutants::{Catch, Greenhouse, mutants, repository};
 use pensum_sim::{Batch, Scenario, Size, StoreKind, check, live, shrink, story};
 
 /// Lives through simulated worlds that try to break Pensum.
@@ -103,7 +103,8 @@ fn main() -> anyhow::Result<ExitCode> {
     );
     println!(
         "{} tasks, {} runs, {} calls went wrong ({} lost their answers), {} leases expired, {} late writes refused, \
-         {} nodes died, {} stood still, {} worlds were the same twice",
+         {} nodes died, {} stood still, {} submissions were refused, {} tasks dropped, {} ended with their process, \
+         {} worlds were the same twice",
         tally.tasks,
         tally.runs,
         tally.faults,
@@ -112,6 +113,9 @@ fn main() -> anyhow::Result<ExitCode> {
         tally.leases_lost,
         tally.deaths,
         tally.freezes,
+        tally.refused,
+        tally.dropped,
+        tally.abandoned,
         tally.repeated
     );
     for verdict in &tally.failures {
@@ -174,7 +178,7 @@ fn tell(options: &Options, scenario: Scenario) -> anyhow::Result<ExitCode> {
 #[expect(clippy::print_stdout, reason = "a program that tells stories")]
 fn plant(name: &str) -> anyhow::Result<ExitCode> {
     let greenhouse = Greenhouse::new(&repository())?;
-    let mutants: Vec<_> = MUTANTS.iter().filter(|mutant| mutant.name.starts_with(name)).collect();
+    let mutants: Vec<_> = mutants().filter(|mutant| mutant.name.starts_with(name)).collect();
     anyhow::ensure!(!mutants.is_empty(), "no bug on the list is called {name}");
     let mut missed = 0;
     for mutant in &mutants {

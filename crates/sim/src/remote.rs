@@ -83,12 +83,12 @@ pub(crate) struct Agent {
 }
 
 /// The id of an agent of a plan.
-pub(crate) fn agent_id(agent: usize) -> String {
+pub fn agent_id(agent: usize) -> String {
     format!("agent-{}", agent + 1)
 }
 
 /// What an agent of a plan can do.
-pub(crate) fn skill_name(skill: u8) -> String {
+pub fn skill_name(skill: u8) -> String {
     format!("skill-{skill}")
 }
 
@@ -100,15 +100,17 @@ pub(crate) fn cores(cores: u32) -> Resources {
     }
 }
 
+/// What an agent of a plan says that it can do.
+pub fn capabilities(plan: &AgentPlan) -> Vec<String> {
+    let skills = plan.skills.iter().map(|skill| skill_name(*skill));
+    skills.chain(plan.common.then(|| COMMON.to_owned())).collect()
+}
+
 /// What an agent says of itself.
 pub(crate) fn registration(agent: usize, plan: &AgentPlan) -> AgentInput {
-    let mut capabilities: Vec<String> = plan.skills.iter().map(|skill| skill_name(*skill)).collect();
-    if plan.common {
-        capabilities.push(COMMON.to_owned());
-    }
     AgentInput {
         id: agent_id(agent),
-        capabilities,
+        capabilities: capabilities(plan),
         max_concurrent_tasks: Some(plan.slots),
         resources: Some(cores(plan.cores)),
         lease: Some(Span(Duration::from_millis(plan.lease_ms))),

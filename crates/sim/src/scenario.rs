@@ -1,5 +1,6 @@
 //! What happens in a world: a plan that follows from a seed, and that a failing seed is cut down in.
 
+mod limits;
 mod remote;
 
 use rand::rngs::StdRng;
@@ -7,6 +8,7 @@ use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use serde::{Deserialize, Serialize};
 
+pub use limits::{QueuePlan, RatePlan};
 pub use remote::{AgentOrder, AgentPlan, BreakerOrder, DemandPlan};
 
 /// The store under the world.
@@ -188,6 +190,11 @@ pub enum QueueOrder {
     },
     /// As many run as may.
     Open,
+    /// It is to be like this.
+    Put {
+        /// What it allows.
+        plan: QueuePlan,
+    },
     /// Start nothing of it.
     Pause,
     /// Start its tasks again.
@@ -234,6 +241,12 @@ pub struct TaskPlan {
     /// What it demands of whoever runs it; without it, it is for nodes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub demand: Option<DemandPlan>,
+    /// How many units of its queue's rate a start takes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub units: Option<u32>,
+    /// It is not to wait where its queue is at a limit.
+    #[serde(default, skip_serializing_if = "limits::is_false")]
+    pub rejects: bool,
 }
 
 fn is_zero(n: &u64) -> bool {
@@ -375,6 +388,7 @@ impl Scenario {
         draft.accidents();
         let agents = draft.agents(&mut nodes);
         draft.breakers();
+        draft.limits(&mut nodes);
         draft.steps.sort_by_key(|step| step.at_ms);
         Scenario {
             seed,
@@ -392,6 +406,17 @@ impl Scenario {
     /// True when somebody makes a breaker.
     pub(crate) fn has_breakers(&self) -> bool {
         let is_put = |step: &Step| matches!(step.action, Action::Breaker { .. });
+        self.steps.iter().any(is_put)
+    }
+
+    /// True when queues get more than a width.
+    pub(crate) fn has_limits(&self) -> bool {
+        let is_put = |step: &Step| {
+            let Action::Queue { order, .. } = step.action else {
+                return false;
+            };
+            matches!(order, QueueOrder::Put { .. })
+        };
         self.steps.iter().any(is_put)
     }
 
@@ -505,6 +530,8 @@ impl Draft {
             expires_ms: random.random_bool(0.08).then(|| random.random_range(100..15_000)),
             queue_timeout_ms: random.random_bool(0.08).then(|| random.random_range(100..15_000)),
             demand: None,
+            units: None,
+            rejects: false,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use crate::checker::check;
 use crate::history::What;
-use crate::scenario::{Action, Scenario, Step};
+use crate::scenario::{Action, QueueOrder, QueuePlan, Scenario, Step};
 use crate::world::live;
 
 /// How many plans are tried at most.
@@ -194,6 +194,24 @@ impl Search {
             attempt(&mut best, &|s| s.agents[agent].sloppy = 0.0)?;
         }
         for at in 0..best.steps.len() {
+            for part in [
+                (|plan| plan.max = None) as fn(&mut QueuePlan),
+                |plan| plan.depth = None,
+                |plan| plan.max_age_ms = None,
+                |plan| plan.drops = false,
+                |plan| plan.rate = None,
+                |plan| plan.ageing_ms = None,
+                |plan| plan.fair = false,
+                |plan| plan.volatile = false,
+            ] {
+                attempt(&mut best, &|s| {
+                    if let Action::Queue { order, .. } = &mut s.steps[at].action
+                        && let QueueOrder::Put { plan } = order
+                    {
+                        part(plan);
+                    }
+                })?;
+            }
             let Action::Submit { tasks, .. } = &best.steps[at].action else {
                 continue;
             };
@@ -206,6 +224,8 @@ impl Search {
                 attempt(&mut best, &|s| change(s, &|t| t.depends_on.clear()))?;
                 attempt(&mut best, &|s| change(s, &|t| t.key = None))?;
                 attempt(&mut best, &|s| change(s, &|t| t.queue = None))?;
+                attempt(&mut best, &|s| change(s, &|t| t.units = None))?;
+                attempt(&mut best, &|s| change(s, &|t| t.rejects = false))?;
                 attempt(&mut best, &|s| change(s, &|t| t.unique = None))?;
                 attempt(&mut best, &|s| change(s, &|t| t.delay_ms = 0))?;
                 attempt(&mut best, &|s| change(s, &|t| t.expires_ms = None))?;

@@ -80,6 +80,15 @@ fn tell(
             if let Some(key) = task.key {
                 write!(text, ", key {key}")?;
             }
+            if let Some(queue) = task.queue {
+                write!(text, ", queue {queue}")?;
+            }
+            if let Some(units) = task.units {
+                write!(text, ", {units} unit(s)")?;
+            }
+            if task.rejects {
+                write!(text, ", not to wait")?;
+            }
             if let Some(unique) = task.unique {
                 write!(text, ", unique {unique}")?;
             }
@@ -106,6 +115,7 @@ fn tell(
         let is_idle = match &entry.what {
             What::Renewed { .. } => true,
             What::Remote(what) => what.is_idle(),
+            What::Queued(what) => what.is_idle(),
             _ => false,
         };
         if everything || !here.is_empty() || !is_idle {

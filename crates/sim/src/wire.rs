@@ -2,6 +2,7 @@
 //! record of what the store really did.
 
 mod agents;
+mod queues;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -68,6 +69,11 @@ impl Weather {
     /// There are breakers, whose changes are to be told.
     pub(crate) fn watch_breakers(&self) {
         self.books.lock().breakers = Some(BTreeMap::new());
+    }
+
+    /// There are queues with limits, of which all is to be told.
+    pub(crate) fn watch_queues(&self) {
+        self.books.lock().limits = true;
     }
 
     /// Nothing goes wrong from now on.
@@ -297,10 +303,16 @@ impl Far {
 
     async fn enqueue(self, call: Call, tasks: Vec<NewTask>) -> Result<Vec<Enqueued>, StoreError> {
         let labels: Vec<String> = tasks.iter().map(|task| label_of(&task.spec.parameters)).collect();
-        let enqueued = self.inner.enqueue(&call, tasks).await?;
-        let new = enqueued.iter().zip(labels).filter(|(task, _)| task.created);
-        self.kept(new.map(|(task, label)| (task.id, label)).collect());
-        Ok(enqueued)
+        let before = self.before(&tasks, call.now).await?;
+        let answer = self.inner.enqueue(&call, tasks).await;
+        if let Ok(enqueued) = &answer {
+            let new = enqueued.iter().zip(labels).filter(|(task, _)| task.created);
+            self.kept(new.map(|(task, label)| (task.id, label)).collect());
+        }
+        if let Some(before) = before {
+            self.tell_intake(before, &answer, call.now).await?;
+        }
+        answer
     }
 
     async fn claim(self, request: ClaimRequest, now: Time, claim: u64) -> Result<Vec<Claimed>, StoreError> {
@@ -308,6 +320,7 @@ impl Far {
             self.history.now(),
             request.agent.clone().map(|agent| (agent, request.node)),
         );
+        let lease_time = request.lease;
         let claimed = self.inner.claim(request, now).await?;
         let executor = match asks {
             Some((agent, session)) => self.asked(agent, session, since, now, &claimed),
@@ -320,6 +333,7 @@ impl Far {
                 self.add(What::Remote(Remote::GivenAgain { task, lease, executor }));
                 continue;
             }
+            let until = task.lifecycle.lease.map_or(now, |lease| lease.expires_at);
             self.add(What::Granted {
                 task: task.lease.task,
                 label: label_of(&task.spec.parameters),
@@ -329,8 +343,10 @@ impl Far {
                 queue: task.spec.queue.to_string(),
                 key: task.spec.key.as_ref().map(Name::to_string),
                 priority: task.spec.priority as u8,
+                units: task.spec.units(),
                 now,
-                until: task.lifecycle.lease.map_or(now, |lease| lease.expires_at),
+                starts: until.minus(lease_time),
+                until,
                 claim,
             });
         }
@@ -421,7 +437,10 @@ impl Far {
             });
             match command {
                 Command::Delete => self.add(What::Deleted(*task)),
-                Command::Retry => self.add(What::Revived(*task)),
+                Command::Retry => {
+                    self.add(What::Revived(*task));
+                    self.put_back(*task).await?;
+                }
                 _ => {}
             }
             self.applied(applied, &[]);
@@ -448,6 +467,7 @@ impl Far {
         if !reaped.ended.is_empty() {
             self.add(What::Ended(reaped.ended.clone()));
         }
+        self.swept(&reaped.ended, now).await?;
         self.breakers().await;
         Ok(reaped)
     }
@@ -622,14 +642,20 @@ impl Store for Wire {
     async fn heartbeat(&self, beat: NodeBeat, now: Time) -> Result<NodeReply, StoreError> {
         self.call(writes("heartbeat"), move |store| {
             let beat = beat.clone();
-            async move { store.inner.heartbeat(beat, now).await }
+            async move {
+                let heard = store.inner.heartbeat(beat.clone(), now).await?;
+                store.beats(&beat, now);
+                Ok(heard)
+            }
         })
         .await
     }
 
     async fn leave(&self, node: NodeId, now: Time) -> Result<(), StoreError> {
         self.call(writes("leave"), move |store| async move {
-            store.inner.leave(node, now).await
+            store.inner.leave(node, now).await?;
+            store.left(node);
+            Ok(())
         })
         .await
     }

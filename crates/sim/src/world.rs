@@ -14,7 +14,7 @@ use pensum_core::query::{Page, TaskFilter};
 use pensum_core::queue::{QueueCommand, QueueSettings};
 use pensum_core::seam::Clock;
 use pensum_core::store::{Call, Command, IdempotencyKey, Store, TaskEvent, Verified};
-use pensum_core::task::{Dependency, OnConflict, OnDependencyFailure, Unique};
+use pensum_core::task::{Dependency, OnConflict, OnDependencyFailure, OnLimit, Unique};
 use pensum_core::{Json, Name, NewTask, Priority, RetryPolicy, Spec, State, TaskId, TaskRecord, Time};
 use pensum_engine::{Engine, EngineError, ResultInput};
 use pensum_store::sqlite::SqliteStore;
@@ -161,6 +161,9 @@ impl World {
         }
         if self.scenario.has_breakers() {
             self.weather.watch_breakers();
+        }
+        if self.scenario.has_limits() {
+            self.weather.watch_queues();
         }
         let mut errands = Vec::new();
         for (number, step) in self.scenario.steps.iter().enumerate() {
@@ -460,6 +463,7 @@ impl World {
                     };
                     store.put_queue(&call, queue, settings, None).await
                 }
+                QueueOrder::Put { plan } => store.put_queue(&call, queue, plan.settings(), None).await,
                 QueueOrder::Open => store.put_queue(&call, queue, QueueSettings::default(), None).await,
                 QueueOrder::Pause => store.command_queue(&call, queue, QueueCommand::Pause).await,
                 QueueOrder::Resume => store.command_queue(&call, queue, QueueCommand::Resume).await,
@@ -604,6 +608,8 @@ pub(crate) fn new_task(plan: &TaskPlan, now: Time) -> NewTask {
         OnFailure::Ignore => OnDependencyFailure::Ignore,
         OnFailure::Run => OnDependencyFailure::Run,
     };
+    details.units = plan.units;
+    details.on_limit = plan.rejects.then_some(OnLimit::Reject);
     if let Some(demand) = &plan.demand {
         details.requires = demand
             .skills

@@ -5,7 +5,10 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use pensum_core::TaskId;
-use pensum_sim::{ACT, Act, OnFailure, Order, PAUSABLE, QueueOrder, SIGNAL, TaskPlan, What, queue_name};
+use pensum_sim::{
+    ACT, Act, COMMON, OnFailure, Order, PAUSABLE, QueueOrder, QueuePlan, SIGNAL, TaskPlan, What, agent_id, queue_name,
+    skill_name,
+};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
@@ -73,6 +76,11 @@ impl Clients<'_> {
             Ok((status, serde_json::from_slice(&bytes).unwrap_or_default()))
         });
         answer.map_err(|error: reqwest::Error| format!("{error:?}"))
+    }
+
+    /// Some node that runs.
+    pub(super) fn any_node(&self) -> Option<Incarnation> {
+        self.machines.find(0)
     }
 
     /// The node that a client meant, or another one; `None` when none comes up for a while.
@@ -195,6 +203,7 @@ impl Clients<'_> {
         let url = format!("{}/api/v1/queues/{}", found.base, queue_name(queue));
         let (method, url, body) = match order {
             QueueOrder::Width { max } => (Method::PUT, url, json!({ "max_concurrent": max })),
+            QueueOrder::Put { plan } => (Method::PUT, url, settings(plan)),
             QueueOrder::Open => (Method::PUT, url, json!({})),
             QueueOrder::Pause => (Method::POST, format!("{url}/pause"), json!({})),
             QueueOrder::Resume => (Method::POST, format!("{url}/resume"), json!({})),
@@ -224,13 +233,38 @@ pub(super) fn name(label: u32) -> String {
     format!("t{label}")
 }
 
+fn seconds(ms: u64) -> f64 {
+    ms as f64 / 1e3
+}
+
+/// What a queue is to be like.
+fn settings(plan: QueuePlan) -> Value {
+    let mut settings = json!({ "fair": plan.fair, "persistent": !plan.volatile });
+    let mut set = |field: &str, value: Option<Value>| {
+        if let Some(value) = value {
+            settings[field] = value;
+        }
+    };
+    set("max_concurrent", plan.max.map(|max| json!(max)));
+    set("max_depth", plan.depth.map(|depth| json!(depth)));
+    set("max_age", plan.max_age_ms.map(|ms| json!(seconds(ms))));
+    let is_bounded = plan.depth.is_some() || plan.max_age_ms.is_some();
+    set("when_full", (plan.drops && is_bounded).then(|| json!("drop_oldest")));
+    let rate = plan
+        .rate
+        .map(|rate| json!({ "starts": rate.starts, "per": seconds(rate.per_ms), "burst": rate.burst }));
+    set("rate_limit", rate);
+    set("ageing", plan.ageing_ms.map(|ms| json!(seconds(ms))));
+    settings
+}
+
 fn task(plan: &TaskPlan, depends_on: &[String]) -> Value {
     let (role, count, ms) = plan::role(&plan.act);
     let handler = match plan.act {
         Act::Pausable { .. } => PAUSABLE,
+        _ if plan.demand.is_some() => COMMON,
         _ => ACT,
     };
-    let seconds = |ms: u64| ms as f64 / 1e3;
     let mut task = json!({
         "handler": handler,
         "parameters": {
@@ -259,6 +293,13 @@ fn task(plan: &TaskPlan, depends_on: &[String]) -> Value {
     set("unique", plan.unique.map(unique));
     let expires = |ms| json!(time_in(Duration::from_millis(ms)));
     set("expires_at", plan.expires_ms.map(expires));
+    set("units", plan.units.map(|units| json!(units)));
+    set("on_limit", plan.rejects.then(|| json!("reject")));
+    if let Some(demand) = &plan.demand {
+        let skills: Vec<String> = demand.skills.iter().map(|skill| skill_name(*skill)).collect();
+        set("requires", (!skills.is_empty()).then(|| json!(skills)));
+        set("agent_id", demand.prefers.map(|agent| json!(agent_id(agent))));
+    }
     set("queue_timeout", plan.queue_timeout_ms.map(|ms| json!(seconds(ms))));
     task
 }

@@ -1,19 +1,23 @@
 //! A scenario, lived through by real processes: first with accidents, then without.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use pensum_core::TaskId;
 use pensum_core::store::Verified;
-use pensum_sim::{Action, Final, Outcome, Scenario, Step, What};
+use pensum_core::task::Execution;
+use pensum_sim::{Action, Executor, Final, Outcome, Scenario, Step, What, story};
 use reqwest::Method;
 use serde_json::Value;
 
+use super::agents::Agents;
 use super::client::Clients;
 use super::judge::judge;
 use super::lies::find_lies;
 use super::nodes::Machines;
 use super::place::{Kind, Place};
-use super::plan;
 use super::record::{Record, now};
+use super::{plan, promises};
 use crate::cluster;
 use crate::harness::{items, text};
 
@@ -35,6 +39,13 @@ pub(super) struct Tally {
     pub(super) freezes: u32,
     pub(super) restarts: u32,
     pub(super) outages: u32,
+    /// Agents that were killed, and runs that agents had.
+    pub(super) agent_kills: u32,
+    pub(super) agent_runs: u32,
+    /// Submissions that were refused, and tasks that were dropped or ended with their process.
+    pub(super) refused: u32,
+    pub(super) dropped: u32,
+    pub(super) abandoned: u32,
     /// Falsified histories that the judge saw through.
     pub(super) lies: u32,
 }
@@ -48,7 +59,56 @@ impl Tally {
         self.freezes += other.freezes;
         self.restarts += other.restarts;
         self.outages += other.outages;
+        self.agent_kills += other.agent_kills;
+        self.agent_runs += other.agent_runs;
+        self.refused += other.refused;
+        self.dropped += other.dropped;
+        self.abandoned += other.abandoned;
         self.lies += other.lies;
+    }
+}
+
+impl Tally {
+    /// Counts what shows in the history and in what is left.
+    fn look(&mut self, outcome: &Outcome) {
+        for entry in &outcome.entries {
+            match &entry.what {
+                What::Runs { executor, .. } => {
+                    self.runs += 1;
+                    self.agent_runs += u32::from(matches!(executor, Executor::Agent { .. }));
+                }
+                What::Refused { unsure: false, .. } => self.refused += 1,
+                _ => {}
+            }
+        }
+        for task in &outcome.tasks {
+            let kind = task.record.error.as_ref().map_or("", |error| error.kind.as_str());
+            self.dropped += u32::from(kind == "dropped");
+            self.abandoned += u32::from(kind == "process_ended");
+        }
+    }
+}
+
+/// Looks again and again whether the store gives an agent more than it said, until all is over.
+fn watch(agents: &Agents, clients: &Clients<'_>) {
+    while !agents.is_over() {
+        if let Some(found) = clients.any_node()
+            && let Ok((200, body)) = clients.ask(
+                Method::GET,
+                &format!("{}/api/v1/agents", found.base),
+                None,
+                None,
+                ANSWERS_IN,
+            )
+        {
+            for agent in items(&body["items"]) {
+                let (has, may) = (agent["active_tasks"].as_u64(), agent["max_concurrent_tasks"].as_u64());
+                if has > may {
+                    agents.complain(format!("an agent has more than it said: {agent}"));
+                }
+            }
+        }
+        std::thread::sleep(LOOK);
     }
 }
 
@@ -60,30 +120,45 @@ pub(super) fn live(scenario: &Scenario, kind: Kind) -> (Tally, Result<(), String
     );
     let record = Record::new();
     let restarts = scenario.nodes.iter().map(|node| Duration::from_millis(node.restart_ms));
-    let machines = Machines::new(restarts);
+    let machines = Machines::new(restarts, !scenario.agents.is_empty());
+    let agents = Agents::new(&scenario.agents);
+    let clients = Clients::new(&record, &machines);
     let began = Instant::now();
     let stuck = std::thread::scope(|scope| {
         for (node, plan) in scenario.nodes.iter().enumerate() {
             let (server, machines, record) = (place.node(plan.slots), &machines, &record);
             scope.spawn(move || machines.supervise(node, server, record));
         }
-        let clients = Clients::new(&record, &machines);
+        for agent in 0..scenario.agents.len() {
+            let (agents, machines, record, place) = (&agents, &machines, &record, &place);
+            scope.spawn(move || agents.supervise(agent, place.path(), machines, record));
+        }
+        if !scenario.agents.is_empty() {
+            let (agents, clients) = (&agents, &clients);
+            scope.spawn(move || watch(agents, clients));
+        }
         std::thread::scope(|steps| {
             for (number, step) in scenario.steps.iter().enumerate() {
                 let (clients, machines, record, place) = (&clients, &machines, &record, &place);
+                let agents = &agents;
                 steps.spawn(move || {
                     std::thread::sleep(Duration::from_millis(step.at_ms).saturating_sub(began.elapsed()));
-                    act(number as u64, step, clients, machines, record, place);
+                    match step.action {
+                        Action::Agent { agent, order, .. } => agents.befall(agent, order, record),
+                        _ => act(number as u64, step, clients, machines, record, place),
+                    }
                 });
             }
         });
         // All accidents are over: who stood still goes on, and whoever is dead is on the way back.
         record.add(What::Healed);
         let stuck = converge(&clients, &machines);
+        agents.leave();
         machines.leave();
         stuck
     });
     let lived = began.elapsed();
+    drop(clients);
     let pids = machines.pids.into_inner().unwrap();
     let count = |is: fn(&What) -> bool| record.count(is);
     let mut tally = Tally {
@@ -94,22 +169,25 @@ pub(super) fn live(scenario: &Scenario, kind: Kind) -> (Tally, Result<(), String
         outages: count(|what| matches!(what, What::StoreBack)),
         ..Tally::default()
     };
-    let (tasks, verified) = cluster::runtime().block_on(left(&place.url()));
+    let (agent_kills, complaints) = agents.end();
+    tally.agent_kills = agent_kills;
+    let (tasks, executions, verified) = cluster::runtime().block_on(left(&place.url()));
     let mut outcome = Outcome {
         dawn: record.dawn,
         entries: Vec::new(),
         tasks,
         verified,
-        stuck: [stuck, machines.complaints.into_inner().unwrap()].concat(),
+        stuck: [stuck, machines.complaints.into_inner().unwrap(), complaints].concat(),
         lived,
     };
     tally.tasks = outcome.tasks.len() as u32;
-    let verdict = judge(scenario, &record, &place.effects(), &pids, &mut outcome);
-    let runs = outcome
-        .entries
-        .iter()
-        .filter(|entry| matches!(entry.what, What::Runs { .. }));
-    tally.runs = runs.count() as u32;
+    let mut verdict = judge(scenario, &record, &place.effects(), &pids, &mut outcome);
+    let broken = promises::broken(scenario, kind, &outcome, &executions);
+    if !broken.is_empty() {
+        let story = verdict.err().unwrap_or_else(|| story(scenario, &outcome, &[], false));
+        verdict = Err(format!("{story}\n{}", broken.join("\n")));
+    }
+    tally.look(&outcome);
     if verdict.is_ok() {
         tally.lies = find_lies(scenario, &mut outcome);
     }
@@ -125,7 +203,7 @@ fn act(number: u64, step: &Step, clients: &Clients<'_>, machines: &Machines, rec
         } => clients.submit(number, *node, *patience_ms, tasks),
         Action::Order { node, task, order } => clients.order(number, *node, *task, *order),
         Action::Queue { node, queue, order } => clients.change_queue(*node, *queue, *order),
-        // Plans of real processes have none.
+        // What befalls agents has its place, and plans of real processes have no breakers.
         Action::Agent { .. } | Action::Breaker { .. } => {}
         Action::Kill { node } => machines.kill(*node),
         Action::Freeze { node, for_ms } => machines.freeze(*node, Duration::from_millis(*for_ms), record),
@@ -193,10 +271,10 @@ fn explained(clients: &Clients<'_>, url: &str, task: &Value) -> String {
     )
 }
 
-/// Every task that the store has, with its history, and what the store's own check says.
-async fn left(url: &str) -> (Vec<Final>, Verified) {
+/// Every task that the store has, with its history and its attempts, and what the store's own check says.
+async fn left(url: &str) -> (Vec<Final>, BTreeMap<TaskId, Vec<Execution>>, Verified) {
     let store = pensum_store::connect(url, "a test of crashes").await.unwrap();
-    let mut tasks = Vec::new();
+    let (mut tasks, mut executions) = (Vec::new(), BTreeMap::new());
     let mut page = pensum_core::query::Page {
         limit: 200,
         before_row: None,
@@ -206,6 +284,7 @@ async fn left(url: &str) -> (Vec<Final>, Verified) {
         let found = store.tasks("default", filter, page.clone(), now()).await.unwrap();
         for record in found.items {
             let events = store.events("default", record.id).await.unwrap();
+            executions.insert(record.id, store.executions("default", record.id).await.unwrap());
             tasks.push(Final { record, events });
         }
         match found.next {
@@ -213,5 +292,5 @@ async fn left(url: &str) -> (Vec<Final>, Verified) {
             None => break,
         }
     }
-    (tasks, store.verify().await.unwrap())
+    (tasks, executions, store.verify().await.unwrap())
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use pensum_core::{TaskId, Time};
-use pensum_sim::{Entry, NodeName, Order, Outcome, Scenario, What, check_from_outside, story};
+use pensum_sim::{Entry, Executor, Order, Outcome, Scenario, What, check_from_outside, story};
 
 use super::record::{Effect, Record};
 use super::told::{Told, label};
@@ -15,13 +15,13 @@ pub(super) fn judge(
     scenario: &Scenario,
     record: &Record,
     effects: &Path,
-    nodes: &BTreeMap<i32, NodeName>,
+    executors: &BTreeMap<i32, Executor>,
     outcome: &mut Outcome,
 ) -> Result<(), String> {
     let labels: BTreeMap<TaskId, String> = outcome.tasks.iter().map(|task| (task.record.id, label(task))).collect();
     let effects = Effect::read(effects);
-    let mut told = Told::new(&effects, nodes);
-    let seen = heard(record, outcome, &labels);
+    let mut told = Told::new(&effects, executors);
+    let seen = heard(scenario, record, outcome, &labels);
     let acknowledged = acknowledged(&seen);
     for task in &outcome.tasks {
         let heard = acknowledged.get(&task.record.id);
@@ -29,7 +29,7 @@ pub(super) fn judge(
     }
     let mut lines: Vec<(Time, u8, What)> = told.lines;
     for effect in &effects {
-        lines.push((effect.at, Told::AFTER, effect.what(nodes)));
+        lines.push((effect.at, Told::AFTER, effect.what(executors)));
     }
     let mut entries: Vec<(u8, Entry)> = seen.into_iter().map(|entry| (Told::BETWEEN, entry)).collect();
     for (at, rank, what) in lines {
@@ -51,15 +51,20 @@ pub(super) fn judge(
 }
 
 /// What clients were told, with what only the store can add to it.
-fn heard(record: &Record, outcome: &Outcome, labels: &BTreeMap<TaskId, String>) -> Vec<Entry> {
+fn heard(scenario: &Scenario, record: &Record, outcome: &Outcome, labels: &BTreeMap<TaskId, String>) -> Vec<Entry> {
+    let told = record.take();
+    // A crash of the store may take the last of what is not durable with it.
+    let crashed = told.iter().any(|entry| matches!(entry.what, What::StoreAway(_)));
+    let volatile = may_be_volatile(scenario);
     let mut orders: BTreeMap<u64, (TaskId, Order)> = BTreeMap::new();
     let mut deleted = BTreeSet::new();
     let mut entries = Vec::new();
-    for mut entry in record.take() {
+    for mut entry in told {
         let mut follows = None;
         match &mut entry.what {
             // Another task had the unique key.
             What::Acknowledged { tasks, .. } => {
+                tasks.retain(|(label, task, _)| !crashed || labels.contains_key(task) || !volatile.contains(label));
                 for (label, task, is_new) in tasks {
                     *is_new = labels.get(task).is_none_or(|kept| *kept == super::client::name(*label));
                 }
@@ -86,6 +91,13 @@ fn heard(record: &Record, outcome: &Outcome, labels: &BTreeMap<TaskId, String>) 
         entries.extend(follows.map(|what| Entry { at, what }));
     }
     entries
+}
+
+/// The labels of the tasks that may not be durable.
+fn may_be_volatile(scenario: &Scenario) -> BTreeSet<u32> {
+    let of_queue = |queue: u8| super::promises::ever(scenario, Some(queue), |plan| plan.volatile);
+    let tasks = scenario.tasks().filter(|task| task.queue.is_some_and(of_queue));
+    tasks.map(|task| task.label).collect()
 }
 
 /// When a client first heard of each task.

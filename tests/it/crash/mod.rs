@@ -1,10 +1,11 @@
 //! Scenarios of the simulation, lived through by real processes over real stores, and judged by the simulation's judge:
 //! nodes are killed, stopped and started again, the store is taken away from under them, and the tasks themselves
-//! are subprocesses, some of which kill their node. What the tasks did is read from a file that they write, what became of
+//! are subprocesses, some of which kill their node. Agents are killed and stopped as nodes are. What the tasks did is read from a file that they write, what became of
 //! them from the store once nobody holds it any more.
 //!
 //! `PENSUM_TEST_SEED=N` lives through that seed alone.
 
+mod agents;
 mod client;
 mod drive;
 mod judge;
@@ -12,13 +13,14 @@ mod lies;
 mod nodes;
 mod place;
 mod plan;
+mod promises;
 mod record;
 mod told;
 
 use std::sync::Mutex;
 use std::time::Instant;
 
-use pensum_sim::{Action, Scenario};
+use pensum_sim::{Action, AgentOrder, QueuePlan, Scenario, Step};
 use pensum_testing::run::given_seed;
 
 use crate::harness::long;
@@ -31,6 +33,10 @@ const KILLS_LONG: u32 = 150;
 const KILLS_PLANNED: u32 = KILLS_LONG * 3 / 2;
 /// A scenario that is chosen for its kills plans as many.
 const KILLS_OF_ONE: u32 = 3;
+/// One that is chosen for its queues has so many tasks in them.
+const OF_QUEUES_MIN: usize = 15;
+/// One that is chosen for its agents has so many tasks that they may run.
+const FOR_AGENTS_MIN: usize = 5;
 /// How many scenarios are lived through at the same time: processes mostly wait.
 const AT_ONCE: usize = 6;
 
@@ -39,13 +45,13 @@ type Has = fn(&Scenario) -> bool;
 
 #[test]
 fn a_node_over_sqlite_keeps_its_promises_in_the_scenarios_of_the_simulation() {
-    let tally = run(Kind::Sqlite, 1, &[kills, kills, freezes, restarts]);
+    let tally = run(Kind::Sqlite, 1, &[limited, with_agents, freezes, restarts]);
     assert!(tally.seeds == 1 || tally.restarts >= tally.kills, "{tally:?}");
 }
 
 #[test]
 fn nodes_over_postgres_keep_their_promises_in_the_scenarios_of_the_simulation() {
-    let tally = run(Kind::Postgres, 3, &[kills, freezes, restarts, outages]);
+    let tally = run(Kind::Postgres, 3, &[limited, with_agents, restarts, outages]);
     assert!(
         tally.seeds == 1 || tally.outages > 0,
         "the server was never stopped: {tally:?}"
@@ -54,6 +60,26 @@ fn nodes_over_postgres_keep_their_promises_in_the_scenarios_of_the_simulation() 
 
 fn kills(scenario: &Scenario) -> bool {
     plan::kills(scenario) >= KILLS_OF_ONE
+}
+
+/// Kills where queues have limits of every kind.
+fn limited(scenario: &Scenario) -> bool {
+    let limits = |has: fn(&QueuePlan) -> bool| scenario.steps.iter().any(|step| plan::puts(step, has));
+    let of_queues = scenario.tasks().filter(|task| task.queue.is_some());
+    let is_full = of_queues.count() >= OF_QUEUES_MIN;
+    kills(scenario)
+        && is_full
+        && limits(|plan| plan.depth.is_some())
+        && limits(|plan| plan.fair)
+        && limits(|plan| plan.volatile)
+}
+
+/// Kills of nodes and of agents.
+fn with_agents(scenario: &Scenario) -> bool {
+    let is_kill = |order: &AgentOrder| matches!(order, AgentOrder::Kill | AgentOrder::Replace);
+    let is_killed = |step: &Step| matches!(&step.action, Action::Agent { order, .. } if is_kill(order));
+    let for_agents = scenario.tasks().filter(|task| task.demand.is_some());
+    kills(scenario) && scenario.steps.iter().any(is_killed) && for_agents.count() >= FOR_AGENTS_MIN
 }
 
 fn freezes(scenario: &Scenario) -> bool {
@@ -115,6 +141,15 @@ fn run(kind: Kind, nodes_max: usize, wanted: &[Has; 4]) -> Tally {
         );
         assert!(tally.runs >= tally.seeds * 3, "hardly anything ran: {tally:?}");
         assert!(tally.lies >= tally.seeds, "the judge was hardly tried: {tally:?}");
+        // Whether a few are enough for that is a matter of luck.
+        assert!(
+            !long() || tally.agent_kills > 0 && tally.agent_runs > 0,
+            "agents hardly had anything: {tally:?}"
+        );
+        assert!(
+            !long() || tally.refused.min(tally.dropped).min(tally.abandoned) > 0,
+            "no queue was ever at a limit: {tally:?}"
+        );
     }
     tally
 }

@@ -6,11 +6,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use pensum_sim::{NodeName, What};
+use pensum_sim::{Executor, NodeName, What};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::record::Record;
-use crate::harness::Server;
+use crate::harness::{Http, Server};
 
 /// How often a machine looks whether its node lives.
 const LOOK: Duration = Duration::from_millis(10);
@@ -41,15 +41,17 @@ pub(super) struct Machine {
 pub(super) struct Machines {
     all: Vec<Machine>,
     over: AtomicBool,
-    /// Who had which process id.
-    pub(super) pids: Mutex<BTreeMap<i32, NodeName>>,
+    /// Who had which process id, agents among them.
+    pub(super) pids: Mutex<BTreeMap<i32, Executor>>,
+    /// Each node listens where it listened first, for those who look for it there.
+    keep_addresses: bool,
     /// Nodes that ended by themselves or did not start, and what they said.
     pub(super) complaints: Mutex<Vec<String>>,
 }
 
 impl Machines {
     /// With so long between a death and the next start for each.
-    pub(super) fn new(restarts: impl Iterator<Item = Duration>) -> Machines {
+    pub(super) fn new(restarts: impl Iterator<Item = Duration>, keep_addresses: bool) -> Machines {
         let machine = |restart| Machine {
             restart,
             now: Mutex::default(),
@@ -58,6 +60,7 @@ impl Machines {
             all: restarts.map(machine).collect(),
             over: AtomicBool::new(false),
             pids: Mutex::default(),
+            keep_addresses,
             complaints: Mutex::default(),
         }
     }
@@ -93,7 +96,11 @@ impl Machines {
         let end = Instant::now() + STARTS_IN;
         while !self.is_over() {
             if let Some(base) = server.try_restart() {
-                self.pids.lock().unwrap().insert(server.pid(), name);
+                if self.keep_addresses {
+                    server.http = Http::new(base.as_str());
+                    server.keep_address();
+                }
+                self.pids.lock().unwrap().insert(server.pid(), Executor::Node(name));
                 *machine.now.lock().unwrap() = Some(Incarnation {
                     name,
                     base,

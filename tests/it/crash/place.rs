@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use pensum_sim::{ACT, PAUSABLE};
+use pensum_sim::{ACT, COMMON, PAUSABLE};
 use pensum_testing::postgres::{Database, Mode, Server as Postgres};
 use serde_json::json;
 use tempfile::TempDir;
@@ -39,13 +39,14 @@ impl Place {
     pub(super) fn new(kind: Kind, can_stop: bool) -> Place {
         let dir = TempDir::with_prefix("pensum-crash-").unwrap();
         std::fs::write(dir.path().join("act.sh"), include_str!("act.sh")).unwrap();
+        std::fs::write(dir.path().join("agent.sh"), include_str!("agent.sh")).unwrap();
         let args = ["${role}", "${count}", "${seconds}"];
         let script = dir.path().join("act.sh").display().to_string();
         let at = dir.path().display().to_string();
         let args = [&[script.as_str(), at.as_str()], &args[..]].concat();
         let command = json!({ "command": { "program": "sh", "args": args, "stdin": "" } });
         // JSON is YAML too.
-        let config = json!({ "handlers": { ACT: command, PAUSABLE: command } });
+        let config = json!({ "handlers": { ACT: command, COMMON: command, PAUSABLE: command } });
         std::fs::write(dir.path().join("node.yaml"), config.to_string()).unwrap();
         let store = match (kind, can_stop) {
             (Kind::Sqlite, _) => Store::Sqlite,
@@ -70,7 +71,7 @@ impl Place {
         self.path().join("effects")
     }
 
-    fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         self.dir.path()
     }
 

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use pensum_sim::{Act, Action, FaultPlan, Scenario, Size, Step, StoreKind, TaskPlan};
+use pensum_sim::{
+    Act, Action, AgentOrder, AgentPlan, FaultPlan, QueueOrder, QueuePlan, RatePlan, Scenario, Size, Step, StoreKind,
+    TaskPlan,
+};
 
 /// The lease of every node.
 pub(super) const LEASE: Duration = Duration::from_secs(2);
@@ -13,6 +16,12 @@ const FASTER: u64 = 4;
 const SLACK_MS: u64 = 3_000;
 /// A plan of forty tasks for one slot would take a minute.
 const SLOTS_MIN: usize = 3;
+/// Each agent is a process that takes its share of the machine.
+const AGENTS_MAX: usize = 2;
+/// A task that takes a while, five units, and one after the other would take a minute.
+const RATE_FASTER: u64 = 4 * FASTER;
+/// The shortest ageing that a queue may have.
+const AGEING_MIN_MS: u64 = 1_000;
 /// A deadly task is given up after so many deaths.
 const DEATHS_MAX: u32 = 3;
 
@@ -32,17 +41,27 @@ pub(super) fn scenario(seed: u64, nodes_max: usize) -> Scenario {
     scenario.lease_ms = LEASE_MS;
     // What goes wrong between real nodes and a real store follows from what befalls the two.
     scenario.faults = FaultPlan::default();
-    scenario.agents.clear();
-    scenario
-        .steps
-        .retain(|step| !matches!(step.action, Action::Agent { .. } | Action::Breaker { .. }));
+    scenario.agents.truncate(AGENTS_MAX);
+    for agent in &mut scenario.agents {
+        agent.restart_ms /= FASTER;
+    }
+    let agents = scenario.agents.clone();
+    scenario.steps.retain(|step| match step.action {
+        // What people ask of agents has its tests; here it is their processes that something befalls.
+        Action::Agent { order, .. } => matches!(
+            order,
+            AgentOrder::Kill | AgentOrder::Replace | AgentOrder::Freeze { .. } | AgentOrder::Leave
+        ),
+        Action::Breaker { .. } => false,
+        _ => true,
+    });
     for step in &mut scenario.steps {
-        fit(step, nodes, lease_ms);
+        fit(step, nodes, &agents, lease_ms);
     }
     scenario
 }
 
-fn fit(step: &mut Step, nodes: usize, lease_ms: u64) {
+fn fit(step: &mut Step, nodes: usize, agents: &[AgentPlan], lease_ms: u64) {
     step.at_ms /= FASTER;
     match &mut step.action {
         Action::Submit {
@@ -53,15 +72,26 @@ fn fit(step: &mut Step, nodes: usize, lease_ms: u64) {
             *node %= nodes;
             *patience_ms = patience_ms.map(|ms| ms / FASTER);
             for task in tasks {
-                possible(task, lease_ms);
+                possible(task, agents, lease_ms);
             }
         }
         Action::Order { node, .. }
-        | Action::Queue { node, .. }
-        | Action::Agent { node, .. }
         | Action::Breaker { node, .. }
         | Action::Kill { node }
         | Action::Restart { node } => *node %= nodes,
+        Action::Queue { node, order, .. } => {
+            *node %= nodes;
+            if let QueueOrder::Put { plan } = order {
+                *plan = quick(*plan);
+            }
+        }
+        Action::Agent { node, agent, order } => {
+            *node %= nodes;
+            *agent %= agents.len();
+            if let AgentOrder::Freeze { for_ms } = order {
+                *for_ms /= FASTER / 2;
+            }
+        }
         // Longer than a lease where it was, and shorter where it was.
         Action::Freeze { node, for_ms } => {
             *node %= nodes;
@@ -71,9 +101,32 @@ fn fit(step: &mut Step, nodes: usize, lease_ms: u64) {
     }
 }
 
+/// A queue through which everything comes in some seconds.
+fn quick(plan: QueuePlan) -> QueuePlan {
+    QueuePlan {
+        max: plan.max.map(|max| max + 1),
+        max_age_ms: plan.max_age_ms.map(|ms| ms / FASTER),
+        rate: plan.rate.map(|rate| RatePlan {
+            per_ms: rate.per_ms / RATE_FASTER,
+            ..rate
+        }),
+        ageing_ms: plan.ageing_ms.map(|ms| (ms / FASTER).max(AGEING_MIN_MS)),
+        ..plan
+    }
+}
+
 /// Makes of a task one that a subprocess can act out: steps, children, waits and repeats become work of their length.
-fn possible(task: &mut TaskPlan, lease_ms: u64) {
-    task.demand = None;
+fn possible(task: &mut TaskPlan, agents: &[AgentPlan], lease_ms: u64) {
+    let is_possible = |skills: &[u8]| {
+        agents
+            .iter()
+            .any(|agent| skills.iter().all(|skill| agent.skills.contains(skill)))
+    };
+    task.demand = task.demand.take().filter(|demand| is_possible(&demand.skills));
+    if let Some(demand) = &mut task.demand {
+        demand.cores = 0;
+        demand.prefers = demand.prefers.filter(|agent| *agent < agents.len());
+    }
     task.delay_ms /= FASTER;
     task.expires_ms = task.expires_ms.map(|ms| ms / FASTER);
     task.queue_timeout_ms = task.queue_timeout_ms.map(|ms| ms / FASTER);
@@ -94,6 +147,8 @@ fn possible(task: &mut TaskPlan, lease_ms: u64) {
             attempts,
             ms: ms / FASTER,
         },
+        // An agent whose program crashes takes nothing for a while.
+        Act::Panic { attempts } if task.demand.is_some() => Act::Fail { attempts, ms: 0 },
         // No exit code says that there is no use in another attempt.
         Act::FailForGood => {
             task.retries = 0;
@@ -118,13 +173,14 @@ pub(super) fn role(act: &Act) -> (&'static str, u32, u64) {
     }
 }
 
-/// How many nodes die by SIGKILL where everything goes as planned.
+/// How many nodes die by SIGKILL where everything goes as planned; whoever runs what is for agents may be one of them.
 pub(super) fn kills(scenario: &Scenario) -> u32 {
     let killed = scenario
         .steps
         .iter()
         .filter(|step| matches!(step.action, Action::Kill { .. }));
-    let deadly = scenario.tasks().map(|task| match task.act {
+    let of_nodes = scenario.tasks().filter(|task| task.demand.is_none());
+    let deadly = of_nodes.map(|task| match task.act {
         Act::Deadly { runs } => runs.min(DEATHS_MAX),
         _ => 0,
     });
@@ -134,4 +190,15 @@ pub(super) fn kills(scenario: &Scenario) -> u32 {
 /// True where a step is of this kind.
 pub(super) fn has(scenario: &Scenario, kind: fn(&Action) -> bool) -> bool {
     scenario.steps.iter().any(|step| kind(&step.action))
+}
+
+/// True where a queue is put with such settings.
+pub(super) fn puts(step: &Step, has: fn(&QueuePlan) -> bool) -> bool {
+    match &step.action {
+        Action::Queue {
+            order: QueueOrder::Put { plan },
+            ..
+        } => has(plan),
+        _ => false,
+    }
 }

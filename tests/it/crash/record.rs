@@ -55,7 +55,7 @@ pub(super) struct Effect {
     pub(super) at: Time,
     pub(super) task: TaskId,
     pub(super) attempt: u32,
-    /// The node that started it.
+    /// The node that started it, or the agent.
     pub(super) parent: i32,
     run: u64,
     word: String,
@@ -89,16 +89,16 @@ impl Effect {
     }
 
     /// What the checker is told of it.
-    pub(super) fn what(&self, nodes: &BTreeMap<i32, NodeName>) -> What {
+    pub(super) fn what(&self, executors: &BTreeMap<i32, Executor>) -> What {
         let (run, task) = (self.run, self.task);
         let how = match self.word.as_str() {
             "runs" => {
-                // Only one whose node died before it could look has another parent.
-                let nobody = NodeName { node: 0, life: 0 };
+                // Only one whose starter died before it could look has another parent.
+                let nobody = Executor::Node(NodeName { node: 0, life: 0 });
                 return What::Runs {
                     run,
                     task,
-                    executor: Executor::Node(nodes.get(&self.parent).copied().unwrap_or(nobody)),
+                    executor: executors.get(&self.parent).copied().unwrap_or(nobody),
                     attempt: self.attempt,
                 };
             }

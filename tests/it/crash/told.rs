@@ -23,7 +23,7 @@ pub(super) struct Told {
     /// When, which comes first of what happened in the same microsecond, and what.
     pub(super) lines: Vec<(Time, u8, What)>,
     /// When and where the runs of each attempt started.
-    ran: BTreeMap<(TaskId, u32), Vec<(Time, NodeName)>>,
+    ran: BTreeMap<(TaskId, u32), Vec<(Time, Executor)>>,
     leases: u128,
 }
 
@@ -45,12 +45,12 @@ impl Told {
     /// What a run does follows from its start.
     pub(super) const AFTER: u8 = 3;
 
-    pub(super) fn new(effects: &[Effect], nodes: &BTreeMap<i32, NodeName>) -> Told {
+    pub(super) fn new(effects: &[Effect], executors: &BTreeMap<i32, Executor>) -> Told {
         let mut ran: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for effect in effects.iter().filter(|effect| effect.is_start()) {
-            if let Some(node) = nodes.get(&effect.parent) {
+            if let Some(executor) = executors.get(&effect.parent) {
                 let runs = ran.entry((effect.task, effect.attempt)).or_default();
-                runs.push((effect.at, *node));
+                runs.push((effect.at, *executor));
             }
         }
         Told {
@@ -88,7 +88,10 @@ impl Told {
                 at = run.map_or(at, |(ran_at, _)| ran_at);
                 continue;
             }
-            let crashed = event.error.as_ref().is_some_and(|error| error.kind == "crashed_node");
+            let crashed = event
+                .error
+                .as_ref()
+                .is_some_and(|error| matches!(&*error.kind, "crashed_node" | "crashed_agent"));
             let (outcome, state) = match event.kind {
                 EventKind::Completed => ("done", State::Completed),
                 EventKind::Failed if !crashed => ("failed", State::Failed),
@@ -143,26 +146,29 @@ impl Told {
     ///
     /// A node reads the clock before it claims, and may then wait for the end of what had the key; when its run started it
     /// surely had its turn.
-    fn run(&self, task: TaskId, attempt: u32, from: Time, to: Time) -> Option<(Time, NodeName)> {
+    fn run(&self, task: TaskId, attempt: u32, from: Time, to: Time) -> Option<(Time, Executor)> {
         let mut runs = self.ran.get(&(task, attempt))?.iter().copied();
         runs.find(|(at, _)| from <= *at && *at < to)
     }
 
-    fn grant(&mut self, task: &Final, attempt: u32, now: Time, run: Option<(Time, NodeName)>) -> Open {
+    fn grant(&mut self, task: &Final, attempt: u32, now: Time, run: Option<(Time, Executor)>) -> Open {
         self.leases += 1;
         let (id, lease) = (task.record.id, LeaseId(self.leases));
         let key = task.record.spec.key.as_ref().map(ToString::to_string);
+        let nobody = Executor::Node(NodeName { node: 0, life: 0 });
         let granted = What::Granted {
             task: id,
             label: label(task),
             lease,
-            executor: Executor::Node(run.map_or(NodeName { node: 0, life: 0 }, |(_, node)| node)),
+            executor: run.map_or(nobody, |(_, executor)| executor),
             attempt,
             // Without a run nothing is known of its key's turn.
             queue: task.record.spec.queue.to_string(),
             key: key.filter(|_| run.is_some()),
             priority: task.record.spec.priority as u8,
+            units: task.record.spec.units(),
             now,
+            starts: now,
             until: Time::MAX,
             claim: self.leases as u64,
         };

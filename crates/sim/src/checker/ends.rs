@@ -3,12 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use pensum_core::capacity::DROPPED;
 use pensum_core::transition::EventKind;
 use pensum_core::{State, TaskId};
 
 use super::{Book, Books, Hold};
 use crate::handlers::Proof;
-use crate::history::{Entry, Executor, Returned, What};
+use crate::history::{Entry, Executor, PROCESS_ENDED, Returned, What};
 use crate::scenario::Act;
 use crate::world::{Final, Outcome, has_ended};
 
@@ -191,6 +192,7 @@ impl Effects {
         let blank = Book::default();
         let book = books.tasks.get(&id).unwrap_or(&blank);
         let (retried, touched) = (book.retried, book.touched);
+        let (dropped, abandoned) = (book.dropped, book.abandoned);
         let own_end = book.ends.last().map(|(_, state)| *state);
         let crashes = book.holds[book.holds_before..]
             .iter()
@@ -224,6 +226,18 @@ impl Effects {
                 format!("{label} is blamed for crashes, and only {crashes} of its leases were taken back"),
             );
         }
+        let is_told = match kind {
+            DROPPED => dropped,
+            PROCESS_ENDED => abandoned,
+            _ => true,
+        };
+        if !is_told && !books.outside {
+            books.broken(
+                "only what waits too long is dropped",
+                None,
+                format!("{label} is cancelled as `{kind}`, and nobody was seen to do that"),
+            );
+        }
         let Some(plan) = books.plan(id) else { return };
         let is_plain = !touched
             && task.record.depends_on.is_empty()
@@ -231,6 +245,7 @@ impl Effects {
             && plan.expires_ms.is_none()
             && plan.queue_timeout_ms.is_none()
             && !is_blamed
+            && !matches!(kind, DROPPED | PROCESS_ENDED)
             // Time goes on while a node stands still.
             && !(kind == "timeout" && (books.stood_still || plan.demand.is_some()));
         let expected = match &plan.act {

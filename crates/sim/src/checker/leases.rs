@@ -1,6 +1,8 @@
 //! Who may run and write: one lease for a task at a time, one task for a key, nothing from whoever lost its lease, and
 //! failures counted as they were promised to be.
 
+use std::time::Duration;
+
 use pensum_core::{LeaseId, State, TaskId};
 
 use super::{Book, Books, Hold};
@@ -50,7 +52,9 @@ impl Books<'_> {
                         format!("{label} is given to {executor} while {first} holds it until {until}"),
                     );
                 }
-                if self.tasks.get(task).is_some_and(Book::has_ended) {
+                // One that ends with its process may have been given out, and be written down, just before.
+                let ended = self.tasks.get(task).filter(|book| book.has_ended());
+                if ended.is_some_and(|book| !book.ends_with_its_process(entry.at)) {
                     self.broken(
                         "what has ended does not start",
                         Some(at),
@@ -80,6 +84,7 @@ impl Books<'_> {
                     }
                 }
                 let book = self.book(*task);
+                let over = book.ends_with_its_process(entry.at);
                 book.key.clone_from(key);
                 book.holds.push(Hold {
                     lease: *lease,
@@ -89,7 +94,7 @@ impl Books<'_> {
                     claimed_at: *now,
                     until: *until,
                     closed: false,
-                    over: false,
+                    over,
                 });
             }
             What::Renewed { task, lease, until } => {
@@ -130,6 +135,11 @@ impl Books<'_> {
                 for (task, state) in tasks {
                     let book = self.book(*task);
                     book.ends.push((at, *state));
+                    book.ended_at = Some(entry.at);
+                    if book.process.is_some() {
+                        // Whoever runs it has lost it, where it did not say itself that its run is over.
+                        book.holds.iter_mut().for_each(|hold| hold.over = true);
+                    }
                     let (ends, may) = (book.ends.len(), book.revived + 1);
                     if ends > may {
                         let label = self.label(*task);
@@ -203,7 +213,12 @@ impl Hold {
 }
 
 impl Book {
-    fn has_ended(&self) -> bool {
+    /// It is not durable, and has ended at this very time, maybe while somebody ran it.
+    fn ends_with_its_process(&self, at: Duration) -> bool {
+        self.process.is_some() && self.ended_at == Some(at)
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
         self.deleted || self.ends.len() > self.revived
     }
 }

@@ -6,14 +6,17 @@
 mod agents;
 mod breakers;
 mod ends;
+mod intake;
 mod leases;
 mod order;
+mod processes;
 mod queues;
+mod turns;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use pensum_core::{LeaseId, State, TaskId, Time};
+use pensum_core::{LeaseId, NodeId, State, TaskId, Time};
 
 use crate::history::{Entry, Executor, What};
 use crate::scenario::{Scenario, TaskPlan};
@@ -53,10 +56,20 @@ struct Book {
     label: String,
     key: Option<String>,
     queue: String,
+    /// The process with which it ends, where it is not durable.
+    process: Option<NodeId>,
+    /// It was cancelled with it.
+    abandoned: bool,
+    /// When it ended last.
+    ended_at: Option<Duration>,
+    /// It was cancelled for others, or for its age.
+    dropped: bool,
     acknowledged: bool,
     deleted: bool,
     /// People interfered with it, or tried to.
     touched: bool,
+    /// When they first did.
+    touched_at: Option<Duration>,
     /// When somebody was heard who wants it to stop; nobody has retried it since.
     cancelled: Option<Duration>,
     /// How often it was put back after an end that the history tells of.
@@ -78,6 +91,7 @@ struct Books<'a> {
     plans: BTreeMap<String, &'a TaskPlan>,
     tasks: BTreeMap<TaskId, Book>,
     queues: BTreeMap<String, queues::Changes>,
+    processes: BTreeMap<NodeId, processes::Process>,
     seats: BTreeMap<String, agents::Seat>,
     breakers: BTreeMap<String, breakers::Changes>,
     /// Leases under which the store has taken the end of a run.
@@ -101,6 +115,7 @@ impl<'a> Books<'a> {
                 .collect(),
             tasks: BTreeMap::new(),
             queues: BTreeMap::new(),
+            processes: BTreeMap::new(),
             seats: BTreeMap::new(),
             breakers: BTreeMap::new(),
             finished: BTreeSet::new(),
@@ -193,7 +208,9 @@ pub fn check_from_outside(scenario: &Scenario, outcome: &Outcome) -> Vec<Violati
 fn judge(mut books: Books<'_>, outcome: &Outcome) -> Vec<Violation> {
     for entry in &outcome.entries {
         if let What::Orders { task, .. } = entry.what {
-            books.book(task).touched = true;
+            let book = books.book(task);
+            book.touched = true;
+            book.touched_at.get_or_insert(entry.at);
         }
     }
     let dependencies: BTreeMap<TaskId, Vec<TaskId>> = outcome
@@ -218,11 +235,14 @@ fn judge(mut books: Books<'_>, outcome: &Outcome) -> Vec<Violation> {
         books.queues(at, entry);
         books.agents(at, entry);
         books.breakers(at, entry);
+        books.intake(at, entry, &outcome.entries);
+        books.processes(at, entry);
         books.leases(at, entry);
         order.read(&mut books, at, entry, &outcome.entries);
         effects.read(&mut books, at, entry);
     }
     order.unique_keys(&mut books);
+    books.refusals(&outcome.entries);
     effects.finals(&mut books, outcome);
     books.violations
 }

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use pensum_core::{State, TaskId, Time};
 
-use super::Books;
+use super::turns::Turns;
+use super::{Book, Books};
 use crate::history::{Entry, Executor, What};
-use crate::scenario::{Act, OnFailure};
+use crate::scenario::{Act, OnFailure, TaskPlan};
 
 pub(super) struct Order {
     dependencies: BTreeMap<TaskId, Vec<TaskId>>,
@@ -15,6 +16,7 @@ pub(super) struct Order {
     /// Put back by someone at some time: whoever waited for the first end did so rightly.
     revived: BTreeSet<TaskId>,
     last_claim: Option<u64>,
+    turns: Turns,
 }
 
 impl Order {
@@ -28,10 +30,12 @@ impl Order {
             expiries,
             revived,
             last_claim: None,
+            turns: Turns::default(),
         }
     }
 
     pub(super) fn read(&mut self, books: &mut Books<'_>, at: usize, entry: &Entry, all: &[Entry]) {
+        self.turns.note(books, at, entry);
         let What::Granted { task, claim, now, .. } = entry.what else {
             return;
         };
@@ -47,7 +51,10 @@ impl Order {
         self.dependencies(books, at, task);
         if self.last_claim != Some(claim) && !books.outside {
             self.last_claim = Some(claim);
-            priorities(books, at, claim, all);
+            if let Some(claim) = Claim::of(books, at, claim, all) {
+                priorities(books, at, &claim, all);
+                self.turns.judge(books, at, &claim, all);
+            }
         }
     }
 
@@ -127,69 +134,101 @@ impl Order {
     }
 }
 
-/// A claim takes nothing while it leaves something more important that was surely ready.
-fn priorities(books: &mut Books<'_>, at: usize, claim: u64, all: &[Entry]) {
-    let What::Granted { now, executor, .. } = all[at].what else {
-        return;
-    };
-    // An agent may not be for what it leaves, and a breaker may hold that up.
-    if matches!(executor, Executor::Agent { .. }) || !books.breakers.is_empty() {
-        return;
+/// What one claim of a node takes.
+pub(super) struct Claim<'a> {
+    pub(super) at: Duration,
+    /// By the clock of the claimer.
+    pub(super) now: Time,
+    pub(super) taken: Vec<Taken<'a>>,
+}
+
+/// A task that is taken, as its claim saw it.
+pub(super) struct Taken<'a> {
+    pub(super) task: TaskId,
+    pub(super) priority: u8,
+    pub(super) queue: &'a str,
+    pub(super) key: Option<&'a str>,
+}
+
+/// The level of a priority of a plan.
+pub(super) fn level_of(priority: u8) -> i64 {
+    match priority {
+        0 => 1,
+        1 => 2,
+        2 => 3,
+        _ => 5,
     }
-    // The clock of the claimer may be behind that of whoever made a task ready.
-    let now = Duration::from_micros(now.as_micros().saturating_sub(books.dawn.as_micros()).max(0) as u64);
-    let mut lowest: Option<(u8, TaskId)> = None;
-    for entry in &all[at..] {
-        match &entry.what {
+}
+
+impl<'a> Claim<'a> {
+    /// The claim whose first task is given here; `None` for one that need not take what goes first.
+    fn of(books: &Books<'_>, at: usize, claim: u64, all: &'a [Entry]) -> Option<Claim<'a>> {
+        let What::Granted { now, executor, .. } = all[at].what else {
+            return None;
+        };
+        // An agent may not be for what it leaves, and a breaker may hold that up.
+        if matches!(executor, Executor::Agent { .. }) || !books.breakers.is_empty() {
+            return None;
+        }
+        let taken = all[at..].iter().map_while(|entry| match &entry.what {
             What::Granted {
                 claim: of,
                 task,
                 priority,
+                queue,
+                key,
                 ..
-            } if *of == claim => {
-                // A suspect goes before others and alone.
-                if books.tasks.get(task).is_some_and(|book| book.holds.iter().len() > 1) {
-                    return;
-                }
-                if lowest.is_none_or(|(least, _)| *priority < least) {
-                    lowest = Some((*priority, *task));
-                }
-            }
-            _ => break,
-        }
-    }
-    let Some((least, taken)) = lowest else { return };
-    let taken_now: BTreeSet<TaskId> = all[at..]
-        .iter()
-        .map_while(|entry| match &entry.what {
-            What::Granted { claim: of, task, .. } if *of == claim => Some(*task),
+            } if *of == claim => Some(Taken {
+                task: *task,
+                priority: *priority,
+                queue,
+                key: key.as_deref(),
+            }),
             _ => None,
+        });
+        let taken: Vec<Taken<'_>> = taken.collect();
+        // A suspect goes before others and alone.
+        let is_suspect = |taken: &Taken<'_>| books.tasks.get(&taken.task).is_some_and(|book| book.holds.len() > 1);
+        (!taken.iter().any(is_suspect)).then_some(Claim {
+            at: all[at].at,
+            now,
+            taken,
         })
-        .collect();
-    let left = books.tasks.iter().find(|(task, book)| {
-        let Some(plan) = books.plans.get(&book.label) else {
-            return false;
-        };
-        plan.priority > least
-            && !taken_now.contains(task)
-            && !book.touched
-            && book.holds.is_empty()
-            && book.ends.is_empty()
-            && book.kept_at.is_some_and(|kept_at| all[kept_at].at < now)
-            && plan.depends_on.is_empty()
-            && plan.delay_ms == 0
-            && plan.key.is_none()
-            && plan.queue.is_none()
-            && plan.demand.is_none()
-            && plan.expires_ms.is_none()
-            && plan.queue_timeout_ms.is_none()
+    }
+}
+
+/// A claim takes nothing while it leaves something more important that was surely ready.
+fn priorities(books: &mut Books<'_>, at: usize, claim: &Claim<'_>, all: &[Entry]) {
+    // What may have risen stands higher than it says.
+    let plain = claim.taken.iter().filter(|taken| !books.ever_ages(taken.queue));
+    let Some(lowest) = plain.min_by_key(|taken| taken.priority) else {
+        return;
+    };
+    let left = books.left_behind(claim, all).find(|(_, _, plan)| {
+        level_of(plan.priority) > i64::from(lowest.priority) && plan.key.is_none() && plan.queue.is_none()
     });
-    if let Some((left, _)) = left {
-        let (left, taken) = (books.label(*left), books.label(taken));
+    if let Some((left, ..)) = left {
+        let (left, taken) = (books.label(left), books.label(lowest.task));
         books.broken(
             "the more important goes first",
             Some(at),
             format!("{taken} is given out while {left}, which is more important, is ready"),
         );
+    }
+}
+
+impl Book {
+    /// Since when a task has waited that was surely ready all the time, but for its queue and its key, and still waits;
+    /// nobody has asked anything of it by `now`.
+    pub(super) fn surely_waits_since(&self, plan: &TaskPlan, now: Duration, all: &[Entry]) -> Option<Duration> {
+        let is_touched = self.touched_at.is_some_and(|at| at <= now);
+        let waits = !is_touched && !self.deleted && self.holds.is_empty() && self.ends.is_empty();
+        let is_plain = plan.depends_on.is_empty()
+            && plan.delay_ms == 0
+            && plan.demand.is_none()
+            && plan.expires_ms.is_none()
+            && plan.queue_timeout_ms.is_none();
+        let kept_at = self.kept_at.filter(|_| waits && is_plain)?;
+        Some(all[kept_at].at)
     }
 }

@@ -52,7 +52,7 @@ const SQLITE_FINISH: &str = "crates/store/src/sqlite/finish.rs";
 const SQLITE_REAP: &str = "crates/store/src/sqlite/reap.rs";
 const SQLITE_VIEW: &str = "crates/store/src/sqlite/view.rs";
 
-const fn model(name: &'static str, wrong: &'static str, edits: &'static [Edit], seeds: u64) -> Mutant {
+pub(super) const fn model(name: &'static str, wrong: &'static str, edits: &'static [Edit], seeds: u64) -> Mutant {
     Mutant {
         name,
         wrong,
@@ -63,19 +63,19 @@ const fn model(name: &'static str, wrong: &'static str, edits: &'static [Edit], 
     }
 }
 
-const fn sqlite(name: &'static str, wrong: &'static str, edits: &'static [Edit], seeds: u64) -> Mutant {
+pub(super) const fn sqlite(name: &'static str, wrong: &'static str, edits: &'static [Edit], seeds: u64) -> Mutant {
     Mutant {
         store: StoreKind::Sqlite,
         ..model(name, wrong, edits, seeds)
     }
 }
 
-const fn edit(file: &'static str, find: &'static str, replace: &'static str) -> Edit {
+pub(super) const fn edit(file: &'static str, find: &'static str, replace: &'static str) -> Edit {
     Edit { file, find, replace }
 }
 
-/// All of them.
-pub const MUTANTS: &[Mutant] = &[
+/// All but those of queues that limit what they take.
+pub(super) const MUTANTS: &[Mutant] = &[
     model(
         "no-fence",
         "any holder may report, whatever its lease",

@@ -1,13 +1,14 @@
 //! Planting bugs in a copy of the sources, to see that the simulation catches them.
 
 mod list;
+mod queues;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, ensure};
 
-pub use list::{Edit, MUTANTS, Mutant};
+pub use list::{Edit, Mutant};
 
 use crate::scenario::{Size, StoreKind};
 
@@ -21,6 +22,11 @@ pub enum Catch {
     Caught(Vec<String>),
     /// It lived through all its seeds.
     Missed,
+}
+
+/// All bugs of the lists.
+pub fn mutants() -> impl Iterator<Item = &'static Mutant> {
+    list::MUTANTS.iter().chain(queues::MUTANTS)
 }
 
 /// The root of the repository that this was built from.

@@ -19,6 +19,8 @@ pub(super) struct Books {
     pub(super) granted: BTreeSet<LeaseId>,
     /// What was told last of breakers, where there are such.
     pub(super) breakers: Option<BTreeMap<Name, BreakerRecord>>,
+    /// There are queues with limits.
+    pub(super) limits: bool,
 }
 
 /// The number in the id of an agent of a plan.
