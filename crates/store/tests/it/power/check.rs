@@ -11,6 +11,7 @@ use pensum_store::sqlite::{SqliteOptions, SqliteStore};
 use super::callers::all;
 use super::judge::{Found, broken};
 use super::ledger::{Ledger, Standing, shelf};
+use super::limits::{PREVIEWS, standing};
 use super::workload::{STORE, WORK, call, once, start, task};
 
 /// How many verbs are asked again under their idempotency keys.
@@ -34,6 +35,7 @@ async fn look(directory: &Path, ledger: &Ledger, cut: usize, wrong: &mut Vec<Str
     wrong.extend(broken(ledger, cut, &found));
     repeat(&store, ledger, cut, wrong).await?;
     let finished = go_on(&store).await?;
+    volatile(&store, wrong).await?;
     wrong.extend(store.verify().await?.violations);
     store.close().await?;
 
@@ -62,6 +64,7 @@ async fn found(store: &SqliteStore, ledger: &Ledger, cut: usize) -> Result<Found
         tasks: tasks.into_iter().map(|task| (task.id, task)).collect(),
         steps: Default::default(),
         signals: Default::default(),
+        stands: standing(store).await,
     };
     for (verb, _) in ledger.at(cut) {
         for id in &verb.effect.stepped {
@@ -94,12 +97,27 @@ async fn repeat(store: &SqliteStore, ledger: &Ledger, cut: usize, wrong: &mut Ve
     Ok(())
 }
 
+/// What is not durable has ended with its process, and has never started.
+async fn volatile(store: &SqliteStore, wrong: &mut Vec<String>) -> Result<(), StoreError> {
+    for task in all(store).await?.iter().filter(|task| !task.spec.is_durable()) {
+        let kind = task.error.as_ref().map_or("", |error| error.kind.as_str());
+        let state = task.lifecycle.state;
+        if state != State::Cancelled || kind != "process_ended" || task.lifecycle.has_started() {
+            wrong.push(format!(
+                "task {} is not durable, and is {state:?} ({kind}) after its process",
+                task.id
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// Works on, and says what it completed.
 async fn go_on(store: &SqliteStore) -> Result<Vec<pensum_core::TaskId>, StoreError> {
     let now = start().plus(Duration::from_secs(7200));
     let more = store.enqueue(&call(now), vec![task(0, 0, WORK)]).await?;
     let request = ClaimRequest {
-        queues: Some([Name::from(WORK)].into()),
+        queues: Some([Name::from(WORK), Name::from(PREVIEWS)].into()),
         ..ClaimRequest::new(NodeId(1000), "node 1000", 8, Duration::from_secs(30))
     };
     let claimed = store.claim(request, now).await?;

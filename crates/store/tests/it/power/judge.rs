@@ -13,6 +13,17 @@ pub(super) struct Found {
     pub(super) steps: HashMap<TaskId, HashSet<String>>,
     /// How many unread signals tasks have.
     pub(super) signals: HashMap<TaskId, usize>,
+    /// How queues, agents and breakers stand, by kind and name.
+    pub(super) stands: BTreeMap<String, String>,
+}
+
+impl Found {
+    /// How what is not there stands.
+    const NOWHERE: &str = "gone";
+
+    fn stands(&self, what: &str) -> &str {
+        self.stands.get(what).map_or(Found::NOWHERE, String::as_str)
+    }
 }
 
 /// What a store that was found after a cut breaks of the promises, a sentence each.
@@ -25,6 +36,7 @@ pub(super) fn broken(ledger: &Ledger, cut: usize, found: &Found) -> Vec<String> 
         }
     }
     judge.shelves(ledger, cut);
+    judge.stands(ledger, cut);
     judge.strangers();
     judge.broken
 }
@@ -57,7 +69,8 @@ impl<'a> Judge<'a> {
         };
         for (verb, _) in ledger.at(cut) {
             judge.removed.extend(&verb.effect.gone);
-            judge.last.extend(verb.touched.iter().map(|id| (*id, verb.number)));
+            let touched = verb.touched.iter().chain(&verb.effect.given);
+            judge.last.extend(touched.map(|id| (*id, verb.number)));
             judge.asked.insert(verb.number);
         }
         judge
@@ -66,6 +79,11 @@ impl<'a> Judge<'a> {
     fn has_ended(&self, id: TaskId) -> Option<State> {
         let state = self.found.tasks.get(&id)?.lifecycle.state;
         state.is_terminal().then_some(state)
+    }
+
+    fn is_leased(&self, id: TaskId) -> bool {
+        let life = self.found.tasks.get(&id).map(|record| &record.lifecycle);
+        life.is_some_and(|life| life.state == State::Running && life.lease.is_some())
     }
 
     /// A verb that was in flight is there whole or not at all; an acknowledged one is there.
@@ -84,9 +102,19 @@ impl<'a> Judge<'a> {
         });
         let gone = effect.gone.iter();
         let gone = gone.map(|id| (format!("task {id} is back"), !self.found.tasks.contains_key(id)));
-        let parts: Vec<(String, bool)> = made.chain(ended).chain(gone).collect();
+        let given = effect.given.iter().filter(|id| self.last[id] == verb.number);
+        let given = given.map(|id| (format!("the lease of task {id}"), self.is_leased(*id)));
+        let changed = effect.stands.iter().filter(|_| standing == Standing::InFlight);
+        let changed = changed.map(|(what, how)| (format!("{what} as {how}"), self.found.stands(what) == how));
+        let parts: Vec<(String, bool)> = made.chain(ended).chain(gone).chain(given).chain(changed).collect();
         let here = parts.iter().filter(|(_, here)| *here).count();
         let missing = parts.iter().filter(|(_, here)| !here).map(|(what, _)| what);
+        // What is not durable may be lost, and may be pruned once it has ended with its process.
+        let volatile = effect.volatile.iter().filter(lasting);
+        let here_of_volatile = volatile.clone().filter(|id| self.found.tasks.contains_key(id)).count();
+        if here_of_volatile != 0 && here_of_volatile != volatile.count() {
+            self.broken.push(format!("verb {} is there in part", verb.number));
+        }
         match standing {
             Standing::Acknowledged => {
                 let lost = missing.map(|what| format!("lost: {what}, though verb {} was acknowledged", verb.number));
@@ -181,6 +209,27 @@ impl<'a> Judge<'a> {
             if !allowed.contains(&how) {
                 self.broken
                     .push(format!("lost: task {id} is {how} and should be one of {allowed:?}"));
+            }
+        }
+    }
+
+    /// What has a name stands as the last acknowledged verb left it, or as the one in flight leaves it.
+    fn stands(&mut self, ledger: &Ledger, cut: usize) {
+        let mut allowed: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for (verb, standing) in ledger.at(cut) {
+            for (what, how) in &verb.effect.stands {
+                let allowed = allowed.entry(what).or_insert_with(|| vec![Found::NOWHERE]);
+                if standing == Standing::Acknowledged {
+                    allowed.clear();
+                }
+                allowed.push(how);
+            }
+        }
+        for (what, allowed) in allowed {
+            let how = self.found.stands(what);
+            if !allowed.contains(&how) {
+                self.broken
+                    .push(format!("lost: {what} is {how} and should be one of {allowed:?}"));
             }
         }
     }

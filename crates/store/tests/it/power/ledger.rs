@@ -26,6 +26,12 @@ pub(super) struct Effect {
     pub(super) stopping: Vec<TaskId>,
     /// Tasks on the shelf and how they are; see [`shelf`].
     pub(super) shelf: Vec<(TaskId, String)>,
+    /// Tasks that an agent was given, whose leases outlive the process.
+    pub(super) given: Vec<TaskId>,
+    /// Tasks that came into being and are not durable: all of them are there, or none.
+    pub(super) volatile: Vec<TaskId>,
+    /// Queues, agents and breakers that were changed, and how they stand.
+    pub(super) stands: Vec<(String, String)>,
     /// The verb can be repeated under its idempotency key.
     pub(super) once: bool,
 }
@@ -50,6 +56,8 @@ impl fmt::Display for Effect {
             ("waiting", &self.waiting),
             ("retried", &self.retried),
             ("stopping", &self.stopping),
+            ("given", &self.given),
+            ("volatile", &self.volatile),
         ];
         for (word, ids) in lists {
             ids.iter().try_for_each(|id| write!(f, " {word}={id}"))?;
@@ -59,6 +67,9 @@ impl fmt::Display for Effect {
         }
         for (id, how) in &self.shelf {
             write!(f, " shelf={id}:{how}")?;
+        }
+        for (what, how) in &self.stands {
+            write!(f, " stands={what}:{how}")?;
         }
         if self.once { f.write_str(" once=") } else { Ok(()) }
     }
@@ -74,6 +85,10 @@ impl Effect {
                 effect.once = true;
                 continue;
             }
+            if what == "stands" {
+                effect.stands.push((id.to_owned(), how.to_owned()));
+                continue;
+            }
             let id: TaskId = id.parse().unwrap();
             match what {
                 "made" => effect.made.push(id),
@@ -82,6 +97,8 @@ impl Effect {
                 "waiting" => effect.waiting.push(id),
                 "retried" => effect.retried.push(id),
                 "stopping" => effect.stopping.push(id),
+                "given" => effect.given.push(id),
+                "volatile" => effect.volatile.push(id),
                 "ended" => effect.ended.push((id, State::from_code(how.parse().unwrap()).unwrap())),
                 "shelf" => effect.shelf.push((id, how.to_owned())),
                 other => panic!("the log says `{other}`"),
@@ -158,6 +175,22 @@ impl Ledger {
             };
             (verb, standing)
         })
+    }
+
+    /// How many tasks were given to agents, how many came into being that are not durable, how many ended without having
+    /// been named, and how often a queue, an agent or a breaker changed.
+    pub(super) fn rare(&self) -> [usize; 4] {
+        let sum = |count: fn(&Verb) -> usize| self.verbs.iter().map(count).sum();
+        let unnamed = |verb: &Verb| {
+            let ended = verb.effect.ended.iter();
+            ended.filter(|(id, _)| !verb.touched.contains(id)).count()
+        };
+        [
+            sum(|verb| verb.effect.given.len()),
+            sum(|verb| verb.effect.volatile.len()),
+            sum(unnamed),
+            sum(|verb| verb.effect.stands.len()),
+        ]
     }
 
     /// The places of all answers.

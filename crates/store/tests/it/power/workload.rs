@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use parking_lot::Mutex;
 use pensum_core::store::{Call, IdempotencyKey, Store};
 use pensum_core::task::Dependency;
-use pensum_core::{Json, Name, NewTask, Priority, Spec, TaskId, Time};
+use pensum_core::{Json, Name, NewTask, NodeId, Priority, Spec, TaskId, Time};
 use pensum_store::sqlite::{SqliteOptions, SqliteStore};
 
 use super::dice::Dice;
@@ -23,6 +23,8 @@ pub(super) const SHELF: &str = "shelf";
 /// The queue of the others.
 pub(super) const WORK: &str = "work";
 
+/// How many callers there are in a session, nodes aside.
+const CALLERS: usize = 7;
 /// How often the store is opened and closed.
 pub(super) const SESSIONS: u64 = 4;
 /// The session whose log grows so long that the store folds it while it works on.
@@ -114,7 +116,7 @@ pub(super) async fn run(directory: PathBuf, seed: u64, sessions: u64) {
             notes: notes.clone(),
             tasks: Mutex::new(tasks),
             path,
-            busy: AtomicUsize::new(4),
+            busy: AtomicUsize::new(CALLERS),
         });
         world.clone().session(session, &mut dice).await;
         let world = Arc::into_inner(world).unwrap();
@@ -132,6 +134,11 @@ impl World {
             callers.push(tokio::spawn(self.clone().produce(dice.split())));
             callers.push(tokio::spawn(self.clone().keep_shelf(dice.split())));
         }
+        callers.push(tokio::spawn(self.clone().keep_bounded(dice.split())));
+        callers.push(tokio::spawn(self.clone().keep_hand(session, dice.split())));
+        let process = NodeId(1_000 + session);
+        callers.push(tokio::spawn(self.clone().preview(process, dice.split())));
+        assert_eq!(callers.len(), CALLERS);
         let nodes = (1..=3).map(|node| session * 10 + node);
         let workers: Vec<_> = nodes
             .map(|node| tokio::spawn(self.clone().work(node, dice.split())))
