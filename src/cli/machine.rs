@@ -1,10 +1,11 @@
 //! What this machine has for tasks, and how it keeps them to their limits.
 
 use std::fs;
+use std::path::Path;
 
 use pensum_core::task::Resources;
 use pensum_engine::LimitModes;
-use pensum_engine::process::{enforcement, use_cgroups};
+use pensum_engine::process::{NotDelegated, enforcement, use_cgroups};
 
 use super::exit::Failure;
 
@@ -43,14 +44,24 @@ pub(crate) fn resources(written: &[(String, String)]) -> anyhow::Result<Resource
     Ok(resources)
 }
 
-/// Has the kernel keep commands to their limits where this process has a cgroup of its own, and says how they are kept to them. To be
-/// asked before this process starts any other.
-pub(crate) fn enforce_limits() {
-    let result = use_cgroups();
-    let LimitModes { memory, cpu, .. } = LimitModes::of(enforcement());
-    match result {
-        Ok(cgroup) => tracing::info!(memory, cpu, cgroup = %cgroup.display(), "how commands are kept to their limits"),
-        Err(why) => tracing::info!(memory, cpu, %why, "how commands are kept to their limits"),
+/// How commands are kept to their limits, to be told once this process works.
+#[must_use = "whoever runs it is to know"]
+pub(crate) struct Enforced(Result<&'static Path, NotDelegated>);
+
+/// Has the kernel keep commands to their limits where this process has a cgroup of its own. To be asked before this process
+/// starts any other.
+pub(crate) fn enforce_limits() -> Enforced {
+    Enforced(use_cgroups())
+}
+
+impl Enforced {
+    pub(crate) fn log(&self) {
+        let LimitModes { memory, cpu, .. } = LimitModes::of(enforcement());
+        let message = "how commands are kept to their limits";
+        match &self.0 {
+            Ok(cgroup) => tracing::info!(memory, cpu, cgroup = %cgroup.display(), "{message}"),
+            Err(why) => tracing::info!(memory, cpu, %why, "{message}"),
+        }
     }
 }
 

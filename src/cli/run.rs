@@ -76,7 +76,7 @@ pub(crate) async fn run(global: &Global, args: Args) -> anyhow::Result<Exit> {
         Some(prepare(&source, &args, &db, &id)?)
     };
 
-    machine::enforce_limits();
+    machine::enforce_limits().log();
     let store = open(&db).await?;
     let (prepared, earlier) = match prepared {
         Some(prepared) => (Some(prepared), None),

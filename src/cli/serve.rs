@@ -58,7 +58,7 @@ pub(crate) async fn serve(global: &Global, args: Args) -> anyhow::Result<Exit> {
     let config = Config::load(&args.config)?;
     init_logging(config.level.as_deref().unwrap_or("info"))?;
     let mut signals = Signals::new().context("cannot listen for signals")?;
-    machine::enforce_limits();
+    let limits = machine::enforce_limits();
 
     let listen = args
         .listen
@@ -104,6 +104,7 @@ pub(crate) async fn serve(global: &Global, args: Args) -> anyhow::Result<Exit> {
     super::breaker::apply(&engine, config.breakers).await?;
     engine.start();
     tracing::info!(%address, store = pensum_store::shown(&url), slots = args.slots, handlers = engine.handlers().len(), "the node runs");
+    limits.log();
 
     let stop = CancellationToken::new();
     let state = AppState {

@@ -254,7 +254,7 @@ fn a_cancel_stops_the_whole_tree() {
 #[test]
 fn a_pause_stops_the_program_where_it_stands() {
     let server = Server::start(&[]);
-    let script = r#"echo $$ > "$1/pid"; while [ ! -e "$1/go" ]; do sleep 0.05; done; echo '"went"'"#;
+    let script = r#"echo $$ > "$1/pid"; while [ ! -e "$1/go" ]; do :; done; echo '"went"'"#;
     let agent = Agent::start(&server, "pauses", &[], script);
     let id = server.work(json!({}));
     let pid = server.pid_in(&server.file("pid"));

@@ -5,12 +5,8 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::harness::{
-    SOON, Server, alive, assert_says, cpu_ticks, eventually, lines, marked, shell, state, throughout, with,
+    SOON, SPIN, Server, alive, assert_says, cpu_ticks, eventually, lines, marked, shell, state, throughout, with,
 };
-
-/// Counts into a file until the gate is open; the processor has work all the time.
-const SPIN: &str =
-    r#"echo $$ > "$1.pid"; while [ ! -e "$1" ]; do i=0; while [ $i -lt 2000 ]; do i=$((i+1)); done; done"#;
 
 #[test]
 fn a_paused_command_stands_still_and_goes_on() {

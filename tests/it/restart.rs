@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::harness::{SOON, Server, alive, eventually, lines, seconds_between, shell, state, text, throughout, with};
+use crate::harness::{
+    SOON, SPIN, Server, alive, eventually, lines, seconds_between, shell, state, text, throughout, with,
+};
 
 const WAIT_FOR_FILE: &str = r#"echo $$ > "$1.pid"; until [ -e "$1" ]; do sleep 0.05; done"#;
 
@@ -117,7 +119,7 @@ fn what_ran_when_the_node_was_killed_runs_again_and_its_orphans_are_gone() {
 fn a_paused_command_stays_paused_and_a_cancelled_one_cancelled() {
     let mut server = Server::start(&[]);
     let (held, stopped) = (server.file("held"), server.file("stopped"));
-    let paused = server.create(&shell(WAIT_FOR_FILE, &held));
+    let paused = server.create(&shell(SPIN, &held));
     let deaf = r#"trap "" TERM; echo $$ > "$1.pid"; until [ -e "$1" ]; do sleep 0.05; done"#;
     let cancelled = server.create(&shell(deaf, &stopped));
     let pid = server.pid_in(&server.file("held.pid"));

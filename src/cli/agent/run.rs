@@ -80,7 +80,7 @@ pub(super) async fn run(client: &Client, args: Args) -> anyhow::Result<Exit> {
     let mut stop = Stop::Signals(Signals::new()?);
     let registration = args.registration()?;
     client.post("/api/v1/agents", &registration).await?;
-    machine::enforce_limits();
+    machine::enforce_limits().log();
     // One that was killed outright left its programs running.
     tokio::task::spawn_blocking(kill_orphans).await?;
     output::warn(&format!("agent {} waits for work", args.id));

@@ -101,6 +101,11 @@ pub(crate) fn lines(file: &Path) -> Vec<String> {
         .collect()
 }
 
+/// A script that notes its process, and goes on until a file is there. It starts no children: one that is stopped while it does
+/// shows another state than a stopped process.
+pub(crate) const SPIN: &str =
+    r#"echo $$ > "$1.pid"; while [ ! -e "$1" ]; do i=0; while [ $i -lt 2000 ]; do i=$((i+1)); done; done"#;
+
 /// A script that runs for a moment, and notes when it began and ended.
 pub(crate) const NOTE_TIMES: &str = r#"b=$(date +%s%N); sleep 0.2; echo "$b $(date +%s%N)" >> "$1""#;
 

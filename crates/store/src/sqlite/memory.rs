@@ -200,16 +200,20 @@ impl Memory {
         }
     }
 
-    /// Takes what is overdue at `now` out of the turn of its key: in a closed queue no claim comes by to do so, and the
-    /// reaper may be a while.
+    /// Takes what is overdue at `now` out of the way of others: of the turn of its key, for in a closed queue no claim comes by
+    /// to do so, and of the tokens of its queue, for which those behind it would wait. The reaper may be a while.
     pub(super) fn pass_over(&mut self, shared: &Shared, db: &Connection, now: Time) -> Result<(), Fault> {
         let due = self.timers.iter().take_while(|(at, ..)| *at <= now);
         let rows: Vec<i64> = due
             .filter(|(.., timer)| *timer != Timer::Wake)
             .map(|(_, row, _)| *row)
             .collect();
+        let is_before_others = |live: &LiveRow| {
+            let class = shared.catalog.class(live.class);
+            live.key.is_some() || class.is_some_and(|class| class.demand.units > 1)
+        };
         for row in rows {
-            if let Some(live) = LiveRow::load(db, row)?.filter(|live| live.key.is_some()) {
+            if let Some(live) = LiveRow::load(db, row)?.filter(is_before_others) {
                 self.unstand(shared, &live);
             }
         }

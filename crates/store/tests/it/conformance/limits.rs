@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pensum_core::capacity::{Full, Limit};
 use pensum_core::queue::{QueueCommand, QueueSettings, Rate, WhenFull};
-use pensum_core::store::{Call, Command, Finish, IdempotencyKey, Rejected, StoreError};
+use pensum_core::store::{Call, ClaimRequest, Command, Finish, IdempotencyKey, Rejected, StoreError};
 use pensum_core::task::{Dependency, OnConflict, OnDependencyFailure, OnLimit, Unique};
 use pensum_core::time::Span;
 use pensum_core::{Name, NewTask, Outcome, Priority, Status, TaskId};
@@ -172,6 +172,37 @@ pub(crate) async fn a_more_urgent_task_of_few_units_goes_before_one_that_waits_f
     w.claim_nothing().await;
     w.pass(0.1);
     assert_eq!(w.claim_one().await.lease.task, many);
+}
+
+pub(crate) async fn nobody_waits_behind_the_units_of_a_task_whose_time_has_passed(w: &World) {
+    let seldom = Rate {
+        starts: 1,
+        per: Span(Duration::from_secs(3_600)),
+        burst: 5,
+    };
+    let settings = QueueSettings {
+        rate: Some(seldom),
+        ..QueueSettings::default()
+    };
+    put(w, "calls", settings).await;
+    w.add(units("calls", 4)).await;
+    assert_eq!(w.claim(10).await.len(), 1);
+    let longest = Some(Duration::from_secs(10).into());
+    let impatient = of("calls", |t| {
+        t.spec.details_mut().units = Some(3);
+        t.spec.details_mut().queue_timeout = longest;
+    });
+    w.add(impatient).await;
+    let patient = w.add(plain("calls")).await;
+    w.claim_nothing().await;
+    w.pass(10.0);
+    // A store may keep in mind for a moment that the queue has too few tokens.
+    let request = ClaimRequest {
+        wait: Duration::from_secs(5),
+        ..w.request(10)
+    };
+    let claimed = w.store.claim(request, w.now()).await.unwrap();
+    assert_eq!(ids(&claimed), [patient]);
 }
 
 pub(crate) async fn units_and_width_hold_together(w: &World) {
