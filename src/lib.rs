@@ -50,6 +50,6 @@ pub mod testkit;
 pub use facade::{Batch, Builder, Error, ItemRef, Outbox, Pensum, Task, TaskError};
 pub use pensum_core::input::{QueueInput, RateInput};
 pub use pensum_core::outcome::{Progress, Wait};
-pub use pensum_core::task::{NewTask, OnConflict, OnDependencyFailure, Spec, TaskRecord};
+pub use pensum_core::task::{NewTask, OnConflict, OnDependencyFailure, OnLimit, Resources, Spec, TaskRecord};
 pub use pensum_core::{ErrorInfo, Json, Outcome, Priority, RetryPolicy, State, Status, TaskId, Time};
 pub use pensum_engine::{Context, Engine, EngineEvent, Handler, QueueStatus, QueueView, StopReason};

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use pensum_core::input::{TaskInput, check_new};
-use pensum_core::task::{Dependency, NewTask, OnConflict, OnDependencyFailure, QUEUE_DEFAULT, Spec, Unique};
+use pensum_core::task::{
+    Dependency, NewTask, OnConflict, OnDependencyFailure, OnLimit, QUEUE_DEFAULT, Resources, Spec, Unique,
+};
 use pensum_core::time::Span;
 use pensum_core::{Json, Name, Priority, RetryPolicy, TaskId, Time};
 use serde::Serialize;
@@ -98,6 +100,43 @@ impl Task {
     /// Cancelled unless it started by then.
     pub fn expires_at(mut self, time: Time) -> Task {
         self.new.spec.details_mut().expires_at = Some(time);
+        self
+    }
+
+    /// Fails when it has not started so long after it was ready.
+    pub fn queue_timeout(mut self, longest: Duration) -> Task {
+        self.new.spec.details_mut().queue_timeout = Some(Span(longest));
+        self
+    }
+
+    /// How many tokens of its queue's rate its start takes; 1 by default.
+    pub fn units(mut self, units: u32) -> Task {
+        self.new.spec.details_mut().units = Some(units);
+        self
+    }
+
+    /// Whether it waits, as by default, or is refused with [`Error::Rejected`], where a limit of its queue would keep it from
+    /// starting at once.
+    pub fn on_limit(mut self, answer: OnLimit) -> Task {
+        self.new.spec.details_mut().on_limit = Some(answer);
+        self
+    }
+
+    /// A capability that whoever runs it must have; by default just its handler. More than one call asks for all of them.
+    pub fn requires(mut self, capability: impl Into<Name>) -> Task {
+        self.new.spec.details_mut().requires.push(capability.into());
+        self
+    }
+
+    /// The agent that should run it: it is kept for that one while it is heard, is not draining and could run it.
+    pub fn agent(mut self, name: impl Into<String>) -> Task {
+        self.new.spec.details_mut().agent_id = Some(name.into());
+        self
+    }
+
+    /// What it takes of the machine that runs it.
+    pub fn resources(mut self, resources: Resources) -> Task {
+        self.new.spec.details_mut().resources = Some(resources);
         self
     }
 

@@ -1,5 +1,7 @@
 //! The checks that fields share.
 
+use std::ops::Deref;
+
 use super::parse::Problem;
 use super::{NAME_MAX, RETRIES_MAX, TAGS_MAX, TASK_TYPES};
 use crate::id::clip;
@@ -41,7 +43,7 @@ impl Check {
         }
     }
 
-    pub(super) fn labels(&mut self, path: &str, texts: &[String]) {
+    pub(super) fn labels(&mut self, path: &str, texts: &[impl Deref<Target = str>]) {
         if texts.len() > TAGS_MAX {
             self.fail(path, format!("holds {} items, the most is {TAGS_MAX}", texts.len()));
             return;

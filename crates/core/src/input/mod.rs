@@ -69,8 +69,11 @@ pub const RETRIES_MAX: u32 = 1_000;
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
-    use crate::task::{Dependency, Spec};
+    use crate::task::{Dependency, NewTask, Resources, Spec};
+    use crate::time::Span;
     use crate::{Json, Priority, Time};
 
     fn problems(text: &str) -> Vec<String> {
@@ -176,6 +179,33 @@ mod tests {
     fn all_problems_of_a_task_are_reported_at_once() {
         let found = problems(r#"{"tasks":[{"handler":"a b","queue":"","tags":[""],"max_retries":2000}]}"#);
         assert_eq!(found.len(), 4, "{found:?}");
+    }
+
+    #[test]
+    fn a_task_that_a_program_made_is_checked_too() {
+        let mut task = NewTask::new(Spec::new("no op", Json::null()));
+        let details = task.spec.details_mut();
+        details.queue_timeout = Some(Span(Duration::ZERO));
+        details.units = Some(0);
+        details.requires = vec!["".into()];
+        details.agent_id = Some(String::new());
+        details.resources = Some(Resources {
+            memory_gb: Some(f64::NAN),
+            ..Resources::default()
+        });
+        let Err(Invalid(problems)) = check_new(&task, Time::EPOCH) else {
+            panic!("it should be refused");
+        };
+        let paths: Vec<&str> = problems.iter().map(|problem| &*problem.path).collect();
+        let wrong = [
+            "handler",
+            "queue_timeout",
+            "units",
+            "requires[0]",
+            "agent_id",
+            "resources.memory_gb",
+        ];
+        assert_eq!(paths, wrong);
     }
 
     #[test]

@@ -437,7 +437,14 @@ pub fn check_new(task: &NewTask, now: Time) -> Result<(), Invalid> {
         check.json("metadata", details.metadata.as_ref());
         check.json("execution_context", details.execution_context.as_ref());
         check.labels("tags", &details.tags);
+        check.positive("queue_timeout", details.queue_timeout);
+        check.positive("heartbeat_timeout", details.heartbeat_timeout);
         check.units(details.units);
+        check.labels("requires", &details.requires);
+        check.label("agent_id", details.agent_id.as_deref());
+        if let Some(resources) = &details.resources {
+            check.resources(resources);
+        }
         if let Some(retry) = &details.retry {
             check.retry(retry);
         }
