@@ -19,9 +19,9 @@ use super::row::LiveRow;
 
 /// How the transaction goes about it. It waits for a queue that another one holds, but not for long: nobody holds one for
 /// more than a few round trips, but a node that stands still, or is cut off. And the queue is not held while the server
-/// plans anew what has one good plan, or compiles it.
+/// plans anew what has one good plan, or compiles it, or reads a whole table by a plan from when that was small.
 pub(super) const MANNERS: &str = "SELECT set_config('lock_timeout', '250ms', true), set_config('jit', 'off', true),
-    set_config('plan_cache_mode', 'force_generic_plan', true)";
+    set_config('plan_cache_mode', 'force_generic_plan', true), set_config('enable_seqscan', 'off', true)";
 /// How long claims leave out a queue for which one waited in vain.
 pub(super) const HELD: Duration = Duration::from_millis(250);
 /// For other locks it waits as everyone does.

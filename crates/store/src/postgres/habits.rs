@@ -6,11 +6,13 @@
 //! the server says that it is at the very address that was dialled.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
 use parking_lot::Mutex;
+use tokio::time::Instant;
 use tokio_postgres::Client;
 use tokio_postgres::config::Host;
 
@@ -71,6 +73,47 @@ impl Habits {
 pub(super) fn is_slow(took: Duration, rows: usize) -> bool {
     let rows = u32::try_from(rows).unwrap_or(u32::MAX);
     took > Duration::from_millis(20) + Duration::from_micros(50) * rows
+}
+
+/// The shortest and the longest time between two times that a connection's plans are thrown away.
+const DOUBT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// How many connections are kept count of before those are forgotten that were not slow for long.
+const DOUBTED_MAX: usize = 256;
+
+/// When the plans of connections were thrown away, because an answer was slow. Where that does not help, it is done ever more
+/// seldom: waiting for a lock, or for a busy machine, is slow too, and making all plans anew makes it slower.
+pub(super) struct Doubts<K>(Mutex<HashMap<K, Doubt, RandomState>>);
+
+struct Doubt {
+    at: Instant,
+    pause: Duration,
+}
+
+impl<K> Default for Doubts<K> {
+    fn default() -> Self {
+        Doubts(Mutex::default())
+    }
+}
+
+impl<K: Eq + Hash> Doubts<K> {
+    /// An answer on a connection was slow at `now`; true when its plans are to be thrown away.
+    pub(super) fn raise(&self, connection: K, now: Instant) -> bool {
+        let mut all = self.0.lock();
+        if all.len() >= DOUBTED_MAX {
+            all.retain(|_, doubt| now.saturating_duration_since(doubt.at) < 4 * DOUBT.1);
+        }
+        let pause = match all.get(&connection) {
+            None => DOUBT.0,
+            Some(Doubt { at, pause }) => match now.saturating_duration_since(*at) {
+                since if since < *pause => return false,
+                since if since > 4 * *pause => DOUBT.0,
+                _ => (4 * *pause).min(DOUBT.1),
+            },
+        };
+        all.insert(connection, Doubt { at: now, pause });
+        true
+    }
 }
 
 /// Asks the server where it is, and looks whether that is where we dialled.
@@ -134,6 +177,18 @@ mod tests {
         habits.give_up();
         assert!(!habits.note("SELECT 1"));
         assert!(!Habits::new(0).note("SELECT 1") && !Habits::new(0).is_on());
+    }
+
+    #[test]
+    fn plans_that_are_not_to_blame_are_thrown_away_ever_more_seldom() {
+        let (doubts, start) = (Doubts::default(), Instant::now());
+        let at = |ms: u64| doubts.raise(1, start + Duration::from_millis(ms));
+        let minutes: Vec<u64> = (0..180_000).step_by(10).filter(|ms| at(*ms)).collect();
+        assert_eq!(minutes, [0, 1_000, 5_000, 21_000, 81_000, 141_000]);
+        // After a time without a slow answer the next one is taken seriously again.
+        assert!(!at(200_000) && at(400_000) && !at(400_990) && at(401_000));
+        // Each connection has plans of its own.
+        assert!(doubts.raise(2, start + Duration::from_millis(401_010)));
     }
 
     #[test]

@@ -277,14 +277,15 @@ const LANES: &str = "SELECT best.row FROM unnest($2::integer[]) AS lane(class) C
 const LANES_GIVEN: &str = "lanes AS MATERIALIZED (SELECT * FROM unnest($2::integer[], $11::integer[], $12::bigint[],
         $13::bigint[], $14::integer[], $15::bigint[]) AS given(class, queue, starts, newest, units, tokens)),";
 
-/// The best rows of each of several lanes. Of queues with limits, which the claimer has locked, nobody else takes any.
+/// The best rows of each of several lanes, and no more of any than may start. Of queues with limits, which the claimer has
+/// locked, nobody else takes any.
 const FOUND: &str = "found AS MATERIALIZED (
         SELECT best.row, best.rank, best.deadline, lane.class, lane.queue, lane.starts, lane.tokens,
             row_number() OVER of_queue AS place, sum(lane.units) OVER of_queue AS units
         FROM lanes lane CROSS JOIN LATERAL (
             SELECT row, rank, deadline FROM pensum.live
             WHERE class = lane.class AND gate = 0 AND (timer_at IS NULL OR timer_at > $1) AND row <= lane.newest
-            ORDER BY rank, deadline, row LIMIT 2 * $3 + 64) best
+            ORDER BY rank, deadline, row LIMIT least(2 * $3 + 64, lane.starts)) best
         WHERE NOT (HINDERED)
         WINDOW of_queue AS (PARTITION BY lane.queue ORDER BY best.rank, best.deadline, best.row)),";
 
@@ -312,8 +313,9 @@ const SUSPECTS_LIMITED: &str = "SELECT s.row FROM (SELECT row, class, rank, dead
         ORDER BY (flags & 16384), row LIMIT 1000) s JOIN lanes lane ON lane.class = s.class AND s.row <= lane.newest
     ORDER BY s.rank, s.deadline, s.row LIMIT 64";
 
-/// The rows to take of those.
-const OF_BEST: &str = "SELECT ctid FROM pensum.live WHERE row = ANY(ARRAY(SELECT row FROM best)) AND gate = 0
+/// The rows to take of those: by their numbers. A plan from when little was ready would walk along the index of what is,
+/// were it good for this.
+const OF_BEST: &str = "SELECT ctid FROM pensum.live WHERE row = ANY(ARRAY(SELECT row FROM best)) AND gate + 0 = 0
     ORDER BY rank, deadline, row LIMIT $3 FOR UPDATE SKIP LOCKED";
 
 /// True when a suspect waits to run alone.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_postgres::{
-    Connect, Hook, HookError, Manager, ManagerConfig, Object, PoolError, RecyclingMethod, Runtime,
+    Connect, Hook, HookError, Manager, ManagerConfig, Object, ObjectId, PoolError, RecyclingMethod, Runtime,
 };
 use futures_util::FutureExt;
 use futures_util::future::{join, join_all, poll_fn};
@@ -21,7 +21,7 @@ use tokio_postgres::{AsyncMessage, Client, Connection, Row};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::error::Fault;
-use super::habits::{Habits, is_direct, is_slow};
+use super::habits::{Doubts, Habits, is_direct, is_slow};
 use super::options::PostgresOptions;
 use super::tls;
 
@@ -95,6 +95,7 @@ pub(super) struct Pool {
     /// The server's own default does not wait for the disk.
     careless: std::sync::atomic::AtomicBool,
     habits: Arc<Habits>,
+    doubts: Doubts<ObjectId>,
 }
 
 impl Pool {
@@ -141,6 +142,7 @@ impl Pool {
             location: options.location(),
             careless: std::sync::atomic::AtomicBool::new(false),
             habits,
+            doubts: Doubts::default(),
         })
     }
 
@@ -203,12 +205,13 @@ impl Pool {
     }
 
     /// Begins the transaction of a claim, [`Durability::Relaxed`], in which the server plans nothing anew that it has one good
-    /// plan for: planning a claim takes it twice as long as carrying it out.
+    /// plan for: planning a claim takes it twice as long as carrying it out. A plan that is made while there are few tasks must
+    /// not read all of them once there are many, so it goes by indexes.
     pub(super) async fn begin_claim(self: &Arc<Pool>) -> Result<Tx, Fault> {
         let mut tx = self.begin(Durability::Relaxed).await?;
         tx.begin = Some(
             "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL synchronous_commit = off; \
-             SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL jit = off",
+             SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL enable_seqscan = off; SET LOCAL jit = off",
         );
         Ok(tx)
     }
@@ -388,7 +391,10 @@ impl Tx {
             .map(Vec::len)
             .chain(statements.iter().map(Statement::len))
             .max();
-        if sendings.iter().any(|sending| sending.prepared.is_some()) && is_slow(sent.elapsed(), size.unwrap_or(0)) {
+        if sendings.iter().any(|sending| sending.prepared.is_some())
+            && is_slow(sent.elapsed(), size.unwrap_or(0))
+            && pool.doubts.raise(Object::id(client), tokio::time::Instant::now())
+        {
             // Nobody waits for it: polled once, it is on its way.
             let _ = client.batch_execute("DISCARD PLANS").now_or_never();
         }
