@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
+use std::iter;
 
 use pensum_core::{Name, Time};
 
@@ -168,27 +169,26 @@ pub(super) fn settle<'a>(scopes: &'a BTreeSet<Name>, order: &KeyOrder, now: Time
     if scopes.is_empty() {
         return Vec::new();
     }
+    let (share, demote, promote) = match order.is_wide {
+        true => (Some(width::SHARE), width::DEMOTE, width::PROMOTE),
+        false => (None, DEMOTE, PROMOTE),
+    };
+    let with_time = || vec![keys(scopes), Value::Int8(Some(now.as_micros()))];
+    let mut with_fair = with_time();
+    with_fair.push(Value::Int4s(order.fair.iter().copied().map(Some).collect()));
     let hold = Statement {
         sql: HOLD,
         params: vec![keys(scopes)],
     };
-    if order.is_wide {
-        return std::iter::once(hold)
-            .chain(width::settle(scopes, &order.fair, now))
-            .collect();
-    }
-    let with_time = || vec![keys(scopes), Value::Int8(Some(now.as_micros()))];
-    let mut with_fair = with_time();
-    with_fair.push(Value::Int4s(order.fair.iter().copied().map(Some).collect()));
-    vec![
-        hold,
+    let turns = [
         Statement {
-            sql: DEMOTE,
+            sql: demote,
             params: with_time(),
         },
         Statement {
-            sql: PROMOTE,
+            sql: promote,
             params: with_fair,
         },
-    ]
+    ];
+    iter::once(hold).chain(share).chain(turns).collect()
 }

@@ -14,7 +14,7 @@ use tokio_postgres::types::Type;
 use super::Inner;
 use super::error::Fault;
 use super::key::{self, KeyOrder, undated};
-use super::pool::{Durability, Statement, Value};
+use super::pool::{Durability, Statement};
 
 /// How many keys one step looks through.
 const KEYS: i64 = 500;
@@ -92,7 +92,7 @@ macro_rules! turns {
 }
 
 /// Takes the turn from rows that should not have it any more.
-const DEMOTE: &str = concat!(
+pub(super) const DEMOTE: &str = concat!(
     turns!(),
     " UPDATE pensum.live l SET gate = 7, due_at = NULL, deadline = CASE WHEN l.deadline < ",
     undated!(),
@@ -117,7 +117,7 @@ macro_rules! stands {
 
 /// Gives the turn to those that should have it, and notes when; in a fair queue those that have it go behind what was ready
 /// when their key was served.
-const PROMOTE: &str = concat!(
+pub(super) const PROMOTE: &str = concat!(
     turns!(),
     " UPDATE pensum.live l SET gate = 0, due_at = CASE l.gate WHEN 7 THEN $2 ELSE l.due_at END, deadline = ",
     stands!(),
@@ -141,7 +141,10 @@ const NEXT: &str = concat!(
 );
 
 /// Held by whoever settles turns by the widths of queues, until its transaction ends.
-const SHARE: &str = "SELECT pg_advisory_xact_lock_shared(hashtextextended('pensum.width', 0))";
+pub(super) const SHARE: Statement<'static> = Statement {
+    sql: "SELECT pg_advisory_xact_lock_shared(hashtextextended('pensum.width', 0))",
+    params: Vec::new(),
+};
 
 /// Waits for whoever is settling turns by the widths as they were: what it does is seen by whoever looks for keys to settle
 /// after this transaction.
@@ -149,27 +152,6 @@ pub(super) const CHANGE: Statement<'static> = Statement {
     sql: "SELECT pg_advisory_xact_lock(hashtextextended('pensum.width', 0))",
     params: Vec::new(),
 };
-
-/// The statements that settle the turns of keys, after whatever holds the rows whose turn it is.
-pub(super) fn settle<'a>(scopes: &'a BTreeSet<Name>, fair: &[i32], now: Time) -> [Statement<'a>; 3] {
-    let with_time = || vec![key::keys(scopes), Value::Int8(Some(now.as_micros()))];
-    let mut with_fair = with_time();
-    with_fair.push(Value::Int4s(fair.iter().copied().map(Some).collect()));
-    [
-        Statement {
-            sql: SHARE,
-            params: Vec::new(),
-        },
-        Statement {
-            sql: DEMOTE,
-            params: with_time(),
-        },
-        Statement {
-            sql: PROMOTE,
-            params: with_fair,
-        },
-    ]
-}
 
 /// Settles the turns of the next keys after this one where others have them than should; answers up to which key, nothing
 /// after the last.
