@@ -9,7 +9,3 @@ UPDATE pensum.live SET deadline = 9223370937343148031 + row WHERE deadline = 922
 CREATE TABLE pensum.turn(scope text PRIMARY KEY, number bigint NOT NULL)
   WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000,
         autovacuum_vacuum_cost_delay = 0);
-
--- How many tasks of a key may have their turn beside one of the queue.
-ALTER TABLE pensum.queue ADD COLUMN per_key integer NOT NULL
-  GENERATED ALWAYS AS (coalesce((settings::jsonb ->> 'max_concurrent_per_key')::integer, 1)) STORED;

@@ -9,7 +9,7 @@ use super::error::Fault;
 use super::pool::{Durability, Pool};
 
 /// Each step brings the schema from its index to the next version.
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 5] = [
     include_str!("schema.sql"),
     include_str!("queue.sql"),
     include_str!("agent.sql"),
@@ -18,6 +18,7 @@ const MIGRATIONS: [&str; 4] = [
         include_str!("volatile.sql"),
         include_str!("order.sql")
     ),
+    include_str!("width.sql"),
 ];
 /// The schema version that this program writes.
 pub(super) const VERSION: u64 = MIGRATIONS.len() as u64;

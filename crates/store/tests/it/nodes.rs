@@ -16,7 +16,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) const LEASE: Duration = Duration::from_secs(3_600);
 
 pub(crate) struct Nodes {
-    _database: Database,
+    database: Database,
     pub(crate) stores: Vec<Arc<dyn Store>>,
     pub(crate) watcher: Client,
     pub(crate) now: Time,
@@ -36,10 +36,16 @@ impl Nodes {
         }
         Nodes {
             watcher: connect(&database.url()).await,
-            _database: database,
+            database,
             stores,
             now: noon(),
         }
+    }
+
+    /// One more node, which brings the schema up to date.
+    pub(crate) async fn join(&mut self) {
+        let store = pensum_store::connect(&self.database.url(), "later").await.unwrap();
+        self.stores.push(store);
     }
 
     pub(crate) fn call(&self) -> Call {

@@ -68,6 +68,21 @@ fn work(nodes: &Nodes, count: usize, done: &Arc<AtomicUsize>) -> JoinSet<()> {
     workers
 }
 
+#[tokio::test]
+async fn a_store_from_before_queues_were_wide_is_brought_up_to_date() {
+    let mut nodes = Nodes::new(1).await;
+    let before = "ALTER TABLE pensum.queue DROP COLUMN per_key;
+        UPDATE pensum.meta SET value = 4 WHERE key = 'schema_version'";
+    nodes.stores[0].close().await.unwrap();
+    nodes.watcher.batch_execute(before).await.unwrap();
+    nodes.join().await;
+    widen(&nodes, 1, "wide", 2).await;
+    nodes
+        .add(1, vec![keyed("wide", "a"), keyed("wide", "a"), keyed("wide", "a")])
+        .await;
+    assert_eq!(nodes.claim(1, 10).await.len(), 2);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn never_more_of_a_key_run_than_its_queues_let_whoever_claims() {
     const WIDTH: u32 = 3;
