@@ -8,12 +8,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fake import Fake
-from pensum.agent import Agent, task
+from harness import Server
+from pensum.agent import Agent, TaskFunction, task
 
 
 class Running:
@@ -58,6 +60,20 @@ def until(condition: Callable[[], Any], seconds: float = 30) -> Any:
 def serve(fake: Fake, *functions: Any, **named: Any) -> Running:
     """Agent `a` with these functions, at a server that is not the real one."""
     return Running(Agent("a", [task(function) for function in functions], url=fake.url, **{"grace": 2, **named}))
+
+
+@contextmanager
+def agent(server: Server, id: str, *functions: TaskFunction[..., Any], **named: Any) -> Iterator[Agent]:
+    """An agent at the real server, in a thread of this process."""
+    made = Agent(id, functions, url=server.url, **{"lease": 3, "grace": 5, **named})
+    with Running(made) as running:
+        yield made
+    assert running.error is None, running.error
+
+
+def named(name: str, function: Callable[..., Any], **settings: Any) -> TaskFunction[..., Any]:
+    """A task function whose handler no other test has."""
+    return task(name=f"{name}.{function.__name__}", **settings)(function)
 
 
 def polls(fake: Fake) -> list[Any]:

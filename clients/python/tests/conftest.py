@@ -13,9 +13,9 @@ from harness import Clients, Proxy, Server
 
 # A line for every request would bury what the tests look for.
 logging.getLogger("httpx").setLevel(logging.WARNING)
-# The settings of whoever runs the tests are not theirs; PENSUM_BIN says what is tested.
+# Settings of whoever runs the tests are not theirs. PENSUM_BIN says what is tested, PENSUM_TEST_POSTGRES on which store.
 for name in list(os.environ):
-    if name.startswith("PENSUM_") and name != "PENSUM_BIN":
+    if name.startswith("PENSUM_") and name != "PENSUM_BIN" and not name.startswith("PENSUM_TEST_POSTGRES"):
         del os.environ[name]
 
 
@@ -25,6 +25,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     running = Server(tmp_path_factory.mktemp("server")).start()
     yield running
     running.stop()
+    running.store.drop()
 
 
 @pytest.fixture
@@ -33,6 +34,7 @@ def own_server(tmp_path: Any) -> Iterator[Server]:
     running = Server(tmp_path).start()
     yield running
     running.kill()
+    running.store.drop()
 
 
 @pytest.fixture(params=["sync", "async"])

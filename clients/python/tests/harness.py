@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import os
 import socket
 import subprocess
 import threading
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pensum
@@ -22,6 +25,28 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+class Store:
+    """An empty store: a file, or a database of the server that `PENSUM_TEST_POSTGRES` names."""
+
+    def __init__(self, directory: Path) -> None:
+        self._server = os.environ.get("PENSUM_TEST_POSTGRES")
+        if self._server:
+            self._database = f"python_{uuid.uuid4().hex}"
+            self._psql(f"CREATE DATABASE {self._database}")
+            self.url = urlsplit(self._server)._replace(path=f"/{self._database}").geturl()
+        else:
+            self.url = f"sqlite:{directory}/store.db"
+
+    def _psql(self, statement: str) -> None:
+        psql = Path(os.environ.get("PENSUM_TEST_POSTGRES_BIN", ""), "psql")
+        subprocess.run([psql, "--quiet", "--command", statement, str(self._server)], check=True)
+
+    def drop(self) -> None:
+        """Files go with the directory of the test."""
+        if self._server:
+            self._psql(f"DROP DATABASE {self._database} WITH (FORCE)")
+
+
 class Server:
     """`pensum serve` on one port and one store, to be killed and started again."""
 
@@ -30,10 +55,11 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}"
         self.directory = directory
         self.args = args
+        self.store = Store(directory)
         self.process: subprocess.Popen[str] | None = None
 
     def start(self) -> Server:
-        command = [pensum.find_binary(), "serve", "--db", f"sqlite:{self.directory}/store.db", "--grace", "1"]
+        command = [pensum.find_binary(), "serve", "--db", self.store.url, "--grace", "1"]
         with open(self.directory / "stderr", "a") as stderr:
             self.process = subprocess.Popen(
                 [*command, "--listen", f"127.0.0.1:{self.port}", *self.args],

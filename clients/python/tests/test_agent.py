@@ -5,29 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import pensum
 import pytest
-from agents import Running, until
+from agents import Running, agent, named, until
 from harness import Server
-from pensum.agent import Again, Agent, Context, NonRetryable, RetryAfter, SessionFenced, TaskFunction, Wait, task
-
-
-@contextmanager
-def agent(server: Server, id: str, *functions: TaskFunction[..., Any], **named: Any) -> Iterator[Agent]:
-    made = Agent(id, functions, url=server.url, **{"lease": 3, "grace": 5, **named})
-    with Running(made) as running:
-        yield made
-    assert running.error is None, running.error
-
-
-def named(name: str, function: Callable[..., Any], **settings: Any) -> TaskFunction[..., Any]:
-    """A task function whose handler no other test has."""
-    return task(name=f"{name}.{function.__name__}", **settings)(function)
+from pensum.agent import Again, Agent, Context, NonRetryable, RetryAfter, SessionFenced, Wait
 
 
 @dataclass

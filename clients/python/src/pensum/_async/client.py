@@ -162,7 +162,10 @@ class AsyncClient:
         await self.close()
 
     async def execute_task(self, task: TaskRef, timeout: timedelta | float | None = None) -> bool:
-        """Starts a task unless it runs or has ended, waits for its end, and says whether it completed."""
+        """Lets a task start now instead of at its time, waits for its end, and says whether it completed.
+
+        What its queue allows still holds: a task of a queue that starts nothing by itself waits for `process_queue`.
+        """
         found = await self.tasks.get(task)
         if not found.ended and found.status != "running" and found.waiting_for != "dependencies":
             try:

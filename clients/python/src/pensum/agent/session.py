@@ -7,13 +7,14 @@ import json
 import logging
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from .._async.client import AsyncClient
 from ..errors import PensumError
 from .beats import Beats
 from .ledger import Ledger
-from .link import Away, Backoff, Link
+from .link import Away, Backoff, Link, SessionFenced
 from .polls import Polls, complete
 from .task import TaskFunction
 
@@ -129,7 +130,9 @@ class Session:
     async def _leave(self) -> None:
         try:
             body = json.dumps({"session": self.id}).encode()
-            await self._link.call("leave_agent", body, _FAREWELL)
+            # Where no poll had arrived yet, or another process has taken over, there is nothing to take leave of.
+            with suppress(SessionFenced):
+                await self._link.call("leave_agent", body, _FAREWELL)
             logger.info("agent %s has left", self._agent)
         except (Away, PensumError) as error:
             logger.warning("agent %s could not say that it leaves: %s", self._agent, error.__cause__ or error)
