@@ -13,7 +13,7 @@ from harness import Clients, Proxy, Server
 
 # A line for every request would bury what the tests look for.
 logging.getLogger("httpx").setLevel(logging.WARNING)
-# Settings of whoever runs the tests are not theirs. PENSUM_BIN says what is tested, PENSUM_TEST_POSTGRES on which store.
+# Settings of whoever runs the tests are not for them: only which program is tested, PENSUM_BIN, and on which store.
 for name in list(os.environ):
     if name.startswith("PENSUM_") and name != "PENSUM_BIN" and not name.startswith("PENSUM_TEST_POSTGRES"):
         del os.environ[name]
