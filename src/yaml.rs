@@ -101,6 +101,14 @@ pub(crate) fn read(text: &str) -> Result<Node, Fault> {
             }
             _ => message,
         };
+        // What would let it pass is no setting of ours.
+        let message = match message.strip_prefix("duplicate mapping key: ") {
+            Some(rest) => {
+                let key = rest.split_once(", set DuplicateKeyPolicy").map_or(rest, |(key, _)| key);
+                format!("`{key}` is there twice; take one of them out")
+            }
+            None => message,
+        };
         Fault::new(at, message)
     })
 }
@@ -119,6 +127,15 @@ impl Node {
             Value::Map(entries) => Some(entries),
             _ => None,
         }
+    }
+
+    /// The entries, their values to be changed; none when it is no map.
+    pub(crate) fn values_mut(&mut self) -> impl Iterator<Item = (&Key, &mut Node)> {
+        let entries = match &mut self.value {
+            Value::Map(entries) => &mut entries[..],
+            _ => &mut [],
+        };
+        entries.iter_mut().map(|(key, value)| (&*key, value))
     }
 
     /// The value of a key, when it is a map that has it.
@@ -447,7 +464,7 @@ mod tests {
 
     #[test]
     fn wrong_yaml_is_named_with_its_line() {
-        check_fault("a: 1\na: 2\n", 2, "uplicate");
+        check_fault("a: 1\na: 2\n", 2, "`a` is there twice");
         check_fault("a: [1, 2\nb: 3\n", 2, "");
         check_fault("a: 'x\n", 2, "");
     }

@@ -68,6 +68,40 @@ pub(crate) struct Config {
     pub(crate) breakers: Vec<(String, BreakerInput)>,
 }
 
+/// True for the configuration of a task manager: JSON, and nothing but queues and agents.
+fn is_of_task_manager(text: &str, root: &Node) -> bool {
+    let is_known = |(key, _): &(Key, Node)| matches!(&*key.name, "queues" | "agents");
+    root.entries().is_some_and(|entries| entries.iter().all(is_known))
+        && serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok()
+}
+
+/// Names the priorities of queues that are numbers of a task manager's own scale.
+fn name_priorities(root: &mut Node) -> Result<(), Vec<Fault>> {
+    const SCALE: [&str; 4] = ["low", "normal", "high", "critical"];
+    let queues = root.values_mut().filter(|(key, _)| key.name == "queues");
+    let fields = queues
+        .flat_map(|(_, queues)| queues.values_mut())
+        .flat_map(|(queue, fields)| fields.values_mut().map(|field| (&*queue.name, field)));
+    for (queue, (key, value)) in fields {
+        let Value::Number(number) = &value.value else { continue };
+        if key.name != "priority" {
+            continue;
+        }
+        let place = number
+            .as_u64()
+            .and_then(|number| usize::try_from(number).ok()?.checked_sub(1));
+        let Some(name) = place.and_then(|place| SCALE.get(place)) else {
+            let message = format!(
+                "queues.{queue}.priority: {number} is not a priority of a task manager's file: 1 (low), 2 (normal), 3 (high) or \
+                 4 (critical)"
+            );
+            return Err(vec![Fault::new(value.at, message)]);
+        };
+        value.value = Value::Text((*name).to_owned());
+    }
+    Ok(())
+}
+
 impl Config {
     /// Reads files in order; what a later one says counts.
     pub(crate) fn load(files: &[impl AsRef<Path>]) -> Result<Config, Failure> {
@@ -98,9 +132,12 @@ impl Config {
     }
 
     fn merge(&mut self, text: &str) -> Result<(), Vec<Fault>> {
-        let root = yaml::read(text).map_err(|fault| vec![fault])?;
+        let mut root = yaml::read(text).map_err(|fault| vec![fault])?;
         if root.value == Value::Null {
             return Ok(());
+        }
+        if is_of_task_manager(text, &root) {
+            name_priorities(&mut root)?;
         }
         let mut reader = Reader { faults: Vec::new() };
         for (key, block) in reader.map("the configuration", &root) {
@@ -281,6 +318,8 @@ impl Reader {
 
 #[cfg(test)]
 mod tests {
+    use pensum_core::Priority;
+
     use super::*;
 
     fn read(texts: &[&str]) -> Result<Config, Vec<String>> {
@@ -351,11 +390,25 @@ mod tests {
     }
 
     #[test]
+    fn numbers_of_a_task_managers_priorities_are_on_its_own_scale() {
+        let priority = |text: &str| read(&[text]).unwrap().queues[0].1.priority;
+        let of_manager = r#"{"queues": {"a": {"name": "A", "priority": 4}}, "agents": {}}"#;
+        assert_eq!(priority(of_manager), Some(Priority::Critical));
+        assert_eq!(priority("queues: { a: { priority: 4 } }"), Some(Priority::Urgent));
+        let ours = r#"{"queues": {"a": {"priority": 4}}, "logging": {"level": "info"}}"#;
+        assert_eq!(priority(ours), Some(Priority::Urgent));
+    }
+
+    #[test]
     fn wrong_queues_are_named_with_their_place() {
         check("queues: 5\n", "c.yaml:1:9: queues: must be a map, not a number");
         check(
             "queues: { a b: {} }\n",
             "c.yaml:1:11: queues.a b: must be 1 to 200 letters",
+        );
+        check(
+            r#"{"queues": {"a": {"priority": 5}}, "agents": {}}"#,
+            "c.yaml:1:31: queues.a.priority: 5 is not a priority of a task manager's file: 1 (low)",
         );
         check("queues: { stats: {} }\n", "c.yaml:1:11: queues.stats: `stats` is taken");
         check("queues: { a: [] }\n", "c.yaml:1:14: queues.a: invalid type");

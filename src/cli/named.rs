@@ -9,6 +9,16 @@ use super::output::{self, Column, Format};
 use super::task::{Refusals, watched};
 use super::{Global, confirm, now};
 
+/// A name that can stand in an address, for clap.
+pub(super) fn name(text: &str) -> Result<String, String> {
+    match text {
+        "." | ".." => Err(format!(
+            "`{text}` has a meaning of its own in addresses; choose another name"
+        )),
+        _ => Ok(text.to_owned()),
+    }
+}
+
 /// A kind of such things.
 pub(super) struct Kind {
     /// Where they are listed, such as `/api/v1/queues`.

@@ -85,6 +85,29 @@ on_each_store! {
     a_full_queue_refuses_or_drops_and_goes_on_when_it_has_room,
     units_hold_the_rate_and_explain_says_when_a_task_starts,
     what_waits_too_long_in_a_queue_is_dropped,
+    limits_hold_up_no_bulk_command,
+}
+
+fn limits_hold_up_no_bulk_command(node: Node) {
+    let settings = json!({ "max_concurrent": 1, "max_depth": 1, "when_full": "refuse" });
+    node.put("default", &settings);
+    node.ask("default", "pause").expect(200);
+    let waits = node.server.create(&json!({ "handler": "noop" }));
+    // The very command that empties a full queue.
+    let cancel = ["task", "cancel", "--filter", "queue=default", "--wait", "-o", "name"];
+    node.server.cli().run(&cancel).expect(0);
+    node.server.wait(&waits, "cancelled");
+    node.server.create(&json!({ "handler": "noop" }));
+    // Nobody limits what carries commands out.
+    let path = "/api/v1/queues/pensum.bulk";
+    for answer in [
+        node.server.http.put(path, &settings),
+        node.server.http.post(&format!("{path}/pause"), &json!({})),
+    ] {
+        let problem = answer.expect(422);
+        assert_eq!(problem["errors"][0]["path"], "id", "{problem}");
+    }
+    node.server.finish();
 }
 
 fn a_full_queue_refuses_or_drops_and_goes_on_when_it_has_room(mut node: Node) {

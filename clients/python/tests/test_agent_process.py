@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import re
 import time
 from pathlib import Path
 
@@ -85,6 +87,22 @@ def test_a_step_is_not_repeated_after_its_agent_was_killed(server: Server, api: 
     assert [one.status for one in api.tasks.executions(made)] == ["crashed", "completed"]
 
 
+def test_an_agent_without_an_id_has_that_of_its_environment_or_of_its_module_and_machine(
+    server: Server, api: pensum.Client, place: Place
+) -> None:
+    machine = re.sub(r"[^A-Za-z0-9_.:/-]", "-", platform.node())
+    variables = {"NAME": place.name, "JOURNAL": str(place.journal)}
+    for id, target, more in [
+        (f"work-{machine}", "work", {}),
+        (f"{place.name}-1", "work", {"PENSUM_AGENT_ID": f"{place.name}-1"}),
+        (f"{place.name}-2", "work:app", {"PENSUM_AGENT_ID": f"{place.name}-2"}),
+    ]:
+        with Process(place.directory, target, server.url, **variables, **more) as process:
+            until(lambda: id in [one.id for one in api.agents.list()])
+            process.terminate()
+            assert process.wait() == 0
+
+
 def test_the_tasks_of_a_killed_agent_complete_elsewhere(server: Server, api: pensum.Client, place: Place) -> None:
     with place.start(server.url, id=f"{place.name}-1") as first:
         made = [api.tasks.create(f"{place.name}.long", {"seconds": 2}) for _ in range(3)]
@@ -150,7 +168,7 @@ def test_a_restart_of_the_server_loses_nothing(own_server: Server, place: Place)
 def test_exit_codes_of_the_command(server: Server, api: pensum.Client, place: Place) -> None:
     cases = [
         (["work:app", "--max", "0"], 2, "--max must be one or more"),
-        (["work:nothing"], 2, "work:nothing is no Agent"),
+        (["work:nothing"], 2, "work:nothing: there is no `nothing` in `work`"),
         (["work:not_one"], 2, "work:not_one is no Agent"),
         (["no.such:app"], 2, "there is no module `no.such`"),
         (["empty"], 2, "empty has no functions with @task"),

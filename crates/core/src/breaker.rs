@@ -242,7 +242,8 @@ impl BreakerRecord {
         let by_rate = self.settings.failure_permille.is_some_and(|permille| {
             calls >= u64::from(self.settings.calls_min) && failed * 1_000 >= u64::from(permille) * calls
         });
-        let opens = !succeeded && (by_count || by_rate);
+        // A good end may be the one that makes a rate count.
+        let opens = by_rate || by_count && !succeeded;
         if opens {
             self.trip(now);
         }
@@ -373,12 +374,16 @@ mod tests {
             calls_min: 4,
             ..BreakerSettings::default()
         });
-        for succeeded in [false, true, false] {
+        let mut late = breaker.clone();
+        for succeeded in [false, true, true, true, false] {
             assert!(!breaker.note(succeeded, at(0), at(1)));
         }
-        assert!(!breaker.note(true, at(0), at(2)), "a success opens nothing");
         assert!(breaker.note(false, at(0), at(3)));
         assert_eq!(breaker.state(at(3)), BreakerState::Open);
+        for succeeded in [false, false, false] {
+            assert!(!late.note(succeeded, at(0), at(1)));
+        }
+        assert!(late.note(true, at(0), at(2)), "with it there are enough");
     }
 
     #[test]

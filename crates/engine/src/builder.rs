@@ -180,7 +180,9 @@ impl EngineBuilder {
             seams,
             handlers: self.handlers,
             capabilities: capabilities.into(),
-            queues: self.queues.map(Arc::from),
+            queues: self
+                .queues
+                .map(|queues| queues.into_iter().chain([Name::from(bulk::HANDLER)]).collect()),
             offered: self.resources.as_ref().map(Amounts::of),
             lease: self.lease,
             grace: self.grace,

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::bulk_filter::BulkFilter;
 use crate::{Context, Engine, EngineError, Handler, kinds};
 
-/// The handler that carries bulk operations out.
+/// The handler that carries bulk operations out, and the queue of its tasks: what people limit or pause holds no command up.
 pub(crate) const HANDLER: &str = "pensum.bulk";
 /// How many pages one run of it takes before it saves where it is.
 const PAGES_PER_RUN: usize = 10;
@@ -130,6 +130,7 @@ pub(crate) async fn submit(engine: &Engine, call: &Call, request: BulkRequest) -
     let parameters =
         Json::of(&parameters).map_err(|e| Invalid::one("filter", format!("cannot be written as JSON: {e}")))?;
     let mut spec = Spec {
+        queue: Name::from(HANDLER),
         priority: Priority::High,
         timeout: Some(Duration::ZERO),
         ..Spec::new(HANDLER, parameters)

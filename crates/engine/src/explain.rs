@@ -1,8 +1,12 @@
 //! Why a task does not run: every gate that is closed, since when, and when it is expected to open.
 
-use pensum_core::agent::Demand;
+use std::collections::BTreeMap;
+
+use pensum_core::agent::{Amounts, Demand};
+use pensum_core::query::PAGE_MAX;
+use pensum_core::store::NodeRecord;
 use pensum_core::task::Lifecycle;
-use pensum_core::{NodeId, Priority, State, Status, TaskId, TaskRecord, Time, WaitingFor};
+use pensum_core::{NodeId, Page, Priority, State, Status, TaskFilter, TaskId, TaskRecord, Time, WaitingFor};
 use serde::Serialize;
 
 use crate::agents::{Offers, scarce_here};
@@ -12,6 +16,9 @@ use crate::{Engine, EngineError};
 
 /// How many unfinished dependencies are named.
 const DEPENDENCIES_NAMED_MAX: usize = 20;
+
+/// How many pages of running tasks are looked through for what they take of the agents.
+const RUNNING_PAGES_MAX: usize = 5;
 
 /// The answer to "why does it not run?".
 #[derive(Clone, Debug, PartialEq, Serialize, utoipa::ToSchema)]
@@ -225,7 +232,12 @@ async fn queued(
             ),
             false => "its start time has not come".to_owned(),
         };
+        let since = match lifecycle.backing_off {
+            true => last_end(engine, namespace, record.id).await?,
+            false => None,
+        };
         gates.push(Gate {
+            since: Some(since.unwrap_or(record.created_at)),
             opens_at: Some(lifecycle.run_at),
             ..gate(GateKind::Time, message)
         });
@@ -238,7 +250,7 @@ async fn queued(
     let queue = &record.spec.queue;
     let is_elsewhere = engine.queues().is_some_and(|queues| !queues.contains(queue));
     if !suits_here && !suits_agents {
-        gates.push(capability(engine, record, &demand, &offers));
+        gates.push(capability(engine, record, &demand, &offers, others(engine, now).await?));
     }
     if is_elsewhere && !suits_agents {
         gates.push(gate(
@@ -251,8 +263,16 @@ async fn queued(
     gates.extend(closed_queue(engine, namespace, record, now, gates.is_empty()).await?);
     let is_here = suits_here && !is_elsewhere;
     gates.extend(offers.closed(record, &demand, &breakers, is_here, gates.is_empty()));
-    if is_here && !suits_agents {
-        gates.extend(scarce_here(engine, &demand, gates.is_empty()));
+    if !is_here && gates.is_empty() && demand.resources != Amounts::default() {
+        let held = held_by_sessions(engine, namespace, now).await?;
+        gates.extend(offers.short(&record.spec.handler, &demand, &held));
+    }
+    if is_here
+        && !suits_agents
+        && let Some(mut scarce) = scarce_here(engine, &demand, gates.is_empty())
+    {
+        scarce.message.push_str(&elsewhere(others(engine, now).await?));
+        gates.push(scarce);
     }
     if lifecycle.suspect {
         let message = "a node died soon after it started; it runs alone next time, once this node runs nothing else";
@@ -263,14 +283,58 @@ async fn queued(
         gates.push(turn(engine, record, level, is_here));
     }
     // Where nobody noted when a gate closed, the task has stood before it since it was ready to start, or was there at all.
-    let since = match lifecycle.run_at > now {
-        true => None,
-        false => Some(lifecycle.ready_at.unwrap_or(record.created_at)),
-    };
+    let since = lifecycle.ready_at.unwrap_or(record.created_at);
     for gate in gates {
-        gate.since = gate.since.or(since);
+        gate.since = gate.since.or(Some(since));
     }
     Ok(())
+}
+
+/// How many nodes work on the store beside this one.
+async fn others(engine: &Engine, now: Time) -> Result<usize, EngineError> {
+    let nodes = engine.store().nodes(now).await?;
+    let is_other = |node: &&NodeRecord| node.status == "running" && node.id != engine.node().id.to_string();
+    Ok(nodes.iter().filter(is_other).count())
+}
+
+/// What the running tasks of sessions and nodes take, as far as they are looked through.
+async fn held_by_sessions(
+    engine: &Engine,
+    namespace: &str,
+    now: Time,
+) -> Result<BTreeMap<NodeId, Amounts>, EngineError> {
+    let filter = TaskFilter {
+        status: vec![Status::Running],
+        ..TaskFilter::default()
+    };
+    let mut page = Page {
+        limit: PAGE_MAX,
+        before_row: None,
+    };
+    let mut held: BTreeMap<NodeId, Amounts> = BTreeMap::new();
+    for _ in 0..RUNNING_PAGES_MAX {
+        let found = engine
+            .store()
+            .tasks(namespace, filter.clone(), page.clone(), now)
+            .await?;
+        for task in found.items {
+            if let Some(lease) = task.lifecycle.lease {
+                let held = held.entry(lease.node).or_default();
+                *held = held.plus(Demand::of(&task.spec).resources);
+            }
+        }
+        match found.next {
+            Some(row) => page.before_row = Some(row),
+            None => break,
+        }
+    }
+    Ok(held)
+}
+
+/// When the last attempt of a task ended.
+async fn last_end(engine: &Engine, namespace: &str, task: TaskId) -> Result<Option<Time>, EngineError> {
+    let attempts = engine.store().executions(namespace, task).await?;
+    Ok(attempts.iter().filter_map(|attempt| attempt.finished_at).max())
 }
 
 /// Of a task that only has to be claimed: why that has not happened.
@@ -333,17 +397,28 @@ async fn dependencies(engine: &Engine, namespace: &str, record: &TaskRecord, now
     })
 }
 
-fn capability(engine: &Engine, record: &TaskRecord, demand: &Demand, offers: &Offers) -> Gate {
+fn capability(engine: &Engine, record: &TaskRecord, demand: &Demand, offers: &Offers, others: usize) -> Gate {
     let offered = engine.capabilities();
+    let also = demand.requires.iter().filter(|need| **need != record.spec.handler);
     let missing: Vec<_> = std::iter::once(&record.spec.handler)
-        .chain(&demand.requires)
+        .chain(also)
         .filter(|need| !offered.contains(need))
         .map(|n| format!("`{n}`"))
         .collect();
     let message = format!(
-        "this node offers no {}; it waits for a node or an agent that does; {}",
+        "this node offers no {}; it waits for a node or an agent that does; {}{}",
         missing.join(", "),
-        offers.in_words()
+        offers.in_words(),
+        elsewhere(others)
     );
     gate(GateKind::Capability, message)
+}
+
+/// What a node says where another one might not be short of what it is short of.
+fn elsewhere(others: usize) -> String {
+    match others {
+        0 => String::new(),
+        1 => "; what the other node offers, that one explains".to_owned(),
+        _ => format!("; what the {others} other nodes offer, those explain"),
+    }
 }

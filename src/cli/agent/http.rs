@@ -67,14 +67,14 @@ impl Endpoint {
     /// What it answers; `None` when it brings the result later.
     async fn ask(&self, given: &Given) -> Result<Option<Value>, ErrorInfo> {
         let failed = |error: reqwest::Error| {
-            let kind = if error.is_timeout() {
-                kinds::TIMEOUT
-            } else {
-                kinds::HTTP_CONNECT
-            };
+            if error.is_timeout() {
+                let message = format!("{} gave no answer within the timeout of the task", self.url);
+                return ErrorInfo::new(kinds::TIMEOUT, message);
+            }
+            let cause = anyhow::Error::from(error.without_url());
             ErrorInfo::new(
-                kind,
-                format!("{} could not be called: {}", self.url, error.without_url()),
+                kinds::HTTP_CONNECT,
+                format!("{} could not be called: {cause:#}", self.url),
             )
         };
         let body = json!({

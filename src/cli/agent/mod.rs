@@ -15,7 +15,7 @@ use serde_json::Value;
 use super::Global;
 use super::client::Client;
 use super::exit::Exit;
-use super::named::Kind;
+use super::named::{self, Kind};
 use super::output::{self, Column, plain};
 
 pub(crate) use settings::{Configured, read};
@@ -75,7 +75,7 @@ pub(crate) enum Command {
 #[derive(clap::Args, Debug)]
 pub(crate) struct Ids {
     /// The agents.
-    #[arg(required = true, value_name = "ID")]
+    #[arg(required = true, value_name = "ID", value_parser = named::name)]
     ids: Vec<String>,
 }
 

@@ -73,6 +73,7 @@ fn read_one(id: &str, text: &str) -> Result<Configured, Invalid> {
             format!("must be `{id}`, the name that it stands under"),
         ));
     }
+    let given: Vec<&str> = EXTRA.into_iter().filter(|name| extra.contains_key(*name)).collect();
     let extra: Extra = input::parse(Json::Object(extra).to_string().as_bytes())?;
     let mut kinds = Vec::new();
     kinds.extend(extra.program.map(Kind::Program));
@@ -85,6 +86,12 @@ fn read_one(id: &str, text: &str) -> Result<Configured, Invalid> {
         ));
     }
     let kind = kinds.pop();
+    if kind.is_none()
+        && let Some(name) = ["env", "grace"].into_iter().find(|name| given.contains(name))
+    {
+        let message = "is for what the node runs: give `program`, `worker` or `url` as well, or leave it out";
+        return Err(Invalid::one(name, message));
+    }
     let (kind_name, wrong) = match &kind {
         None => (None, None),
         Some(Kind::Program(argv)) => (
@@ -108,7 +115,7 @@ fn read_one(id: &str, text: &str) -> Result<Configured, Invalid> {
     if let Some(kind_name) = kind_name {
         fields.entry("agent_type").or_insert_with(|| Json::from(kind_name));
     }
-    let agent = input::parse_object::<AgentInput>(Json::Object(fields).to_string().as_bytes())?;
+    let agent = input::parse_object::<AgentInput>(Json::Object(fields).to_string().as_bytes()).map_err(with_extra)?;
     agent.clone().resolve()?;
     Ok(Configured {
         input: agent,
@@ -116,6 +123,17 @@ fn read_one(id: &str, text: &str) -> Result<Configured, Invalid> {
         env: extra.env,
         grace: extra.grace.unwrap_or(GRACE).0,
     })
+}
+
+/// Names the fields of the configuration too, where one is unknown.
+fn with_extra(Invalid(mut problems): Invalid) -> Invalid {
+    for problem in &mut problems {
+        if problem.message.starts_with("unknown field `") && problem.message.contains(", expected one of ") {
+            let names = EXTRA.map(|name| format!("`{name}`"));
+            problem.message = format!("{}, {}", problem.message, names.join(", "));
+        }
+    }
+    Invalid(problems)
 }
 
 #[cfg(test)]
@@ -135,6 +153,15 @@ mod tests {
         check(r#"{"capabilities":[]}"#, "capabilities: holds 0 names");
         check(r#"{"capabilities":["a"],"id":"v"}"#, "id: must be `w`");
         check(r#"{"capabilities":["a"],"colour":1}"#, "colour: unknown field");
+        check(r#"{"capabilities":["a"],"prog":["x"]}"#, "`lease`, `program`, `worker`");
+        check(
+            r#"{"capabilities":["a"],"env":{"A":"1"}}"#,
+            "env: is for what the node runs",
+        );
+        check(
+            r#"{"capabilities":["a"],"grace":5}"#,
+            "grace: is for what the node runs",
+        );
         check(r#"{"capabilities":["a"],"program":[]}"#, "program: must be a list");
         check(r#"{"capabilities":["a"],"program":"x"}"#, "program: invalid type");
         check(

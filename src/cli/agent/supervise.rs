@@ -71,11 +71,25 @@ fn registration(agent: &Configured) -> anyhow::Result<Value> {
 async fn watch(client: &Client, address: &str, agent: &Configured, stop: &CancellationToken) {
     let id = &agent.input.id;
     let mut pauses = Pause::default();
+    let mut is_own = false;
     loop {
         let started = Instant::now();
         let ended = match &agent.kind {
             None => return,
-            Some(Kind::Worker(argv)) => worker(address, agent, argv, stop).await,
+            Some(Kind::Worker(argv)) => {
+                let taken = match is_own {
+                    // Its place is not free before the lease of the one that has just ended is over.
+                    true => Ok(()),
+                    false => take_place(client, agent, stop).await,
+                };
+                let ended = match taken {
+                    Ok(()) if stop.is_cancelled() => return,
+                    Ok(()) => worker(address, agent, argv, stop).await,
+                    Err(error) => Err(error),
+                };
+                is_own = matches!(&ended, Ok(why) if *why != taken_over());
+                ended
+            }
             Some(Kind::Program(argv)) => {
                 let runner = Runner::Program {
                     argv: argv.clone(),
@@ -135,6 +149,15 @@ async fn session(
     }
 }
 
+/// Waits until no other process runs the agent, and has it seen, so that other nodes leave it to this one.
+async fn take_place(client: &Client, agent: &Configured, stop: &CancellationToken) -> anyhow::Result<()> {
+    until_free(client, &agent.input.id, stop).await?;
+    if !stop.is_cancelled() {
+        client.post("/api/v1/agents", &registration(agent)?).await?;
+    }
+    Ok(())
+}
+
 /// Waits until no other process runs the agent: a node of the same configuration, or this one before it was started again.
 async fn until_free(client: &Client, id: &str, stop: &CancellationToken) -> anyhow::Result<()> {
     loop {
@@ -157,6 +180,15 @@ async fn until_free(client: &Client, id: &str, stop: &CancellationToken) -> anyh
             () = sleep(LOOK) => {}
         }
     }
+}
+
+fn exit_code(code: i32) -> String {
+    format!("exit code {code}")
+}
+
+/// How a worker ends that another process has taken the place of.
+fn taken_over() -> String {
+    exit_code(i32::from(Exit::Conflict as u8))
 }
 
 /// Runs a process that polls by itself, until it ends or the node stops.
@@ -189,7 +221,7 @@ async fn worker(
         }
     };
     Ok(match (exit.code, exit.signal_name) {
-        (Some(code), _) => format!("exit code {code}"),
+        (Some(code), _) => exit_code(code),
         (None, Some(signal)) => signal.to_owned(),
         (None, None) => "a signal".to_owned(),
     })

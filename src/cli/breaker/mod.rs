@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::Global;
 use super::client::Client;
 use super::exit::Exit;
-use super::named::Kind;
+use super::named::{self, Kind};
 use super::output::{self, Column, plain};
 
 pub(crate) use settings::{apply, read};
@@ -59,13 +59,15 @@ pub(crate) enum Command {
 #[derive(clap::Args, Debug)]
 pub(crate) struct Names {
     /// The circuit breakers.
-    #[arg(required = true, value_name = "NAME")]
+    #[arg(required = true, value_name = "NAME", value_parser = named::name)]
     names: Vec<String>,
 }
 
 #[derive(clap::Args, Debug)]
+#[command(allow_negative_numbers = true)]
 pub(crate) struct PutArgs {
     /// Its name; handler:NAME and agent:NAME say what they cover.
+    #[arg(value_parser = named::name)]
     name: String,
     /// A handler that it covers. Say it again for more.
     #[arg(long = "handler", value_name = "NAME")]
@@ -182,6 +184,10 @@ fn covers(settings: &Value) -> String {
 }
 
 /// How many of the latest ends failed.
+/// What a closed one counts; one that is not closed counts nothing.
 fn failures(breaker: &Value) -> String {
+    if breaker["state"] != "closed" {
+        return String::new();
+    }
     format!("{}/{}", plain(&breaker["failures"]), plain(&breaker["calls"]))
 }

@@ -48,7 +48,7 @@ impl Edit {
 }
 
 /// Changes the parameters of every task, each only at the version at which it was read. What cannot be changed is found
-/// before anything is, as far as it can be seen here.
+/// before anything is, as far as it can be seen here; where a node refuses one, those before it get theirs back.
 pub(super) async fn edit(client: &Client, ids: &[TaskId], edit: &Edit) -> anyhow::Result<()> {
     let mut changes = Vec::with_capacity(ids.len());
     for id in ids {
@@ -57,28 +57,52 @@ pub(super) async fn edit(client: &Client, ids: &[TaskId], edit: &Edit) -> anyhow
             let message = format!("task {id} is no dead letter; nothing was changed or retried");
             return Err(Failure::new(Exit::Conflict, message).into());
         }
-        let mut parameters = task["parameters"].take();
+        let before = task["parameters"].take();
+        let mut parameters = before.clone();
         edit.apply(&mut parameters)
             .map_err(|why| Failure::usage(format!("{why} (task {id}); nothing was changed or retried")))?;
-        changes.push((*id, task["version"].as_u64(), parameters));
+        changes.push((*id, task["version"].as_u64(), before, parameters));
     }
-    for (index, (id, version, parameters)) in changes.into_iter().enumerate() {
-        let body = json!({ "parameters": parameters });
-        let Err(error) = client.patch(&path(id), &body, version).await else {
-            continue;
-        };
-        let exit = error
-            .downcast_ref::<Failure>()
-            .map_or(Exit::Failed, |failure| failure.exit);
-        let before = match index {
-            0 => String::new(),
-            1 => "; the task before it has its new parameters".to_owned(),
-            count => format!("; the {count} tasks before it have their new parameters"),
-        };
-        let message = format!("{error}\nThe parameters of task {id} stay as they are, and nothing was retried{before}");
-        return Err(Failure::new(exit, message).into());
+    let mut done = Vec::with_capacity(changes.len());
+    for (id, version, before, parameters) in changes {
+        match change(client, id, version, &parameters).await {
+            Ok(version) => done.push((id, version, before)),
+            Err(error) => {
+                let exit = exit_of(&error);
+                let kept = put_back(client, done).await;
+                let message = format!("{error} (task {id}); nothing was retried{kept}");
+                return Err(Failure::new(exit, message).into());
+            }
+        }
     }
     Ok(())
+}
+
+/// Changes the parameters of a task at a version; answers the next one.
+async fn change(client: &Client, id: TaskId, version: Option<u64>, parameters: &Value) -> anyhow::Result<Option<u64>> {
+    let body = json!({ "parameters": parameters });
+    let changed = client.patch(&path(id), &body, version).await?;
+    Ok(serde_json::from_str::<Value>(&changed)?["version"].as_u64())
+}
+
+/// Gives tasks their parameters back; says which have others now, in the middle of a sentence.
+async fn put_back(client: &Client, done: Vec<(TaskId, Option<u64>, Value)>) -> String {
+    let mut kept = Vec::new();
+    for (id, version, before) in done {
+        if let Err(error) = change(client, id, version, &before).await {
+            kept.push(format!("task {id} keeps its new parameters: {error}"));
+        }
+    }
+    match kept.is_empty() {
+        true => " or changed".to_owned(),
+        false => format!("; {}", kept.join("; ")),
+    }
+}
+
+fn exit_of(error: &anyhow::Error) -> Exit {
+    error
+        .downcast_ref::<Failure>()
+        .map_or(Exit::Failed, |failure| failure.exit)
 }
 
 /// One step of a path.

@@ -1,5 +1,7 @@
 //! `pensum dlq retry`: by id, with other parameters; all of a filter, with a sample first.
 
+use std::collections::BTreeSet;
+
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use pensum_core::query::PAGE_MAX;
@@ -47,10 +49,12 @@ pub(super) async fn retry(global: &Global, client: &Client, args: &RetryArgs) ->
     if which.all {
         return bulk(global, client, "retry", &which.filter(), which.dry_run).await;
     }
+    let mut seen = BTreeSet::new();
+    let ids: Vec<TaskId> = which.ids.iter().copied().filter(|id| seen.insert(*id)).collect();
     if let Some(change) = Edit::of(&args.set, args.parameters.as_deref())? {
-        edit(client, &which.ids, &change).await?;
+        edit(client, &ids, &change).await?;
     }
-    act_on_each(global, client, "retry", &which.ids, None).await
+    act_on_each(global, client, "retry", &ids, None).await
 }
 
 /// Retries some, and the others when all of those have completed.

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::Global;
 use super::client::Client;
 use super::exit::Exit;
-use super::named::Kind;
+use super::named::{self, Kind};
 use super::output::{self, Column, plain};
 
 pub(crate) use settings::{apply, read};
@@ -67,8 +67,17 @@ pub(crate) enum Command {
 #[derive(clap::Args, Debug)]
 pub(crate) struct Names {
     /// The queues.
-    #[arg(required = true, value_name = "NAME")]
+    #[arg(required = true, value_name = "NAME", value_parser = name)]
     names: Vec<String>,
+}
+
+/// A name that a queue can have, for clap: no word of a route.
+fn name(text: &str) -> Result<String, String> {
+    let text = named::name(text)?;
+    match &*text {
+        "stats" => Err("is taken by the route /queues/stats; choose another name".to_owned()),
+        _ => Ok(text),
+    }
 }
 
 pub(crate) async fn queue(global: &Global, command: Command) -> anyhow::Result<Exit> {

@@ -6,7 +6,7 @@ use pensum_core::input::RateInput;
 use pensum_core::time::Span;
 use serde_json::{Map, Value, json};
 
-use super::{QUEUES, settings};
+use super::{QUEUES, name, settings};
 use crate::cli::Global;
 use crate::cli::client::Client;
 use crate::cli::exit::{Exit, Failure};
@@ -31,9 +31,10 @@ const CLEARABLE: [&str; 13] = [
 ];
 
 #[derive(Args, Debug)]
+#[command(allow_negative_numbers = true)]
 pub(crate) struct PutArgs {
     /// The queue.
-    #[arg(value_name = "NAME", required_unless_present = "file", conflicts_with = "file")]
+    #[arg(value_name = "NAME", required_unless_present = "file", conflicts_with = "file", value_parser = name)]
     queue: Option<String>,
     /// A YAML or JSON file with {queues: {NAME: {…}}}; each of its queues gets just what the file says. - is standard input.
     #[arg(short, long, value_name = "FILE")]
@@ -140,7 +141,12 @@ impl Settings {
             }
             fields.remove(field);
         }
-        let rate = self.rate.map(serde_json::to_value).transpose()?;
+        // A burst that somebody chose stays with another rate.
+        let rate = self.rate.map(|rate| RateInput {
+            burst: fields.get("rate_limit").and_then(chosen_burst),
+            ..rate
+        });
+        let rate = rate.map(serde_json::to_value).transpose()?;
         let retry = self.retry.map(|text| json_of("--retry", &text)).transpose()?;
         let auto_start = (self.manual || self.auto).then_some(self.auto);
         let named = [
@@ -163,11 +169,13 @@ impl Settings {
             ("ageing", self.ageing.map(serde_json::to_value).transpose()?),
             ("fair", self.fair.then_some(Value::Bool(true))),
         ];
-        fields.extend(
-            named
-                .into_iter()
-                .filter_map(|(name, value)| Some((name.to_owned(), value?))),
-        );
+        for (name, value) in named {
+            let Some(value) = value else { continue };
+            if self.clear.iter().any(|field| field.trim() == name) {
+                return Err(Failure::usage(format!("--clear {name}: cannot stand beside a value for it")).into());
+            }
+            fields.insert(name.to_owned(), value);
+        }
         if let Some(burst) = self.burst {
             match fields.get_mut("rate_limit") {
                 Some(Value::Object(rate)) => drop(rate.insert("burst".to_owned(), burst.into())),
@@ -176,6 +184,12 @@ impl Settings {
         }
         Ok(())
     }
+}
+
+/// The burst of a rate, unless it is what the rate has by default.
+fn chosen_burst(rate: &Value) -> Option<u32> {
+    let rate: RateInput = serde_json::from_value(rate.clone()).ok()?;
+    rate.burst.filter(|burst| *burst != rate.burst_default())
 }
 
 /// Puts every queue of a file, once all of it is known to be right.

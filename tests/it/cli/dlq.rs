@@ -163,6 +163,13 @@ fn nothing_is_retried_when_the_parameters_are_refused() {
     };
     check(2, &[&one, &two, "--set", "times=often"], "parameters.times");
     check(2, &[&one, &two, "--set", "times=often"], "nothing was retried");
+    // What only the second task refuses, the first one does not keep.
+    let command = dlq.dead("command", &json!({ "program": "false" }), 0);
+    let said = dlq.ends(2, &["dlq", "retry", &one, &command, "--set", "times=0"]);
+    assert!(
+        said.err.contains(&command) && said.err.contains("nothing was retried or changed"),
+        "{said:?}"
+    );
     check(2, &[&one, "--set", "times"], "PATH=VALUE");
     check(2, &[&one, "--set", "message.first=1"], "nothing was changed or retried");
     check(2, &[&one, "--parameters", "{"], "--parameters: is not JSON");
@@ -178,6 +185,7 @@ fn nothing_is_retried_when_the_parameters_are_refused() {
         &[&one, "0198c1f0-7f3c-7abc-8def-0123456789ab", "--set", "times=1"],
         "0198c1f0",
     );
+    dlq.ends(0, &["dlq", "delete", &command]);
     check(2, &["--all", "--sample", "0"], "--sample");
     check(2, &["--all", "--sample", "201"], "--sample");
     for flag in [

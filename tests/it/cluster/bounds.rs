@@ -6,7 +6,9 @@ use serde_json::{Value, json};
 
 use super::{Cluster, database};
 use crate::agent_run::Agent;
-use crate::harness::{Http, NOTE_TIMES, SOON, Server, eventually, items, lines, long, runs_at_once, shell, text, with};
+use crate::harness::{
+    Http, NOTE_TIMES, SOON, Server, eventually, items, lines, long, program, runs_at_once, shell, text, with,
+};
 
 /// Starts of a rate that holds on three nodes together, by the times that the tasks themselves keep.
 #[test]
@@ -77,6 +79,33 @@ fn a_rate_holds_on_all_nodes_together() {
     nodes.sort();
     nodes.dedup();
     assert!(nodes.len() >= 2, "only {nodes:?} ran any");
+    cluster.finish();
+}
+
+/// By the times that the executions themselves keep: none starts before the end of the one that made room for it.
+#[test]
+fn a_queue_is_as_wide_as_it_says_by_the_times_of_all_nodes() {
+    const WIDTH: usize = 3;
+    let database = database();
+    let cluster = Cluster::start(&database.url(), 3, &["--slots", "8"]);
+    let http = &cluster.nodes[0].http;
+    http.put("/api/v1/queues/narrow", &json!({ "max_concurrent": WIDTH }))
+        .expect(200);
+    let task = json!({ "handler": "sleep", "parameters": { "seconds": 0.05 }, "queue": "narrow" });
+    for node in &cluster.nodes {
+        node.create_all(&vec![task.clone(); 30]);
+    }
+    eventually("all of them to end", SOON * 2, || {
+        (http.get("/api/v1/queues/narrow").expect(200)["tasks"]["completed"] == 90).then_some(())
+    });
+    let time = |value: &Value| text(value).parse::<jiff::Timestamp>().unwrap();
+    let runs: Vec<_> = http
+        .all("/api/v1/executions")
+        .iter()
+        .map(|run| (time(&run["started_at"]), time(&run["finished_at"])))
+        .collect();
+    let beside = |at: jiff::Timestamp| runs.iter().filter(|(from, to)| *from <= at && at < *to).count();
+    assert_eq!(runs.iter().map(|(from, _)| beside(*from)).max(), Some(WIDTH));
     cluster.finish();
 }
 
@@ -163,6 +192,31 @@ fn an_agent_of_the_configuration_goes_over_to_another_node() {
     let id = cluster.nodes[other].create(&json!({ "handler": "work" }));
     let task = cluster.nodes[other].wait(&id, "completed");
     assert_eq!(task["result"], cluster.nodes[other].pid(), "the node that is left");
+    cluster.finish();
+}
+
+#[test]
+fn a_worker_of_the_configuration_runs_beside_one_node_only() {
+    let database = database();
+    let home = tempfile::tempdir().unwrap();
+    let (config, starts) = (home.path().join("agents.json"), home.path().join("starts"));
+    let script = r#"echo $$ >> "$1"
+        exec "$2" agent run --id "$PENSUM_AGENT_ID" --lease 2s -C work -- sh -c 'sleep 5; echo $PENSUM_ATTEMPT'"#;
+    let pensum = program().get_program().to_str().unwrap().to_owned();
+    let worker = ["sh", "-c", script, "sh", starts.to_str().unwrap(), &pensum];
+    let agent = json!({ "capabilities": ["work"], "lease": 2, "worker": worker });
+    std::fs::write(&config, json!({ "agents": { "single": agent } }).to_string()).unwrap();
+    let with_worker = ["--config", &config.display().to_string()];
+    let mut cluster = Cluster::start(&database.url(), 1, &with_worker);
+    cluster.join(&with_worker);
+    for node in &cluster.nodes {
+        let task = node.wait(
+            &node.create(&json!({ "handler": "work", "max_retries": 0 })),
+            "completed",
+        );
+        assert_eq!((&task["attempt"], &task["result"]), (&json!(1), &json!(1)), "{task}");
+    }
+    assert_eq!(lines(&starts).len(), 1);
     cluster.finish();
 }
 

@@ -18,9 +18,10 @@ fn nodes_work_behind_a_pooler_in_transaction_mode() {
     let cluster = Cluster::start(&pooler.url(), 2, &["--slots", "16"]);
     let (asked, runner) = (&cluster.nodes[0], &cluster.nodes[1]);
 
-    let load = Load::new(cluster.bases(), if long() { 5_000 } else { 500 });
+    let (count, longest) = if long() { (5_000, 180) } else { (500, 60) };
+    let load = Load::new(cluster.bases(), count);
     load.run(&mut random, |_| {});
-    load.check(&asked.http, Duration::from_secs(60), Silent::None);
+    load.check(&asked.http, Duration::from_secs(longest), Silent::None);
 
     // Idle now, each finds what the other one was given.
     for round in 0..10 {

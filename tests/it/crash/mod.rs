@@ -30,7 +30,7 @@ use place::Kind;
 /// How many SIGKILLs a long run over one store must see.
 const KILLS_LONG: u32 = 150;
 /// A long run plans more, for some find their node dead already.
-const KILLS_PLANNED: u32 = KILLS_LONG * 3 / 2;
+const KILLS_PLANNED: u32 = KILLS_LONG * 2;
 /// A scenario that is chosen for its kills plans as many.
 const KILLS_OF_ONE: u32 = 3;
 /// One that is chosen for its queues has so many tasks in them.

@@ -40,10 +40,12 @@ impl Told {
     const FIRST: u8 = 0;
     /// Most of what happens.
     pub(super) const BETWEEN: u8 = 1;
+    /// What was taken back in the same moment as others ended: they had not lost their leases before.
+    const LOST: u8 = 2;
     /// Starts follow from ends.
-    const START: u8 = 2;
+    const START: u8 = 3;
     /// What a run does follows from its start.
-    pub(super) const AFTER: u8 = 3;
+    pub(super) const AFTER: u8 = 4;
 
     pub(super) fn new(effects: &[Effect], executors: &BTreeMap<i32, Executor>) -> Told {
         let mut ran: BTreeMap<_, Vec<_>> = BTreeMap::new();
@@ -101,9 +103,9 @@ impl Told {
                 EventKind::Crashed | EventKind::LeaseExpired | EventKind::Failed => {
                     if let Some(lost) = open.take() {
                         self.close(lost, at);
-                        self.line(at, Told::BETWEEN, What::Reaped { now: at, leases: 1 });
+                        self.line(at, Told::LOST, What::Reaped { now: at, leases: 1 });
                     }
-                    self.ended(id, event.kind, at);
+                    self.ended(id, event.kind, (at, Told::LOST));
                     continue;
                 }
                 EventKind::Retried => {
@@ -138,7 +140,7 @@ impl Told {
                 }
                 None => {}
             }
-            self.ended(id, event.kind, at);
+            self.ended(id, event.kind, (at, Told::BETWEEN));
         }
     }
 
@@ -188,13 +190,13 @@ impl Told {
         }
     }
 
-    fn ended(&mut self, task: TaskId, kind: EventKind, at: Time) {
+    fn ended(&mut self, task: TaskId, kind: EventKind, (at, rank): (Time, u8)) {
         let state = match kind {
             EventKind::Completed => State::Completed,
             EventKind::Failed => State::Failed,
             EventKind::Cancelled => State::Cancelled,
             _ => return,
         };
-        self.line(at, Told::BETWEEN, What::Ended(vec![(task, state)]));
+        self.line(at, rank, What::Ended(vec![(task, state)]));
     }
 }

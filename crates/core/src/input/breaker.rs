@@ -1,5 +1,7 @@
 //! The settings of a circuit breaker.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use super::check::Check;
@@ -73,6 +75,10 @@ impl BreakerInput {
                 check.identifier(&format!("{path}[{index}]"), name);
             }
         }
+        for names in &mut covered {
+            let mut seen = BTreeSet::new();
+            names.retain(|name| seen.insert(name.clone()));
+        }
         let default = BreakerSettings::default();
         for (path, count) in [
             ("failures", self.failures),
@@ -86,8 +92,15 @@ impl BreakerInput {
         if self.failure_rate.is_some_and(|rate| !(rate > 0.0 && rate <= 1.0)) {
             check.fail("failure_rate", "must be above 0 and up to 1, such as 0.5");
         }
-        check.positive("window", self.window);
-        check.positive("open_for", self.open_for);
+        for (path, span, default) in [
+            ("window", self.window, default.window),
+            ("open_for", self.open_for, default.open_for),
+        ] {
+            if span.is_some_and(|span| span.0.is_zero()) {
+                let default = default.0.as_secs_f64();
+                check.fail(path, format!("must be longer than zero; leave it out for {default} s"));
+            }
+        }
         if !check.problems.is_empty() {
             return Err(Invalid(check.problems));
         }

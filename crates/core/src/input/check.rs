@@ -9,6 +9,9 @@ use crate::task::{Resources, UNITS_MAX};
 use crate::time::Span;
 use crate::{Json, RetryPolicy, Time};
 
+/// A name that no queue can have: `GET /queues/stats` answers the counts of all.
+const RESERVED_QUEUE: &str = "stats";
+
 /// Collects problems.
 #[derive(Default)]
 pub(super) struct Check {
@@ -61,6 +64,22 @@ impl Check {
                 clip(text)
             );
             self.fail(path, message);
+        } else if matches!(text, "." | "..") {
+            self.fail(
+                path,
+                format!("must not be `{text}`, which has a meaning of its own in addresses"),
+            );
+        }
+    }
+
+    /// A name that a queue may have: none that a route has.
+    pub(super) fn queue(&mut self, path: &str, text: &str) {
+        self.identifier(path, text);
+        if text == RESERVED_QUEUE {
+            self.fail(
+                path,
+                format!("`{text}` is taken by the route /queues/{text}; choose another name"),
+            );
         }
     }
 

@@ -131,6 +131,8 @@ pub fn friendly(message: &str) -> String {
         .strip_prefix("unknown field `")
         .and_then(|rest| rest.split('`').next())
         && ENGINE_FIELDS.contains(&field)
+        // What an agent sends has none of them: `result` there is a misspelt `outcome`, or `results`.
+        && !["`lease_token`", "`wait_ms`"].iter().any(|field| message.contains(field))
     {
         return format!("`{field}` is set by the engine; leave it out");
     }

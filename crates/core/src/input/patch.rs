@@ -92,7 +92,7 @@ impl Patch {
             check.retry(retry);
         }
         if let Some(queue) = &self.queue {
-            check.identifier("queue", queue);
+            check.queue("queue", queue);
         }
         if self.run_at.is_some() && self.delay.is_some() {
             check.fail("delay", "cannot stand beside run_at; give one of them");

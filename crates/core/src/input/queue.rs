@@ -14,8 +14,6 @@ use crate::{Priority, RetryPolicy};
 
 /// Most starts of a rate, and most that may start at once after a quiet time.
 pub const RATE_STARTS_MAX: u32 = 1_000_000;
-/// A name that no queue can have: `GET /queues/stats` answers the counts of all.
-const RESERVED: &str = "stats";
 
 /// What a queue allows, and what its tasks get that do not say otherwise.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -120,7 +118,8 @@ impl RateInput {
         })
     }
 
-    fn burst_default(self) -> u32 {
+    /// The burst of a rate that names none: as many as start in a second, and at least 1.
+    pub fn burst_default(self) -> u32 {
         let a_second = f64::from(self.starts) / self.per.0.as_secs_f64();
         // A cast of a float to an integer saturates.
         (a_second as u32).clamp(1, RATE_STARTS_MAX)
@@ -310,13 +309,7 @@ impl From<QueueSettings> for QueueInput {
 /// What is wrong, at the path `id`.
 pub fn check_queue_id(id: &str) -> Result<(), Invalid> {
     let mut check = Check::default();
-    check.identifier("id", id);
-    if id == RESERVED {
-        check.fail(
-            "id",
-            format!("`{RESERVED}` is taken by the route /queues/{RESERVED}; choose another name"),
-        );
-    }
+    check.queue("id", id);
     match check.problems.is_empty() {
         true => Ok(()),
         false => Err(Invalid(check.problems)),

@@ -275,7 +275,7 @@ impl TaskInput {
         check.json("metadata", self.metadata.as_ref());
         check.json("execution_context", self.execution_context.as_ref());
         if let Some(queue) = &self.queue {
-            check.identifier("queue", queue);
+            check.queue("queue", queue);
         }
         for (path, time) in [("deadline", self.deadline), ("expires_at", self.expires_at)] {
             if let Some(time) = time {
@@ -407,7 +407,7 @@ pub fn check_new(task: &NewTask, now: Time) -> Result<(), Invalid> {
         accepted_by: _,
     } = task;
     check.identifier("handler", &spec.handler);
-    check.identifier("queue", &spec.queue);
+    check.queue("queue", &spec.queue);
     check.json("parameters", Some(&spec.parameters));
     check.label("key", spec.key.as_deref());
     check.retries(spec.max_retries);

@@ -1,5 +1,7 @@
 //! Why no agent takes a task: what none of them offers, whom it is kept for, and who is full.
 
+use std::collections::BTreeMap;
+
 use pensum_core::agent::{AgentRecord, Amounts, Demand};
 use pensum_core::task::Resources;
 use pensum_core::{Name, NodeId, TaskRecord, Time};
@@ -87,7 +89,10 @@ impl Offers {
         if there.is_empty() {
             let away = list(fitting.iter().map(|agent| self.away(agent)));
             let message = format!("the agents that could run it take no work: {away}");
-            return Some(gate(GateKind::Agent, message));
+            return Some(Gate {
+                since: fitting.iter().filter_map(|agent| self.away_since(agent)).max(),
+                ..gate(GateKind::Agent, message)
+            });
         }
         let shut: Option<Vec<Gate>> = there.iter().map(|agent| breakers.of_agent(&agent.name)).collect();
         if let Some(shut) = shut {
@@ -104,13 +109,47 @@ impl Offers {
         Some(gate(GateKind::Slot, message))
     }
 
+    /// The gate of a task that every agent that could run it is short of resources for, where `held` is taken of each.
+    pub(crate) fn short(&self, handler: &Name, demand: &Demand, held: &BTreeMap<NodeId, Amounts>) -> Option<Gate> {
+        let is_there = |agent: &&AgentRecord| agent.is_alive(self.now) && agent.draining_at.is_none();
+        let there: Vec<&AgentRecord> = self.suiting(handler, demand).filter(is_there).collect();
+        let left = |agent: &AgentRecord| {
+            let held = agent.session.and_then(|session| held.get(&session).copied());
+            agent.settings.offered().minus(held.unwrap_or_default())
+        };
+        if there.is_empty() || there.iter().any(|agent| demand.resources.fits(left(agent))) {
+            return None;
+        }
+        let asked = demand.resources.resources();
+        let short = |agent: &&AgentRecord| {
+            let (left, name) = (left(agent), &agent.name);
+            let lacking = demand.resources.lacking(left).into_iter();
+            let free = left.resources();
+            let amounts = lacking.map(|name| format!("{} of {} {name}", amount(&free, name), amount(&asked, name)));
+            format!("`{name}` has {} free", list(amounts))
+        };
+        let message = format!(
+            "what runs on the agents that could run it holds the resources that it asks for: {}",
+            list(there.iter().map(short))
+        );
+        Some(gate(GateKind::Resources, message))
+    }
+
     fn away(&self, agent: &AgentRecord) -> String {
         let name = &agent.name;
-        match (agent.is_alive(self.now), agent.seen_at, agent.draining_at) {
-            (false, Some(seen), _) => format!("`{name}` is offline since {}", seen.plus(agent.settings.lease())),
-            (false, None, _) => format!("`{name}` is offline"),
-            (true, _, Some(since)) => format!("`{name}` is draining since {since}"),
-            (true, _, None) => format!("`{name}`"),
+        match (agent.is_alive(self.now), self.away_since(agent)) {
+            (false, Some(since)) => format!("`{name}` is offline since {since}"),
+            (false, None) => format!("`{name}` is offline"),
+            (true, Some(since)) => format!("`{name}` is draining since {since}"),
+            (true, None) => format!("`{name}`"),
+        }
+    }
+
+    /// Since when an agent takes nothing, where that is so and known.
+    fn away_since(&self, agent: &AgentRecord) -> Option<Time> {
+        match agent.is_alive(self.now) {
+            true => agent.draining_at,
+            false => Some(agent.seen_at?.plus(agent.settings.lease())),
         }
     }
 }

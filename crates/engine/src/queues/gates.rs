@@ -231,6 +231,11 @@ pub(crate) async fn closed_queue(
         // The bucket may have to hold more than the one token for which it opens.
         *opens_at = queue.opens_at(units, now);
     }
+    let level = level(queue.settings.order(), record, now);
+    let risen = match is_ready && level > record.spec.priority {
+        true => format!("; it has risen to {level} by waiting"),
+        false => String::new(),
+    };
     let (since, opens_at) = match closed {
         Closed::Full { .. } | Closed::Rate { .. } if !is_ready => return Ok(None),
         Closed::Paused { since } => (Some(since), None),
@@ -240,6 +245,6 @@ pub(crate) async fn closed_queue(
     Ok(Some(Gate {
         since,
         opens_at,
-        ..gate(GateKind::Queue, closed_in_words(name, closed))
+        ..gate(GateKind::Queue, closed_in_words(name, closed) + &risen)
     }))
 }

@@ -4,7 +4,7 @@ mod defaults;
 mod gates;
 mod view;
 
-use pensum_core::input::{QueueInput, check_queue_id};
+use pensum_core::input::{Invalid, QueueInput, check_queue_id};
 use pensum_core::queue::{QueueCommand, QueueRecord};
 use pensum_core::store::Call;
 use pensum_core::{Counts, Name};
@@ -13,10 +13,21 @@ pub(crate) use defaults::{NAMESPACE_DEFAULT, Queues};
 pub(crate) use gates::{closed_queue, level_of, turn_of_key};
 pub use view::{QueueStatus, QueueView};
 
-use crate::{Engine, EngineError};
+use crate::{Engine, EngineError, RESERVED_PREFIX};
 
 /// How many queues a message names that says that there is no such queue.
 const KNOWN_NAMED_MAX: usize = 20;
+
+/// Refuses what would hold up the engine's own tasks.
+fn check_not_own(queue: &str) -> Result<(), Invalid> {
+    match queue.starts_with(RESERVED_PREFIX) {
+        false => Ok(()),
+        true => {
+            let message = format!("names that begin with `{RESERVED_PREFIX}` are the engine's own; use another");
+            Err(Invalid::one("id", message))
+        }
+    }
+}
 
 impl Engine {
     /// Gives a queue settings, and makes it where nobody put it yet. With `expected_version` only when it is at that
@@ -33,6 +44,7 @@ impl Engine {
         expected_version: Option<u64>,
     ) -> Result<QueueView, EngineError> {
         check_queue_id(queue)?;
+        check_not_own(queue)?;
         let settings = settings.resolve()?;
         let put = self
             .store()
@@ -45,13 +57,15 @@ impl Engine {
     /// Pauses, resumes or processes a queue that somebody put or that holds a task.
     ///
     /// # Errors
-    /// [`EngineError::NoQueue`] for any other name; [`EngineError::Rejected`] where the command does not fit the queue.
+    /// [`EngineError::NoQueue`] for any other name; [`EngineError::Invalid`] for a queue of the engine's own, at the path `id`;
+    /// [`EngineError::Rejected`] where the command does not fit the queue.
     pub async fn command_queue(
         &self,
         call: &Call,
         queue: &str,
         command: QueueCommand,
     ) -> Result<QueueView, EngineError> {
+        check_not_own(queue)?;
         // A slip of the finger must not make a queue that nobody works with.
         self.queue(&call.namespace, queue).await?;
         let record = self.store().command_queue(call, Name::from(queue), command).await?;
@@ -71,7 +85,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Every queue that somebody put or that holds a task, by name.
+    /// Every queue that somebody put or that holds a task, by name; without the engine's own.
     ///
     /// # Errors
     /// Those of the store.
@@ -84,7 +98,8 @@ impl Engine {
             let counted = counts.queues.remove(&*record.name).unwrap_or_default();
             views.push(QueueView::of(record, counted, now));
         }
-        let held = counts.queues.into_iter().filter(|(_, counted)| counted.sum() > 0);
+        let held = counts.queues.into_iter();
+        let held = held.filter(|(name, counted)| counted.sum() > 0 && !name.starts_with(RESERVED_PREFIX));
         views.extend(held.map(|(name, counted)| QueueView::unput(name, counted)));
         views.sort_by(|a, b| a.id.cmp(&b.id));
         Ok(views)

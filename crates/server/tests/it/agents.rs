@@ -308,6 +308,14 @@ async fn wrong_values_of_polls_and_heartbeats_are_named_and_change_nothing() {
     let results = json!({ "results": [good], "session": "1" });
     let answer = server.post("/api/v1/executions/complete", &results.to_string()).await;
     assert!(answer.expect(422).text.contains(r#""path":"session""#));
+    let results = json!({ "results": [with("result", json!(1))] });
+    let answer = server.post("/api/v1/executions/complete", &results.to_string()).await;
+    assert!(
+        answer
+            .expect(422)
+            .text
+            .contains("unknown field `result`, expected one of `execution_id`, `lease_token`, `outcome`")
+    );
     assert_eq!(server.seen(&given).await, before);
 }
 

@@ -93,6 +93,8 @@ pub(super) async fn attempt(
         }
         held => held?,
     };
+    let now = inner.once_held(now);
+    params[0] = Value::Int8(Some(now.as_micros()));
     if !add_lanes(&mut params, lanes, &gates) {
         tx.rollback().await?;
         remember(inner, lanes, &gates, None, &[], now);

@@ -175,7 +175,9 @@ pub(super) async fn for_agent(
     };
     let (_, record) = agent::read(heard)?;
     inner.preferred.note(&claim.namespace, &record);
-    inner.parked.learn(session, &record.settings);
+    inner
+        .parked
+        .learn(session, &record.settings, record.draining_at.is_some());
     let held = Held::read(answers.get(1).map_or(&[], Vec::as_slice))?;
     inner.holdings.retain(session, &held.rows());
     let Some(taken) = held.needs(inner) else {
@@ -334,8 +336,9 @@ async fn fill(
     budget: &Budget,
     lanes: &Lanes,
     mode: Mode,
-    now: Time,
+    mut now: Time,
 ) -> Result<Try, Fault> {
+    now = inner.once_held(now);
     let mut open = open_lanes(lanes, budget);
     let (first, mut look) = look(inner, &mut tx, &open, budget, lanes, mode, now).await?;
     if let Some(hindered) = first {
@@ -353,6 +356,7 @@ async fn fill(
             }
             held => held?,
         };
+        now = inner.once_held(now);
         // Of the other half-open breakers and limited queues nothing was seen.
         open.retain_mut(|lane| {
             let most = lanes.may_try(&trials, lane.class);

@@ -98,6 +98,8 @@ const PAUSE: Duration = Duration::from_millis(5);
 const POLL: Duration = Duration::from_millis(500);
 /// The same while notices do not come through.
 const POLL_DEAF: Duration = Duration::from_millis(50);
+/// The longest time from when a claim was made until it holds what it waits for; what takes longer follows another clock.
+const HELD_MOST: Duration = Duration::from_secs(5);
 /// How long a store that is closed waits for claims that nobody waits for any more.
 const CLAIMS_BACK_MAX: Duration = Duration::from_secs(1);
 
@@ -185,6 +187,18 @@ impl Inner {
     /// The longest time between two looks of a parked claim, beneath the notices.
     fn poll(&self) -> Duration {
         if self.wake.is_deaf() { POLL_DEAF } else { POLL }
+    }
+
+    /// The time at which a claim holds what it waited for. Whatever it sees to have ended has ended by then, and not after
+    /// what it starts in its place: the time at which the claim was made may be before that.
+    fn once_held(&self, now: Time) -> Time {
+        let told = self.clock.now();
+        // Who names times of another clock keeps to that one.
+        if told.since(now) < HELD_MOST {
+            now.max(told)
+        } else {
+            now
+        }
     }
 
     fn note_due(&self, at: Option<i64>) {

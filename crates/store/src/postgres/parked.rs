@@ -80,6 +80,7 @@ struct Entry {
     /// It has to look, whatever is ready.
     must_look: bool,
     settings: Option<Arc<AgentSettings>>,
+    is_draining: bool,
     /// The classes that suit it, while so many are known.
     suits: Vec<Arc<Class>>,
     classes_known: usize,
@@ -125,7 +126,9 @@ pub(super) async fn claim<T>(
     loop {
         let claimed = inner.retry(|| once(inner, &request, at)).await??;
         let left = request.wait.saturating_sub(started.elapsed());
-        let Some(seat) = seat.as_mut().filter(|_| claimed.is_empty() && !left.is_zero()) else {
+        // Who begins to drain is to know it at once.
+        let may_wait = |seat: &&mut Seat<'_>| claimed.is_empty() && !left.is_zero() && !seat.is_draining();
+        let Some(seat) = seat.as_mut().filter(may_wait) else {
             if !claimed.is_empty() {
                 inner.parked.look_again(request.node);
             }
@@ -161,6 +164,7 @@ impl Parked {
             was_called: false,
             must_look: false,
             settings: None,
+            is_draining: false,
             suits: Vec::new(),
             classes_known: 0,
             seen: HashMap::new(),
@@ -177,10 +181,11 @@ impl Parked {
         }
     }
 
-    /// Notes what the agent of a session says of itself.
-    pub(super) fn learn(&self, session: NodeId, settings: &AgentSettings) {
+    /// Notes what the agent of a session says of itself, and whether it is to take nothing more.
+    pub(super) fn learn(&self, session: NodeId, settings: &AgentSettings, is_draining: bool) {
         let mut entries = self.entries.lock();
         for entry in entries.1.values_mut().filter(|entry| entry.session == session) {
+            entry.is_draining = is_draining;
             if entry.settings.as_deref() != Some(settings) {
                 entry.settings = Some(Arc::new(settings.clone()));
                 entry.classes_known = 0;
@@ -200,6 +205,11 @@ impl Parked {
 }
 
 impl Seat<'_> {
+    fn is_draining(&self) -> bool {
+        let entries = self.parked.entries.lock();
+        entries.1.get(&self.number).is_some_and(|entry| entry.is_draining)
+    }
+
     /// It has tried in vain, and goes to the end of the row.
     fn rest(&mut self) {
         let mut entries = self.parked.entries.lock();

@@ -156,7 +156,7 @@ async fn fill(store: &Arc<dyn Store>, tasks: usize, start: Time) -> Time {
 
 /// How many tasks the large copies have.
 fn tasks_of_a_large_copy() -> usize {
-    if is_long() { 100_000 } else { 2_000 }
+    if is_long() { 30_000 } else { 2_000 }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

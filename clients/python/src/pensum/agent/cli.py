@@ -7,6 +7,7 @@ import importlib
 import logging
 import os
 import platform
+import re
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -69,7 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--url", help="the server (default: PENSUM_URL, else http://127.0.0.1:7400)")
     run.add_argument("--token", help="its token (default: PENSUM_TOKEN)")
-    run.add_argument("--id", help="the agent's id (default: that of the Agent, else MODULE@HOST)")
+    run.add_argument("--id", help="the agent's id (default: PENSUM_AGENT_ID, else that of the "
+                     "Agent, else MODULE-HOST)")  # fmt: skip
     run.add_argument("--max", type=int, metavar="N", help="how many tasks run at once")
     run.add_argument("--capability", action="append", metavar="NAME", help="what it can do; may be repeated (default: "
                      "the names of its functions)")  # fmt: skip
@@ -100,9 +102,10 @@ def _agent(options: argparse.Namespace) -> Agent:
     if isinstance(found, types.ModuleType):
         if not functions_of(found):
             raise Usage(f"{found.__name__} has no functions with @task")
-        found = Agent(options.id or f"{found.__name__}@{platform.node()}", [found])
+        found = Agent(re.sub(r"[^A-Za-z0-9_.:/-]", "-", f"{found.__name__}-{platform.node()}"), [found])
     given = {
-        "url": options.url, "token": options.token, "id": options.id, "max_concurrent": options.max,
+        "url": options.url, "token": options.token, "max_concurrent": options.max,
+        "id": options.id or os.environ.get("PENSUM_AGENT_ID") or None,
         "capabilities": options.capability, "labels": options.label and dict(options.label),
         "resources": options.resource and dict(options.resource), "lease": options.lease, "grace": options.grace,
         "exit_on_drain": options.exit_on_drain,
@@ -126,7 +129,9 @@ def _load(target: str) -> Agent | types.ModuleType:
         raise Usage(f"there is no module `{module_name}` here or where Python looks for modules") from None
     found: Any = module
     for part in name.split(".") if name else ():
-        found = getattr(found, part, None)
+        if not hasattr(found, part):
+            raise Usage(f"{target}: there is no `{part}` in `{module_name}`")
+        found = getattr(found, part)
     if not isinstance(found, (Agent, types.ModuleType)):
         raise Usage(f"{target} is no Agent and no module; it is {found!r}")
     return found
