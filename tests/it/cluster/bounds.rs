@@ -1,6 +1,6 @@
 //! What all nodes keep to together: rates, agents' leases, circuit breakers.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -192,6 +192,27 @@ fn an_agent_of_the_configuration_goes_over_to_another_node() {
     let id = cluster.nodes[other].create(&json!({ "handler": "work" }));
     let task = cluster.nodes[other].wait(&id, "completed");
     assert_eq!(task["result"], cluster.nodes[other].pid(), "the node that is left");
+    cluster.finish();
+}
+
+#[test]
+fn a_poll_that_waits_at_one_node_hears_of_a_drain_at_another() {
+    let database = database();
+    let cluster = Cluster::start(&database.url(), 2, &[]);
+    let [first, second] = [&cluster.nodes[0].http, &cluster.nodes[1].http];
+    first
+        .post("/api/v1/agents", &json!({ "id": "a", "capabilities": ["x"] }))
+        .expect(201);
+    std::thread::scope(|scope| {
+        let poll = json!({ "session": "1", "wait_ms": 25_000 });
+        let polled = scope.spawn(move || second.post("/api/v1/agents/a/poll", &poll).expect(200));
+        // Until the poll waits at the store.
+        std::thread::sleep(Duration::from_secs(1));
+        let began = Instant::now();
+        first.post("/api/v1/agents/a/drain", &json!({})).expect(200);
+        assert_eq!(polled.join().unwrap()["drain"], true);
+        assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    });
     cluster.finish();
 }
 

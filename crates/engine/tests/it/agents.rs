@@ -753,6 +753,38 @@ async fn a_task_that_no_agent_takes_says_why() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_task_that_finds_every_agents_machine_taken_is_told_what_is_free() {
+    let world = world(|b| b);
+    let asks = |cpu_cores: f64| {
+        let mut spec = spec("x");
+        let resources = pensum_core::task::Resources {
+            cpu_cores: Some(cpu_cores),
+            ..Default::default()
+        };
+        spec.details_mut().resources = Some(resources);
+        spec
+    };
+    let offers = json!({ "resources": { "cpu_cores": 4 }, "max_concurrent_tasks": 3 });
+    world.register("a", offers).await;
+    let running = world.add(asks(3.0)).await;
+    world.take("a").await;
+    let next = world.add(asks(2.0)).await;
+    let gates = world.gates(next).await;
+    assert!(
+        gates.len() == 1 && gates[0].0 == GateKind::Resources && gates[0].1.contains("`a` has 1 of 2 cpu_cores free"),
+        "{gates:?}"
+    );
+    let small = world.add(asks(1.0)).await;
+    assert_eq!(world.gates(small).await[0].0, GateKind::Turn);
+    world.command(running, Command::Cancel { reason: None }).await.unwrap();
+    sleep(31.0).await;
+    let gates = world.engine.explain("default", next).await.unwrap().gates;
+    assert_eq!((gates.len(), gates[0].gate), (1, GateKind::Agent), "{gates:?}");
+    // Closed since the agent fell silent, and not since the task was there.
+    assert!(gates[0].since > Some(world.get(next).await.created_at), "{gates:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_task_whose_agents_are_left_alone_names_the_breaker() {
     let world = world(|b| b);
     world.register("a", json!({})).await;
