@@ -351,7 +351,13 @@ impl AgentRecord {
     }
 
     /// Registers it again with other settings. False when it has just these.
+    ///
+    /// While its session is heard that says nothing of the session: the process of it may have died just now, and this be the
+    /// next one, which has yet to open its own.
     pub fn put(&mut self, settings: AgentSettings, by: &Name, now: Time) -> bool {
+        if self.session.is_none() || !self.is_alive(now) {
+            self.seen_at = self.seen_at.max(Some(now));
+        }
         if self.settings == settings {
             return false;
         }
@@ -541,6 +547,17 @@ mod tests {
         assert!(agent.is_alive(at(30)) && agent.died_before(at(30), at(30)));
         agent.open(NodeId(1), at(16)).unwrap();
         assert!(!agent.died_before(at(30), at(30)) && agent.died_before(at(30), at(46)));
+    }
+
+    #[test]
+    fn a_process_that_registers_anew_does_not_keep_the_session_before_it_alive() {
+        let mut agent = agent(&["x"]);
+        agent.open(NodeId(1), at(1)).unwrap();
+        let again = agent.settings.clone();
+        agent.put(again.clone(), &"me".into(), at(29));
+        assert!(agent.died_before(at(31), at(31)), "its session was heard 30 s ago");
+        agent.put(again, &"me".into(), at(32));
+        assert!(agent.is_alive(at(61)), "whoever comes back after that is there");
     }
 
     #[test]

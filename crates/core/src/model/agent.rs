@@ -149,7 +149,6 @@ impl Model {
         match self.agents.get_mut(&place) {
             Some(record) => {
                 record.put(settings, &call.actor, call.now);
-                record.seen_at = record.seen_at.max(Some(call.now));
             }
             None if is_full => return Err(Rejected::TooManyAgents),
             None => {

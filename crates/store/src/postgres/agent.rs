@@ -224,7 +224,6 @@ pub(super) async fn put(
         return Ok(Ok(change.commit(statement, record).await?));
     };
     record.put(settings.clone(), &call.actor, call.now);
-    record.seen_at = record.seen_at.max(Some(call.now));
     let statement = write(UPDATE, &call.namespace, &record);
     Ok(Ok(change.commit(statement, record).await?))
 }

@@ -506,7 +506,6 @@ impl Writer {
         match ask {
             Ask::Put(settings) => {
                 record.put(*settings, &call.actor, call.now);
-                record.seen_at = record.seen_at.max(Some(call.now));
             }
             Ask::Command(command) => {
                 record.command(command, call.now);
