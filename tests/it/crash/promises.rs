@@ -59,14 +59,25 @@ fn able(
             None => plan.demand.as_ref().is_none_or(|demand| demand.skills.is_empty()),
         }
     };
+    let number = |id: &str| (0..scenario.agents.len()).find(|agent| agent_id(*agent) == id);
+    let is_of_agent = |task: TaskId, attempt: u32| {
+        let mut attempts = executions.get(&task).into_iter().flatten();
+        attempts.any(|execution| execution.attempt == attempt && number(&execution.executor_id).is_some())
+    };
     let ran = outcome.entries.iter().filter_map(|entry| match entry.what {
-        What::Runs { task, executor, .. } => match executor {
+        What::Runs {
+            task,
+            executor,
+            attempt,
+            ..
+        } => match executor {
             Executor::Agent { agent, .. } => Some((task, Some(agent))),
+            // A run whose agent died before it could look whose it is.
+            Executor::Node(_) if is_of_agent(task, attempt) => None,
             Executor::Node(_) => Some((task, None)),
         },
         _ => None,
     });
-    let number = |id: &str| (0..scenario.agents.len()).find(|agent| agent_id(*agent) == id);
     let told = executions.iter().flat_map(|(task, executions)| {
         let executors = executions.iter().map(|execution| number(&execution.executor_id));
         executors.map(|agent| (*task, agent))

@@ -522,7 +522,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "failures do not open a breaker",
         &[edit(
             BREAKER,
-            "let opens = !succeeded && (by_count || by_rate);",
+            "let opens = by_rate || by_count && !succeeded;",
             "let opens = !succeeded && (by_count || by_rate) && calls > 1_000;",
         )],
         300,
