@@ -50,6 +50,11 @@ impl Exit {
         }
     }
 
+    /// The code that an error knows.
+    pub(crate) fn of(error: &anyhow::Error) -> Option<Exit> {
+        error.downcast_ref::<Failure>().map(|failure| failure.exit)
+    }
+
     /// The code for an answer's HTTP status.
     pub(crate) const fn of_status(status: u16) -> Exit {
         match status {

@@ -1,6 +1,7 @@
 //! Things that have a name of their own (queues, agents, circuit breakers): listed, shown, commanded and removed alike.
 
 use pensum_core::Time;
+use pensum_core::input::{Invalid, check_id};
 use serde_json::{Value, json};
 
 use super::client::{Client, escape};
@@ -9,13 +10,19 @@ use super::output::{self, Column, Format};
 use super::task::{Refusals, watched};
 use super::{Global, confirm, now};
 
-/// A name that can stand in an address, for clap.
+/// A name that such a thing can have, for clap: another could not stand in an address.
 pub(super) fn name(text: &str) -> Result<String, String> {
-    match text {
-        "." | ".." => Err(format!(
-            "`{text}` has a meaning of its own in addresses; choose another name"
-        )),
-        _ => Ok(text.to_owned()),
+    checked(text, check_id)
+}
+
+/// A name that passes a check, for clap.
+pub(super) fn checked(name: &str, check: fn(&str) -> Result<(), Invalid>) -> Result<String, String> {
+    match check(name) {
+        Ok(()) => Ok(name.to_owned()),
+        Err(Invalid(problems)) => {
+            let messages = problems.into_iter().map(|problem| problem.message);
+            Err(messages.collect::<Vec<_>>().join("; "))
+        }
     }
 }
 

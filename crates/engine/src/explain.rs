@@ -1,12 +1,9 @@
 //! Why a task does not run: every gate that is closed, since when, and when it is expected to open.
 
-use std::collections::BTreeMap;
-
-use pensum_core::agent::{Amounts, Demand};
-use pensum_core::query::PAGE_MAX;
+use pensum_core::agent::Demand;
 use pensum_core::store::NodeRecord;
 use pensum_core::task::Lifecycle;
-use pensum_core::{NodeId, Page, Priority, State, Status, TaskFilter, TaskId, TaskRecord, Time, WaitingFor};
+use pensum_core::{NodeId, Priority, State, Status, TaskId, TaskRecord, Time, WaitingFor};
 use serde::Serialize;
 
 use crate::agents::{Offers, scarce_here};
@@ -16,9 +13,6 @@ use crate::{Engine, EngineError};
 
 /// How many unfinished dependencies are named.
 const DEPENDENCIES_NAMED_MAX: usize = 20;
-
-/// How many pages of running tasks are looked through for what they take of the agents.
-const RUNNING_PAGES_MAX: usize = 5;
 
 /// The answer to "why does it not run?".
 #[derive(Clone, Debug, PartialEq, Serialize, utoipa::ToSchema)]
@@ -67,7 +61,7 @@ pub enum GateKind {
     Capability,
     /// It is kept for an agent, or the agents that could run it take no work.
     Agent,
-    /// It asks for more resources than any agent that could run it has.
+    /// It asks for more resources than what could run it has, or has free.
     Resources,
     /// Every agent that could run it is full.
     Slot,
@@ -263,9 +257,8 @@ async fn queued(
     gates.extend(closed_queue(engine, namespace, record, now, gates.is_empty()).await?);
     let is_here = suits_here && !is_elsewhere;
     gates.extend(offers.closed(record, &demand, &breakers, is_here, gates.is_empty()));
-    if !is_here && gates.is_empty() && demand.resources != Amounts::default() {
-        let held = held_by_sessions(engine, namespace, now).await?;
-        gates.extend(offers.short(&record.spec.handler, &demand, &held));
+    if !is_here && gates.is_empty() {
+        gates.extend(offers.short(engine, namespace, &record.spec.handler, &demand).await?);
     }
     if is_here
         && !suits_agents
@@ -295,40 +288,6 @@ async fn others(engine: &Engine, now: Time) -> Result<usize, EngineError> {
     let nodes = engine.store().nodes(now).await?;
     let is_other = |node: &&NodeRecord| node.status == "running" && node.id != engine.node().id.to_string();
     Ok(nodes.iter().filter(is_other).count())
-}
-
-/// What the running tasks of sessions and nodes take, as far as they are looked through.
-async fn held_by_sessions(
-    engine: &Engine,
-    namespace: &str,
-    now: Time,
-) -> Result<BTreeMap<NodeId, Amounts>, EngineError> {
-    let filter = TaskFilter {
-        status: vec![Status::Running],
-        ..TaskFilter::default()
-    };
-    let mut page = Page {
-        limit: PAGE_MAX,
-        before_row: None,
-    };
-    let mut held: BTreeMap<NodeId, Amounts> = BTreeMap::new();
-    for _ in 0..RUNNING_PAGES_MAX {
-        let found = engine
-            .store()
-            .tasks(namespace, filter.clone(), page.clone(), now)
-            .await?;
-        for task in found.items {
-            if let Some(lease) = task.lifecycle.lease {
-                let held = held.entry(lease.node).or_default();
-                *held = held.plus(Demand::of(&task.spec).resources);
-            }
-        }
-        match found.next {
-            Some(row) => page.before_row = Some(row),
-            None => break,
-        }
-    }
-    Ok(held)
 }
 
 /// When the last attempt of a task ended.

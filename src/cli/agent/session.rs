@@ -12,7 +12,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::super::client::Client;
-use super::super::exit::{Exit, Failure};
+use super::super::exit::Exit;
 use super::super::output;
 use super::super::signals::Signals;
 use super::path;
@@ -241,14 +241,14 @@ impl<'a> Session<'a> {
             Err(error) => error,
         };
         // Another store stands behind the address now, or somebody removed the agent while it was silent.
-        let error = match exit_of(&error) {
+        let error = match Exit::of(&error) {
             Some(Exit::NotFound) => match self.client.post("/api/v1/agents", &self.registration).await {
                 Ok(_) => return Ok(None),
                 Err(error) => error,
             },
             _ => error,
         };
-        if !matches!(exit_of(&error), Some(Exit::Unreachable | Exit::Failed)) {
+        if !matches!(Exit::of(&error), Some(Exit::Unreachable | Exit::Failed)) {
             return Err(error);
         }
         if self.outage.times == 0 {
@@ -459,9 +459,4 @@ impl<'a> Session<'a> {
         }
         Ok(ended)
     }
-}
-
-/// The exit code that an error stands for.
-fn exit_of(error: &anyhow::Error) -> Option<Exit> {
-    error.downcast_ref::<Failure>().map(|failure| failure.exit)
 }

@@ -73,7 +73,7 @@ fn read_one(id: &str, text: &str) -> Result<Configured, Invalid> {
             format!("must be `{id}`, the name that it stands under"),
         ));
     }
-    let given: Vec<&str> = EXTRA.into_iter().filter(|name| extra.contains_key(*name)).collect();
+    let for_a_run = ["env", "grace"].into_iter().find(|name| extra.contains_key(*name));
     let extra: Extra = input::parse(Json::Object(extra).to_string().as_bytes())?;
     let mut kinds = Vec::new();
     kinds.extend(extra.program.map(Kind::Program));
@@ -87,7 +87,7 @@ fn read_one(id: &str, text: &str) -> Result<Configured, Invalid> {
     }
     let kind = kinds.pop();
     if kind.is_none()
-        && let Some(name) = ["env", "grace"].into_iter().find(|name| given.contains(name))
+        && let Some(name) = for_a_run
     {
         let message = "is for what the node runs: give `program`, `worker` or `url` as well, or leave it out";
         return Err(Invalid::one(name, message));

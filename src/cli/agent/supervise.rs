@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::super::client::Client;
-use super::super::exit::{Exit, Failure};
+use super::super::exit::Exit;
 use super::http::Endpoint;
 use super::path;
 use super::runner::Runner;
@@ -39,14 +39,14 @@ impl Supervisor {
         };
         for agent in agents {
             let client = Client::to(address)?;
-            if agent.kind.is_none() {
+            let Some(kind) = agent.kind.clone() else {
                 client.post("/api/v1/agents", &registration(&agent)?).await?;
                 continue;
-            }
+            };
             let (stop, address) = (supervisor.stop.clone(), address.to_owned());
             supervisor
                 .agents
-                .spawn(async move { watch(&client, &address, &agent, &stop).await });
+                .spawn(async move { watch(&client, &address, &agent, &kind, &stop).await });
         }
         Ok(supervisor)
     }
@@ -67,41 +67,24 @@ fn registration(agent: &Configured) -> anyhow::Result<Value> {
     Ok(serde_json::to_value(&agent.input)?)
 }
 
+/// How a run of an agent ended.
+enum Ended {
+    /// The node stops.
+    Stopped,
+    /// Another process runs the agent now.
+    TakenOver,
+    /// The process that polls for it ended so; its place is still this node's.
+    Process(String),
+}
+
 /// Runs an agent again and again until the node stops.
-async fn watch(client: &Client, address: &str, agent: &Configured, stop: &CancellationToken) {
+async fn watch(client: &Client, address: &str, agent: &Configured, kind: &Kind, stop: &CancellationToken) {
     let id = &agent.input.id;
     let mut pauses = Pause::default();
-    let mut is_own = false;
+    let mut has_place = false;
     loop {
         let started = Instant::now();
-        let ended = match &agent.kind {
-            None => return,
-            Some(Kind::Worker(argv)) => {
-                let taken = match is_own {
-                    // Its place is not free before the lease of the one that has just ended is over.
-                    true => Ok(()),
-                    false => take_place(client, agent, stop).await,
-                };
-                let ended = match taken {
-                    Ok(()) if stop.is_cancelled() => return,
-                    Ok(()) => worker(address, agent, argv, stop).await,
-                    Err(error) => Err(error),
-                };
-                is_own = matches!(&ended, Ok(why) if *why != taken_over());
-                ended
-            }
-            Some(Kind::Program(argv)) => {
-                let runner = Runner::Program {
-                    argv: argv.clone(),
-                    env: agent.env.clone(),
-                };
-                session(client, agent, runner, stop).await
-            }
-            Some(Kind::Url(url)) => match Endpoint::new(url, address) {
-                Ok(endpoint) => session(client, agent, Runner::Endpoint(endpoint), stop).await,
-                Err(error) => Err(error),
-            },
-        };
+        let ended = run(client, address, agent, kind, has_place, stop).await;
         if stop.is_cancelled() {
             return;
         }
@@ -109,10 +92,14 @@ async fn watch(client: &Client, address: &str, agent: &Configured, stop: &Cancel
             pauses = Pause::default();
         }
         let pause = pauses.next();
-        match ended {
-            Ok(why) => tracing::warn!(agent = %id, why, again_in = ?pause, "the agent ended"),
+        match &ended {
+            Ok(Ended::Stopped) => return,
+            Ok(Ended::TakenOver) => tracing::warn!(agent = %id, "another process runs the agent now"),
+            Ok(Ended::Process(how)) => tracing::warn!(agent = %id, how, again_in = ?pause, "the agent ended"),
             Err(error) => tracing::warn!(agent = %id, %error, again_in = ?pause, "the agent could not go on"),
         }
+        // The place of a process that ended would not be free before its lease is over.
+        has_place = matches!(ended, Ok(Ended::Process(_)));
         tokio::select! {
             () = stop.cancelled() => return,
             () = sleep(pause) => {}
@@ -120,31 +107,34 @@ async fn watch(client: &Client, address: &str, agent: &Configured, stop: &Cancel
     }
 }
 
-/// Runs an agent in this process until the node stops, or another process takes over.
-async fn session(
+/// Runs an agent until the node stops, another process takes over, or what polls for it ends.
+async fn run(
     client: &Client,
+    address: &str,
     agent: &Configured,
-    runner: Runner,
+    kind: &Kind,
+    has_place: bool,
     stop: &CancellationToken,
-) -> anyhow::Result<String> {
-    until_free(client, &agent.input.id, stop).await?;
-    if stop.is_cancelled() {
-        return Ok(String::new());
+) -> anyhow::Result<Ended> {
+    if !has_place {
+        take_place(client, agent, stop).await?;
     }
-    let registration = registration(agent)?;
-    client.post("/api/v1/agents", &registration).await?;
+    if stop.is_cancelled() {
+        return Ok(Ended::Stopped);
+    }
+    let runner = match kind {
+        Kind::Worker(argv) => return worker(address, agent, argv, stop).await,
+        Kind::Program(argv) => Runner::Program {
+            argv: argv.clone(),
+            env: agent.env.clone(),
+        },
+        Kind::Url(url) => Runner::Endpoint(Endpoint::new(url, address)?),
+    };
     let max = agent.input.max_concurrent_tasks.unwrap_or(1) as usize;
-    let mut session = Session::new(client, &agent.input.id, registration, max, runner, agent.grace);
-    let mut token = Stop::Token(stop.clone());
-    match session.run(&mut token).await {
-        Ok(_) => Ok(String::new()),
-        Err(error)
-            if error
-                .downcast_ref::<Failure>()
-                .is_some_and(|failure| failure.exit == Exit::Conflict) =>
-        {
-            Ok("another process took over".to_owned())
-        }
+    let mut session = Session::new(client, &agent.input.id, registration(agent)?, max, runner, agent.grace);
+    match session.run(&mut Stop::Token(stop.clone())).await {
+        Ok(_) => Ok(Ended::Stopped),
+        Err(error) if Exit::of(&error) == Some(Exit::Conflict) => Ok(Ended::TakenOver),
         Err(error) => Err(error),
     }
 }
@@ -163,13 +153,7 @@ async fn until_free(client: &Client, id: &str, stop: &CancellationToken) -> anyh
     loop {
         let found = match client.get_value(&path(id), &[]).await {
             Ok(found) => found,
-            Err(error)
-                if error
-                    .downcast_ref::<Failure>()
-                    .is_some_and(|f| f.exit == Exit::NotFound) =>
-            {
-                return Ok(());
-            }
+            Err(error) if Exit::of(&error) == Some(Exit::NotFound) => return Ok(()),
             Err(error) => return Err(error),
         };
         if found["status"] == "offline" {
@@ -182,22 +166,8 @@ async fn until_free(client: &Client, id: &str, stop: &CancellationToken) -> anyh
     }
 }
 
-fn exit_code(code: i32) -> String {
-    format!("exit code {code}")
-}
-
-/// How a worker ends that another process has taken the place of.
-fn taken_over() -> String {
-    exit_code(i32::from(Exit::Conflict as u8))
-}
-
 /// Runs a process that polls by itself, until it ends or the node stops.
-async fn worker(
-    address: &str,
-    agent: &Configured,
-    argv: &[String],
-    stop: &CancellationToken,
-) -> anyhow::Result<String> {
+async fn worker(address: &str, agent: &Configured, argv: &[String], stop: &CancellationToken) -> anyhow::Result<Ended> {
     let id = agent.input.id.clone();
     let (program, args) = argv
         .split_first()
@@ -220,9 +190,13 @@ async fn worker(
             exit
         }
     };
+    if stop.is_cancelled() {
+        return Ok(Ended::Stopped);
+    }
     Ok(match (exit.code, exit.signal_name) {
-        (Some(code), _) => exit_code(code),
-        (None, Some(signal)) => signal.to_owned(),
-        (None, None) => "a signal".to_owned(),
+        (Some(code), _) if code == i32::from(Exit::Conflict.code()) => Ended::TakenOver,
+        (Some(code), _) => Ended::Process(format!("exit code {code}")),
+        (None, Some(signal)) => Ended::Process(signal.to_owned()),
+        (None, None) => Ended::Process("a signal".to_owned()),
     })
 }

@@ -183,8 +183,7 @@ fn covers(settings: &Value) -> String {
     all.join(", ")
 }
 
-/// How many of the latest ends failed.
-/// What a closed one counts; one that is not closed counts nothing.
+/// How many of the latest ends failed. One that is not closed counts none.
 fn failures(breaker: &Value) -> String {
     if breaker["state"] != "closed" {
         return String::new();

@@ -68,7 +68,7 @@ pub(super) async fn edit(client: &Client, ids: &[TaskId], edit: &Edit) -> anyhow
         match change(client, id, version, &parameters).await {
             Ok(version) => done.push((id, version, before)),
             Err(error) => {
-                let exit = exit_of(&error);
+                let exit = Exit::of(&error).unwrap_or(Exit::Failed);
                 let kept = put_back(client, done).await;
                 let message = format!("{error} (task {id}); nothing was retried{kept}");
                 return Err(Failure::new(exit, message).into());
@@ -97,12 +97,6 @@ async fn put_back(client: &Client, done: Vec<(TaskId, Option<u64>, Value)>) -> S
         true => " or changed".to_owned(),
         false => format!("; {}", kept.join("; ")),
     }
-}
-
-fn exit_of(error: &anyhow::Error) -> Exit {
-    error
-        .downcast_ref::<Failure>()
-        .map_or(Exit::Failed, |failure| failure.exit)
 }
 
 /// One step of a path.

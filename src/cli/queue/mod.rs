@@ -5,7 +5,7 @@ mod settings;
 
 use clap::Subcommand;
 use pensum_core::Time;
-use pensum_core::input::RateInput;
+use pensum_core::input::{RateInput, check_queue_id};
 use serde_json::Value;
 
 use super::Global;
@@ -71,13 +71,9 @@ pub(crate) struct Names {
     names: Vec<String>,
 }
 
-/// A name that a queue can have, for clap: no word of a route.
+/// A name that a queue can have, for clap.
 fn name(text: &str) -> Result<String, String> {
-    let text = named::name(text)?;
-    match &*text {
-        "stats" => Err("is taken by the route /queues/stats; choose another name".to_owned()),
-        _ => Ok(text),
-    }
+    named::checked(text, check_queue_id)
 }
 
 pub(crate) async fn queue(global: &Global, command: Command) -> anyhow::Result<Exit> {

@@ -119,10 +119,8 @@ pub(super) async fn put(global: &Global, client: &Client, args: PutArgs) -> anyh
 async fn change(client: &Client, queue: &str, settings: Settings) -> anyhow::Result<String> {
     let (mut present, version) = match client.get_value(&QUEUES.path(queue), &[]).await {
         Ok(mut found) => (found["settings"].take(), found["version"].as_u64().unwrap_or_default()),
-        Err(error) => match error.downcast_ref::<Failure>() {
-            Some(failure) if failure.exit == Exit::NotFound => (json!({}), 0),
-            _ => return Err(error),
-        },
+        Err(error) if Exit::of(&error) == Some(Exit::NotFound) => (json!({}), 0),
+        Err(error) => return Err(error),
     };
     let Value::Object(fields) = &mut present else {
         return Err(Failure::new(Exit::Failed, "the node answered a queue without settings").into());

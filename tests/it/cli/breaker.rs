@@ -169,7 +169,7 @@ fn wrong_settings_are_refused() {
     };
     check(&["put"], "<NAME>");
     check(&["put", "mail"], "handlers: covers nothing");
-    check(&["put", "two words", "--handler", "x"], "id: must be 1 to 200");
+    check(&["put", "two words", "--handler", "x"], "must be 1 to 200");
     check(&["put", "b", "--handler", "a b"], "handlers[0]: must be 1 to 200");
     check(&["put", "handler:x", "--failures", "0"], "failures: must be 1");
     check(&["put", "handler:x", "--failures", "many"], "--failures");

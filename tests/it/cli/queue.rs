@@ -142,7 +142,9 @@ fn wrong_settings_are_refused() {
         "--clear colour: can be any of name, max_concurrent",
     );
     check(&["put", "mail", "--retry", "soon"], "--retry");
-    check(&["put", "two words"], "id: must be 1 to 200");
+    check(&["put", "two words"], "must be 1 to 200");
+    check(&["put", "stats"], "`stats` is taken by the route");
+    check(&["pause", "mail", ".."], "must not be `..`");
     check(&["put", "mail", "--file", "q.yaml"], "cannot be used with");
     check(&["put", "--file", "q.yaml", "--manual"], "cannot be used with");
     queues

@@ -85,9 +85,7 @@ impl AgentInput {
             let (least, most) = (LEASE_MIN.as_secs(), LEASE_MAX.as_secs());
             check.fail("lease", format!("must be {least} to {most} seconds"));
         }
-        if !check.problems.is_empty() {
-            return Err(Invalid(check.problems));
-        }
+        check.done()?;
         let mut capabilities: Vec<Name> = Vec::with_capacity(self.capabilities.len());
         for capability in self.capabilities {
             if !capabilities.iter().any(|known| **known == *capability) {

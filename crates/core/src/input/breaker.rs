@@ -101,9 +101,7 @@ impl BreakerInput {
                 check.fail(path, format!("must be longer than zero; leave it out for {default} s"));
             }
         }
-        if !check.problems.is_empty() {
-            return Err(Invalid(check.problems));
-        }
+        check.done()?;
         let [handlers, agents] = covered.map(|names| names.into_iter().map(Name::from).collect());
         let failures = match self.failure_rate {
             Some(_) => self.failures,

@@ -2,7 +2,7 @@
 
 use std::ops::Deref;
 
-use super::parse::Problem;
+use super::parse::{Invalid, Problem};
 use super::{NAME_MAX, RETRIES_MAX, TAGS_MAX, TASK_TYPES};
 use crate::id::clip;
 use crate::task::{Resources, UNITS_MAX};
@@ -12,6 +12,26 @@ use crate::{Json, RetryPolicy, Time};
 /// A name that no queue can have: `GET /queues/stats` answers the counts of all.
 const RESERVED_QUEUE: &str = "stats";
 
+/// Checks the id of what people name, such as an agent: the characters of a handler.
+///
+/// # Errors
+/// What is wrong, at the path `id`.
+pub fn check_id(id: &str) -> Result<(), Invalid> {
+    let mut check = Check::default();
+    check.identifier("id", id);
+    check.done()
+}
+
+/// Checks the id of a queue: a name as tasks may name it, and none that a route has.
+///
+/// # Errors
+/// What is wrong, at the path `id`.
+pub fn check_queue_id(id: &str) -> Result<(), Invalid> {
+    let mut check = Check::default();
+    check.queue("id", id);
+    check.done()
+}
+
 /// Collects problems.
 #[derive(Default)]
 pub(super) struct Check {
@@ -19,6 +39,14 @@ pub(super) struct Check {
 }
 
 impl Check {
+    /// What was found, if anything.
+    pub(super) fn done(self) -> Result<(), Invalid> {
+        match self.problems.is_empty() {
+            true => Ok(()),
+            false => Err(Invalid(self.problems)),
+        }
+    }
+
     pub(super) fn fail(&mut self, path: impl Into<String>, message: impl Into<String>) {
         self.problems.push(Problem {
             path: path.into(),
@@ -142,6 +170,27 @@ impl Check {
         let far = crate::time::DURATION_MAX * 10;
         if time > now.plus(far) || time < now.minus(far) {
             self.fail(path, format!("{time} is more than a century away"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_people_name_has_the_characters_of_a_handler() {
+        assert!(check_id("mail/eu-1.x:y_z").is_ok());
+        for bad in ["", "two words", "a\0b", ".", ".."] {
+            assert!(check_id(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_queue_has_a_name_that_no_route_has() {
+        assert!(check_queue_id("mail").is_ok());
+        for bad in ["two words", "stats"] {
+            assert!(check_queue_id(bad).is_err(), "{bad:?}");
         }
     }
 }

@@ -12,9 +12,10 @@ mod task;
 
 pub use agent::AgentInput;
 pub use breaker::BreakerInput;
+pub use check::{check_id, check_queue_id};
 pub use parse::{Invalid, Problem, friendly, object, parse, parse_object};
 pub use patch::Patch;
-pub use queue::{QueueInput, RATE_STARTS_MAX, RateInput, check_queue_id};
+pub use queue::{QueueInput, RATE_STARTS_MAX, RateInput};
 pub use task::{BatchInput, TaskInput, UniqueInput, check_new};
 
 /// The eight task types.

@@ -97,11 +97,7 @@ impl Patch {
         if self.run_at.is_some() && self.delay.is_some() {
             check.fail("delay", "cannot stand beside run_at; give one of them");
         }
-        if check.problems.is_empty() {
-            Ok(())
-        } else {
-            Err(Invalid(check.problems))
-        }
+        check.done()
     }
 
     /// Why a task in this state cannot take the change, if so.

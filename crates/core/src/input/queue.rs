@@ -257,9 +257,7 @@ impl QueueInput {
             check.retry(retry);
         }
         let rate = self.rate_limit.map(|rate| rate.resolve(&mut check));
-        if !check.problems.is_empty() {
-            return Err(Invalid(check.problems));
-        }
+        check.done()?;
         Ok(QueueSettings {
             title: self.name,
             max_concurrent: self.max_concurrent,
@@ -300,19 +298,6 @@ impl From<QueueSettings> for QueueInput {
             ageing: settings.ageing,
             fair: settings.fair,
         }
-    }
-}
-
-/// Checks the id of a queue that is to get settings: a name as tasks may name it, and none that a route has.
-///
-/// # Errors
-/// What is wrong, at the path `id`.
-pub fn check_queue_id(id: &str) -> Result<(), Invalid> {
-    let mut check = Check::default();
-    check.queue("id", id);
-    match check.problems.is_empty() {
-        true => Ok(()),
-        false => Err(Invalid(check.problems)),
     }
 }
 
@@ -442,13 +427,5 @@ mod tests {
         let settings = read(text).unwrap();
         let written = serde_json::to_string(&QueueInput::from(settings.clone())).unwrap();
         assert_eq!(read(&written).unwrap(), settings);
-    }
-
-    #[test]
-    fn a_queue_has_a_name_that_tasks_can_name_and_no_route_has() {
-        assert!(check_queue_id("mail/eu-1.x:y_z").is_ok());
-        for bad in ["", "two words", "stats", "a\0b"] {
-            assert!(check_queue_id(bad).is_err(), "{bad:?}");
-        }
     }
 }

@@ -186,9 +186,7 @@ impl TaskInput {
             return Err(Invalid(check.problems));
         };
         check.identifier("handler", handler);
-        if !check.problems.is_empty() {
-            return Err(Invalid(check.problems));
-        }
+        check.done()?;
         let handler = Name::from(handler);
         let unique = self.unique.as_ref().map(|u| {
             Box::new(Unique {
@@ -449,9 +447,5 @@ pub fn check_new(task: &NewTask, now: Time) -> Result<(), Invalid> {
             check.retry(retry);
         }
     }
-    if check.problems.is_empty() {
-        Ok(())
-    } else {
-        Err(Invalid(check.problems))
-    }
+    check.done()
 }

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use pensum_core::agent::{AgentRecord, Amounts, Demand};
+use pensum_core::query::PAGE_MAX;
 use pensum_core::task::Resources;
-use pensum_core::{Name, NodeId, TaskRecord, Time};
+use pensum_core::{Name, NodeId, Page, Status, TaskFilter, TaskRecord, Time};
 
 use crate::breakers::OpenBreakers;
 use crate::explain::{Gate, GateKind, gate};
@@ -12,6 +13,8 @@ use crate::{Engine, EngineError};
 
 /// How many agents a message names.
 const NAMED_MAX: usize = 20;
+/// How many pages of running tasks are looked through for what they take of the agents.
+const RUNNING_PAGES_MAX: usize = 5;
 
 /// The agents of a namespace, for whom a task may be.
 pub(crate) struct Offers {
@@ -84,8 +87,7 @@ impl Offers {
         if fitting.is_empty() {
             return too_large(&suiting, demand);
         }
-        let is_there = |agent: &&&AgentRecord| agent.is_alive(self.now) && agent.draining_at.is_none();
-        let there: Vec<&AgentRecord> = fitting.iter().filter(is_there).copied().collect();
+        let there: Vec<&AgentRecord> = fitting.iter().copied().filter(|agent| self.is_there(agent)).collect();
         if there.is_empty() {
             let away = list(fitting.iter().map(|agent| self.away(agent)));
             let message = format!("the agents that could run it take no work: {away}");
@@ -109,30 +111,40 @@ impl Offers {
         Some(gate(GateKind::Slot, message))
     }
 
-    /// The gate of a task that every agent that could run it is short of resources for, where `held` is taken of each.
-    pub(crate) fn short(&self, handler: &Name, demand: &Demand, held: &BTreeMap<NodeId, Amounts>) -> Option<Gate> {
-        let is_there = |agent: &&AgentRecord| agent.is_alive(self.now) && agent.draining_at.is_none();
-        let there: Vec<&AgentRecord> = self.suiting(handler, demand).filter(is_there).collect();
+    /// The gate of a task that every agent that could run it is short of resources for: others hold them.
+    pub(crate) async fn short(
+        &self,
+        engine: &Engine,
+        namespace: &str,
+        handler: &Name,
+        demand: &Demand,
+    ) -> Result<Option<Gate>, EngineError> {
+        let there = self.suiting(handler, demand).filter(|agent| self.is_there(agent));
+        let there: Vec<&AgentRecord> = there.collect();
+        if there.is_empty() || demand.resources == Amounts::default() {
+            return Ok(None);
+        }
+        let held = held_by_sessions(engine, namespace, self.now).await?;
         let left = |agent: &AgentRecord| {
             let held = agent.session.and_then(|session| held.get(&session).copied());
             agent.settings.offered().minus(held.unwrap_or_default())
         };
-        if there.is_empty() || there.iter().any(|agent| demand.resources.fits(left(agent))) {
-            return None;
+        if there.iter().any(|agent| demand.resources.fits(left(agent))) {
+            return Ok(None);
         }
-        let asked = demand.resources.resources();
-        let short = |agent: &&AgentRecord| {
-            let (left, name) = (left(agent), &agent.name);
-            let lacking = demand.resources.lacking(left).into_iter();
-            let free = left.resources();
-            let amounts = lacking.map(|name| format!("{} of {} {name}", amount(&free, name), amount(&asked, name)));
-            format!("`{name}` has {} free", list(amounts))
-        };
+        let short = there
+            .iter()
+            .map(|agent| format!("`{}` has {} free", agent.name, lacking(demand, left(agent))));
         let message = format!(
             "what runs on the agents that could run it holds the resources that it asks for: {}",
-            list(there.iter().map(short))
+            list(short)
         );
-        Some(gate(GateKind::Resources, message))
+        Ok(Some(gate(GateKind::Resources, message)))
+    }
+
+    /// True for an agent that takes work.
+    fn is_there(&self, agent: &AgentRecord) -> bool {
+        agent.is_alive(self.now) && agent.draining_at.is_none()
     }
 
     fn away(&self, agent: &AgentRecord) -> String {
@@ -157,23 +169,55 @@ impl Offers {
 /// What of this node's machine a task lacks; what others hold of it concerns only a task that is ready.
 pub(crate) fn scarce_here(engine: &Engine, demand: &Demand, is_ready: bool) -> Option<Gate> {
     let offered = engine.offered()?;
-    let short = |left: Amounts| {
-        let (asked, left_over) = (demand.resources.resources(), left.resources());
-        let lacking = demand.resources.lacking(left).into_iter();
-        list(lacking.map(|name| format!("{} of {} {name}", amount(&left_over, name), amount(&asked, name))))
-    };
     if !demand.resources.fits(offered) {
-        let message = format!("it asks for more resources than this node has: {}", short(offered));
+        let message = format!(
+            "it asks for more resources than this node has: {}",
+            lacking(demand, offered)
+        );
         return Some(gate(GateKind::Resources, message));
     }
     let left = offered.minus(engine.live().held());
     let message = || {
         format!(
             "what runs on this node holds the resources that it asks for: {} are free",
-            short(left)
+            lacking(demand, left)
         )
     };
     (is_ready && !demand.resources.fits(left)).then(|| gate(GateKind::Resources, message()))
+}
+
+/// What the running tasks of sessions and nodes take, as far as they are looked through.
+async fn held_by_sessions(
+    engine: &Engine,
+    namespace: &str,
+    now: Time,
+) -> Result<BTreeMap<NodeId, Amounts>, EngineError> {
+    let filter = TaskFilter {
+        status: vec![Status::Running],
+        ..TaskFilter::default()
+    };
+    let mut page = Page {
+        limit: PAGE_MAX,
+        before_row: None,
+    };
+    let mut held: BTreeMap<NodeId, Amounts> = BTreeMap::new();
+    for _ in 0..RUNNING_PAGES_MAX {
+        let found = engine
+            .store()
+            .tasks(namespace, filter.clone(), page.clone(), now)
+            .await?;
+        for task in found.items {
+            if let Some(lease) = task.lifecycle.lease {
+                let held = held.entry(lease.node).or_default();
+                *held = held.plus(Demand::of(&task.spec).resources);
+            }
+        }
+        match found.next {
+            Some(row) => page.before_row = Some(row),
+            None => break,
+        }
+    }
+    Ok(held)
 }
 
 /// The gate of a task that an agent is to have.
@@ -195,17 +239,19 @@ fn load(agent: &AgentRecord) -> String {
 fn too_large(suiting: &[&AgentRecord], demand: &Demand) -> Option<Gate> {
     let lacks = |agent: &&&AgentRecord| demand.resources.lacking(agent.settings.offered()).len();
     let nearest = suiting.iter().min_by_key(lacks)?;
-    let (asked, offered) = (demand.resources.resources(), nearest.settings.offered().resources());
-    let lacking = demand.resources.lacking(nearest.settings.offered());
-    let short = lacking
-        .into_iter()
-        .map(|name| format!("{} of {} {name}", amount(&offered, name), amount(&asked, name)));
     let message = format!(
         "it asks for more resources than any agent that could run it has; agent `{}` comes nearest, with {}",
         nearest.name,
-        list(short)
+        lacking(demand, nearest.settings.offered())
     );
     Some(gate(GateKind::Resources, message))
+}
+
+/// What a task asks for and does not find, such as `1 of 4 cpu_cores`.
+fn lacking(demand: &Demand, left: Amounts) -> String {
+    let (asked, found) = (demand.resources.resources(), left.resources());
+    let names = demand.resources.lacking(left).into_iter();
+    list(names.map(|name| format!("{} of {} {name}", amount(&found, name), amount(&asked, name))))
 }
 
 fn amount(resources: &Resources, name: &str) -> f64 {
