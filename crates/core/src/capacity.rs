@@ -21,9 +21,10 @@ pub struct Load {
     pub ready_units: u64,
     /// How many have not ended and do not run, the ready ones among them.
     pub waiting: u64,
-    /// Since when the oldest ready one is; asked only of a queue with an age to keep to.
+    /// Since when the oldest ready one is, without those that are replaced; asked only of a queue with an age to keep to.
     pub oldest_ready: Option<Time>,
-    /// How many ready ones have never started: those may be dropped. Asked only of a queue that drops.
+    /// How many ready ones have never started: those may be dropped, without those that are replaced. Asked only of a queue that
+    /// drops.
     pub droppable: u64,
 }
 
@@ -206,7 +207,6 @@ impl<'a> Entrance<'a> {
         if is_ready {
             load.ready = load.ready.saturating_sub(1);
             load.ready_units = load.ready_units.saturating_sub(u64::from(units));
-            load.droppable = load.droppable.saturating_sub(1);
         }
     }
 

@@ -76,9 +76,13 @@ impl Effects {
                 };
                 self.places.insert(*run, books.place(*task, *executor, *attempt));
                 self.was_given(books, at, *task, *executor, *attempt);
-                let last = books.tasks.get(task).and_then(|book| book.holds.last());
+                let holds = books.tasks.get(task).map_or(&[][..], |book| &book.holds);
+                // What ends with the process that accepted it is taken from whoever has it, who hears of that later.
+                let is_own = |hold: &Hold| hold.executor == *executor && hold.attempt == *attempt;
+                let was_taken = holds.iter().any(|hold| is_own(hold) && hold.over && !hold.closed);
                 let dawn = books.dawn;
-                let why = match last {
+                let why = match holds.last() {
+                    _ if was_taken => None,
                     None => Some("nobody was given a lease".to_owned()),
                     Some(hold) if hold.executor != *executor => Some(format!("{} has the lease", hold.executor)),
                     Some(hold) if hold.attempt != *attempt => {

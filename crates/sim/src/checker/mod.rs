@@ -45,7 +45,8 @@ struct Hold {
     until: Time,
     /// A report of the holder ended it.
     closed: bool,
-    /// It was taken back: it ran out, the session that had it was replaced, or its agent removed.
+    /// It was taken back: it ran out, the session that had it was replaced, its agent removed, or what was run ended with the
+    /// process that had accepted it.
     over: bool,
 }
 

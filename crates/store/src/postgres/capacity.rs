@@ -76,10 +76,10 @@ static READY: LazyLock<String> = LazyLock::new(|| {
     )
 });
 
-/// Since when the oldest ready task of each queue is so.
+/// Since when the oldest ready task of each queue is so, but for some rows.
 static OLDEST: LazyLock<String> = LazyLock::new(|| {
     format!(
-        "WITH {CLASSES}, {} SELECT queue, min(since) FROM ready GROUP BY queue",
+        "WITH {CLASSES}, {} SELECT queue, min(since) FROM ready WHERE row <> ALL($3) GROUP BY queue",
         *READY
     )
 });
@@ -229,7 +229,7 @@ impl Work {
             });
         }
         for _ in 0..LOOKS_MAX {
-            self.count(&mut held).await?;
+            self.count(&mut held, replaced).await?;
             let mut all = true;
             for held in &mut held {
                 let Some(max) = held.record.settings.drops_beyond() else {
@@ -251,8 +251,8 @@ impl Work {
         Ok(held)
     }
 
-    /// Counts what is in queues, what this transaction has done so far included.
-    async fn count(&mut self, held: &mut [Held]) -> Result<(), Fault> {
+    /// Counts what is in queues, what this transaction has done so far included; by age without what is replaced.
+    async fn count(&mut self, held: &mut [Held], replaced: &[TaskId]) -> Result<(), Fault> {
         let queues: Vec<i32> = held.iter().map(|held| held.id).collect();
         let now = self.now;
         let look = |sql: &'static str| Statement {
@@ -267,7 +267,11 @@ impl Work {
             },
         ];
         if held.iter().any(|held| held.record.settings.refuses_over().is_some()) {
-            looks.push(look(&OLDEST));
+            let mut oldest = look(&OLDEST);
+            oldest
+                .params
+                .push(Value::Int8s(replaced.iter().map(|task| Some(task.row())).collect()));
+            looks.push(oldest);
         }
         let answers = self.tx.pipeline(&looks).await?;
         let mut loads: BTreeMap<i32, Load> = BTreeMap::new();

@@ -117,8 +117,8 @@ pub(super) struct Work {
     checkpoints: BTreeMap<i64, String>,
     /// Rows whose checkpoint and inbox go.
     emptied: Vec<i64>,
-    /// Nodes that were asked something.
-    pub(super) commanded: BTreeSet<i64>,
+    /// Nodes that were asked something, each as often as it was.
+    pub(super) commanded: Vec<i64>,
     /// What ends of attempts tell breakers.
     notes: Notes,
     /// The version of queues by which tasks were taken.
@@ -162,7 +162,7 @@ impl Work {
             unique_freed: Vec::new(),
             checkpoints: BTreeMap::new(),
             emptied: Vec::new(),
-            commanded: BTreeSet::new(),
+            commanded: Vec::new(),
             notes: Notes::of(inner),
             guarded: None,
             extra: Vec::new(),
@@ -989,9 +989,10 @@ impl Work {
             statements.push(tally_statement(&tallies));
         }
         if !commanded.is_empty() {
-            let nodes = commanded.iter().copied().map(Some).collect();
+            let nodes = commanded.into_iter().map(Some).collect();
             statements.push(say(
-                "UPDATE pensum.node SET commands = commands + 1 WHERE id = ANY($1)",
+                "UPDATE pensum.node n SET commands = n.commands + asked.times
+                 FROM (SELECT id, count(*) AS times FROM unnest($1::bigint[]) AS id GROUP BY id) asked WHERE n.id = asked.id",
                 nodes,
             ));
         }

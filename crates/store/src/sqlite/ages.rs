@@ -87,16 +87,22 @@ impl Ages {
         self.ready.get(class as usize)?.as_ref()
     }
 
-    /// Since when the oldest of a class is ready.
-    pub(super) fn oldest(&self, class: u32) -> Option<Time> {
+    /// Since when the oldest of a class is ready, but for some rows.
+    pub(super) fn oldest(&self, class: u32, except: &[i64]) -> Option<Time> {
         let ready = self.of_class(class)?;
-        let first = [&ready.fresh, &ready.started].into_iter().filter_map(BTreeSet::first);
-        first.map(|(since, _)| *since).min()
+        let first = |of: &BTreeSet<(Time, i64)>| of.iter().find(|(_, row)| !except.contains(row)).copied();
+        let first = [&ready.fresh, &ready.started].into_iter().filter_map(first);
+        first.map(|(since, _)| since).min()
     }
 
-    /// How many of a class may be dropped.
-    pub(super) fn droppable(&self, class: u32) -> u64 {
-        self.of_class(class).map_or(0, |ready| ready.fresh.len() as u64)
+    /// How many of a class may be dropped, but for some rows.
+    pub(super) fn droppable(&self, class: u32, except: &[i64]) -> u64 {
+        let Some(ready) = self.of_class(class) else { return 0 };
+        let is_fresh = |row: &&i64| {
+            let since = self.known.get(*row).map(|(_, since)| *since);
+            since.is_some_and(|since| ready.fresh.contains(&(since, **row)))
+        };
+        (ready.fresh.len() - except.iter().filter(is_fresh).count()) as u64
     }
 
     /// Those of a class that may be dropped, the oldest first.

@@ -77,7 +77,7 @@ impl Writer {
     }
 
     fn entrance(&self, gate: usize, gone: &[LiveRow], now: Time) -> Entrance<'_> {
-        let mut entrance = Entrance::new(self.queues.record(gate), self.load_of(gate), now);
+        let mut entrance = Entrance::new(self.queues.record(gate), self.load_of(gate, gone), now);
         for (class, units) in self.classes_of(gate) {
             for live in gone.iter().filter(|live| live.class == class) {
                 entrance.replaced(live.life.is_claimable(self.memory.clock), units);
@@ -92,8 +92,9 @@ impl Writer {
         self.shared.catalog.classes_of(namespace, queue)
     }
 
-    /// How full a queue is, the transaction under way included.
-    fn load_of(&self, gate: usize) -> Load {
+    /// How full a queue is, the transaction under way included; by age without what goes.
+    fn load_of(&self, gate: usize, gone: &[LiveRow]) -> Load {
+        let gone: Vec<i64> = gone.iter().map(|live| live.row).collect();
         let mut load = Load::default();
         let view = self.shared.view.lock();
         for (class, units) in self.classes_of(gate) {
@@ -109,9 +110,9 @@ impl Writer {
             load.running += view.held.get(at).copied().unwrap_or(0);
             let ended = self.group.closed.iter().filter_map(|row| view.leases.get(row));
             load.running -= ended.filter(|leased| leased.live.class == class).count() as u64;
-            let oldest = self.memory.ages.oldest(class);
+            let oldest = self.memory.ages.oldest(class, &gone);
             load.oldest_ready = load.oldest_ready.into_iter().chain(oldest).min();
-            load.droppable += self.memory.ages.droppable(class);
+            load.droppable += self.memory.ages.droppable(class, &gone);
         }
         load
     }

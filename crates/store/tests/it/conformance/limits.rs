@@ -434,6 +434,26 @@ pub(crate) async fn a_queue_that_is_behind_takes_nothing_until_it_has_caught_up(
     w.add(plain("feed")).await;
 }
 
+pub(crate) async fn what_is_replaced_neither_refuses_nor_is_dropped_for_its_successor(w: &World) {
+    put(w, "feed", age(10, WhenFull::Refuse)).await;
+    let old = w.add(unique("feed", OnConflict::Replace)).await;
+    w.pass(11.0);
+    refused(w, vec![plain("feed")]).await;
+    let successor = w.add(unique("feed", OnConflict::Replace)).await;
+    assert_eq!(w.error_kind(old).await.as_deref(), Some("replaced"));
+    w.add(plain("feed")).await;
+    w.cancel(successor).await.unwrap();
+
+    put(w, "short", depth(2, WhenFull::DropOldest)).await;
+    let old = w.add(unique("short", OnConflict::Replace)).await;
+    let other = w.add(plain("short")).await;
+    put(w, "short", depth(1, WhenFull::DropOldest)).await;
+    let successor = w.add(unique("short", OnConflict::Replace)).await;
+    assert_eq!(w.error_kind(old).await.as_deref(), Some("replaced"));
+    assert_eq!(w.error_kind(other).await.as_deref(), Some("dropped"));
+    assert_eq!(w.status(successor).await, Status::Ready);
+}
+
 pub(crate) async fn what_waits_too_long_is_dropped_by_the_reaper(w: &World) {
     put(w, "feed", age(10, WhenFull::DropOldest)).await;
     let later = w.now().plus(Duration::from_secs(8));

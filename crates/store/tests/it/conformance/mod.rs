@@ -87,6 +87,7 @@ macro_rules! store_suite {
                     a_queue_that_drops_takes_the_newest,
                     what_is_dropped_lets_go_of_all_that_it_held,
                     a_queue_that_is_behind_takes_nothing_until_it_has_caught_up,
+                    what_is_replaced_neither_refuses_nor_is_dropped_for_its_successor,
                     what_waits_too_long_is_dropped_by_the_reaper,
                     nobody_waits_behind_the_units_of_a_task_whose_time_has_passed,
                     what_a_handler_spawns_is_refused_like_a_submission,
