@@ -517,6 +517,32 @@ fn an_agent_runs_as_many_at_once_as_it_may() {
     server.finish();
 }
 
+/// Grows, spins, or waits for a file, as its task says.
+const HUNGRY: &str = r#"
+case "$(cat)" in
+*'"how":"grow"'*) python3 -c 'held = []
+while True: held.append(bytearray(range(256)) * 16384)' ;;
+*'"how":"spin"'*) while :; do :; done ;;
+*) while [ ! -e "$1/go" ]; do sleep 0.02; done ;;
+esac
+"#;
+
+#[test]
+fn a_program_over_its_limits_is_ended_and_its_neighbour_goes_on() {
+    let server = Server::start(&[]);
+    let limits = ["--max", "3", "--memory", "64MiB", "--cpu-seconds", "2"];
+    let agent = Agent::start(&server, "limited", &limits, HUNGRY);
+    let work = |how: &str| server.work(json!({ "parameters": { "how": how }, "max_retries": 0 }));
+    let (waiting, growing, spinning) = (work("wait"), work("grow"), work("spin"));
+    assert_eq!(server.wait_both(&growing, "failed")["error"]["type"], "memory_exceeded");
+    assert_eq!(server.wait_both(&spinning, "failed")["error"]["type"], "cpu_exceeded");
+    assert_eq!(server.task(&waiting)["status"], "running");
+    std::fs::write(server.file("go"), "").unwrap();
+    server.wait(&waiting, "completed");
+    agent.stop();
+    server.finish();
+}
+
 #[test]
 fn a_drained_agent_takes_nothing_until_it_is_undrained() {
     let server = Server::start(&[]);
@@ -562,6 +588,8 @@ fn wrong_options_exit_with_2_and_no_node_with_5() {
         ("--lease", "10ms", "lease"),
         ("--lease", "soon", "--lease"),
         ("--grace", "soon", "--grace"),
+        ("--memory", "lots", "--memory: "),
+        ("--cpu-seconds", "0", "--cpu-seconds: must be a positive number"),
         ("--resource", "cpu_cores", "NAME=VALUE"),
         ("--resource", "cpu_cores=x", "not a number"),
         ("--resource", "cpus=1", "resources.cpus"),

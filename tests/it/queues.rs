@@ -188,7 +188,7 @@ fn units_hold_the_rate_and_explain_says_when_a_task_starts(node: Node) {
     let held = server.create(&with(call(3), json!({ "queue": "slow" })));
     let explained = server.task(&format!("{held}/explain"));
     let gate = &explained["gates"][0];
-    assert_eq!(text(&gate["gate"]), "queue", "{explained}");
+    assert_eq!(text(&gate["gate"]), "rate", "{explained}");
     assert!(text(&gate["message"]).contains("takes 3 units"), "{explained}");
     assert!(gate["opens_at"].is_string(), "{explained}");
     node.server.finish();
@@ -380,9 +380,24 @@ fn a_queue_that_is_paused_stays_so_over_a_restart(mut node: Node) {
 
 #[test]
 fn the_task_manager_of_a_json_file_is_taken_over_with_its_agents() {
+    take_over(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/examples/task_manager_config.json"
+    ));
+}
+
+#[test]
+fn the_same_task_manager_is_told_in_yaml() {
+    take_over(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/examples/task_manager_config.yaml"
+    ));
+}
+
+/// A node takes queues and agents from an example, and more agents from a file beside it.
+fn take_over(example: &str) {
     let mut server = Server::start(&[]);
     server.stop();
-    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/task_manager_config.json");
     let agents = server.file("agents.json");
     let text_of_agents = r#"{"agents": {"designer": {"id": "designer", "name": "Designer", "capabilities": ["design_system"],
         "max_concurrent_tasks": 3, "status": "active"}, "validator": {"id": "validator", "capabilities": ["validation"]}}}"#;

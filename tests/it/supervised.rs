@@ -63,31 +63,57 @@ fn a_node_runs_the_program_of_an_agent_for_each_task_and_takes_it_along() {
     node.finish();
 }
 
+/// Notes its process id, and polls for tasks whose result is 7.
+const WORKER: &str =
+    r#"echo $$ > "$1/pid"; exec "$2" agent run --id "$PENSUM_AGENT_ID" -C work --lease 2s -- sh -c 'echo 7'"#;
+
+/// The program that is tested.
+fn pensum() -> String {
+    program().get_program().to_str().unwrap().to_owned()
+}
+
+/// The process id of a worker, once it is another one.
+fn another(node: &Server, last: i32) -> i32 {
+    eventually("another process", SOON, || {
+        let pid = node.pid_in(&node.file("pid"));
+        (pid != last).then_some(pid)
+    })
+}
+
 #[test]
 fn a_worker_that_dies_is_started_again_and_ends_with_the_node() {
-    let script = r#"echo $$ > "$1/pid"; exec "$2" agent run --id "$PENSUM_AGENT_ID" -C work -- sh -c 'echo 7'"#;
-    let pensum = program().get_program().to_str().unwrap().to_owned();
     let mut node = node_with(&json!({ "worker": {
-        "capabilities": ["work"], "worker": ["sh", "-c", script, "sh", "{dir}", pensum]
+        "capabilities": ["work"], "worker": ["sh", "-c", WORKER, "sh", "{dir}", pensum()]
     }}));
     let mut last = 0;
     for _ in 0..3 {
-        let pid = eventually("another process", SOON, || {
-            let pid = node.pid_in(&node.file("pid"));
-            (pid != last).then_some(pid)
-        });
+        let pid = another(&node, last);
         let task = node.wait(&node.create(&work(json!({}))), "completed");
         assert_eq!(task["result"], 7);
         kill(pid);
         last = pid;
     }
-    let pid = eventually("another process", SOON, || {
-        let pid = node.pid_in(&node.file("pid"));
-        (pid != last).then_some(pid)
-    });
+    let pid = another(&node, last);
     assert_says(&node.log(), "SIGKILL");
     node.stop();
     assert!(!alive(pid), "the worker ends with the node");
+    node.finish();
+}
+
+#[test]
+fn a_worker_that_hangs_is_started_again() {
+    let node = node_with(&json!({ "worker": {
+        "capabilities": ["work"], "grace": 0.5, "worker": ["sh", "-c", WORKER, "sh", "{dir}", pensum()]
+    }}));
+    let task = node.wait(&node.create(&work(json!({}))), "completed");
+    assert_eq!(task["result"], 7);
+    let pid = node.pid_in(&node.file("pid"));
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::STOP).unwrap();
+    let id = node.create(&work(json!({})));
+    another(&node, pid);
+    assert!(!alive(pid));
+    assert_eq!(node.wait(&id, "completed")["result"], 7);
+    assert_says(&node.log(), "was not heard any more");
     node.finish();
 }
 

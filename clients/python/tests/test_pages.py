@@ -88,7 +88,9 @@ def test_the_page_names_every_method_and_exception() -> None:
         if isinstance(kind, type) and issubclass(kind, Exception):
             assert f"`{name}`" in text, name
     short = ["create_task", "get_task", "list_tasks", "cancel_task", "execute_task", "process_queue",
-             "get_task_status", "get_system_status", "add_queue", "register_agent", "agent", "remove_agent",
+             "update_task", "retry_task", "delete_task", "get_task_execution", "get_queue_statistics",
+             "get_system_metrics", "get_performance_report", "health_check", "get_task_status", "get_system_status",
+             "add_queue", "register_agent", "agent", "remove_agent",
              "drain_agent", "undrain_agent", "leave_agent", "poll_agent", "heartbeat_agent", "complete_executions"]  # fmt: skip
     for name in short:
         assert f"`{name}" in text and callable(getattr(client, name)), name

@@ -314,7 +314,10 @@ def test_the_state_of_everything_is_told_in_one_place(own_server: Server) -> Non
         stats = api.queues.stats()
         (processor,) = api.agents.list()
         assert status.total_tasks == 2 and status.task_counts["completed"] == 1 and status.active_queues == 1
-        assert stats.completed_tasks == 1 and stats.failed_tasks == 0
+        assert stats.completed_tasks == 1 and stats.failed_tasks == 0 and api.get_queue_statistics() == stats
+        seen = status.agent_status["processor"]
+        assert status.registered_agents == 1 and status.performance_metrics.overall_health == 1.0
+        assert (seen.name, seen.status, seen.active_tasks, seen.health_score) == ("processor", "idle", 0, 1.0)
         assert (processor.status, processor.active_tasks, processor.max_concurrent_tasks) == ("idle", 0, 2)
         api.cancel_task(waits)
         assert api.get_system_status().task_counts["cancelled"] == 1

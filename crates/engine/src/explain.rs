@@ -3,6 +3,7 @@
 use pensum_core::agent::Demand;
 use pensum_core::store::NodeRecord;
 use pensum_core::task::Lifecycle;
+use pensum_core::transition::EventKind;
 use pensum_core::{NodeId, Priority, State, Status, TaskId, TaskRecord, Time, WaitingFor};
 use serde::Serialize;
 
@@ -67,8 +68,10 @@ pub enum GateKind {
     Slot,
     /// A circuit breaker is open, or finds out whether it may close.
     Breaker,
-    /// Its queue is closed, or this node takes nothing from it.
+    /// Its queue is closed or full, or this node takes nothing from it.
     Queue,
+    /// The rate of its queue leaves too few starts for now.
+    Rate,
     /// Every slot of this node is taken.
     Slots,
     /// It runs alone, or waits for something that does.
@@ -100,7 +103,7 @@ pub(crate) async fn explain(engine: &Engine, namespace: &str, task: TaskId) -> R
     match record.lifecycle.state {
         State::Completed | State::Failed | State::Cancelled => gates.push(ended(&record)),
         State::Running => gates.push(running(engine, namespace, &record, now).await?),
-        State::Waiting => gates.push(waiting(&record.lifecycle)),
+        State::Waiting => gates.push(waiting(engine, namespace, &record).await?),
         State::Queued => queued(engine, namespace, &record, now, &mut gates).await?,
     }
     let summary = match gates.as_slice() {
@@ -189,7 +192,10 @@ async fn running(engine: &Engine, namespace: &str, record: &TaskRecord, now: Tim
     })
 }
 
-fn waiting(lifecycle: &Lifecycle) -> Gate {
+async fn waiting(engine: &Engine, namespace: &str, record: &TaskRecord) -> Result<Gate, EngineError> {
+    let lifecycle = &record.lifecycle;
+    let events = engine.store().events(namespace, record.id).await?;
+    let waits = events.iter().rev().find(|event| event.kind == EventKind::Waiting);
     let closed = match lifecycle.waiting_for {
         Some(WaitingFor::Children) => gate(GateKind::Children, "its handler waits for its children to end"),
         Some(WaitingFor::Signal) => {
@@ -201,10 +207,11 @@ fn waiting(lifecycle: &Lifecycle) -> Gate {
         }
         _ => gate(GateKind::Time, "its handler waits for a time"),
     };
-    Gate {
+    Ok(Gate {
+        since: waits.map(|event| event.at),
         opens_at: lifecycle.wake_at,
         ..closed
-    }
+    })
 }
 
 async fn queued(

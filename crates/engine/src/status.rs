@@ -58,7 +58,7 @@ pub struct AgentHealth {
 /// How well the system works.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub struct PerformanceMetrics {
-    /// 0 to 100: the share of ended tasks that did not fail, in percent.
+    /// The mean of the agents' health scores, 0 to 1; where no agent is known, the success rate.
     pub overall_health: f64,
     /// Completed ÷ (completed + failed), 0 to 1; 1 when nothing has ended yet.
     pub success_rate: f64,
@@ -98,6 +98,11 @@ pub(crate) async fn agents(engine: &Engine, namespace: &str) -> Result<BTreeMap<
     Ok(agents.into_iter().map(of).collect())
 }
 
+fn mean(scores: impl ExactSizeIterator<Item = f64>) -> Option<f64> {
+    let count = scores.len();
+    (count > 0).then(|| scores.sum::<f64>() / count as f64)
+}
+
 pub(crate) async fn status(engine: &Engine, namespace: &str) -> Result<SystemStatus, EngineError> {
     let counts = engine.store().counts(namespace, engine.now()).await?;
     let total = counts.total();
@@ -114,6 +119,7 @@ pub(crate) async fn status(engine: &Engine, namespace: &str) -> Result<SystemSta
         (false, false) => "idle",
     };
     let agents = agents(engine, namespace).await?;
+    let overall_health = mean(agents.values().map(|agent| agent.health_score)).unwrap_or(success_rate);
     Ok(SystemStatus {
         status: state.to_owned(),
         version: VERSION.to_owned(),
@@ -129,7 +135,7 @@ pub(crate) async fn status(engine: &Engine, namespace: &str) -> Result<SystemSta
         registered_agents: agents.len() as u64,
         agent_status: agents,
         performance_metrics: PerformanceMetrics {
-            overall_health: 100.0 * success_rate,
+            overall_health,
             success_rate,
             tasks_per_minute: node.tasks_per_minute,
             average_duration_seconds: node.average_duration_seconds,

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 
 use pensum_core::time::Span;
-use pensum_engine::process::kill_orphans;
+use pensum_engine::process::{Limits, SpecError, kill_orphans};
 use serde_json::{Value, json};
 
 use super::super::client::Client;
 use super::super::exit::{Exit, Failure};
 use super::super::signals::Signals;
 use super::super::{machine, output};
-use super::runner::Runner;
+use super::runner::{Runner, read_limits};
 use super::session::{Session, Stop};
 
 #[derive(clap::Args, Debug)]
@@ -39,6 +39,12 @@ pub(crate) struct Args {
     /// How long the program may go on after it was asked to stop.
     #[arg(long, default_value = "10s", value_name = "DURATION", value_parser = Span::parse)]
     grace: Span,
+    /// Memory that the program and all it starts may use together for one task, such as 512MiB.
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<String>,
+    /// Seconds of processor time that they may use together for one task.
+    #[arg(long, value_name = "SECONDS")]
+    cpu_seconds: Option<f64>,
     /// The program and its arguments, after `--`.
     #[arg(required = true, last = true, value_name = "PROGRAM")]
     command: Vec<String>,
@@ -70,6 +76,14 @@ impl Args {
         }
         Ok(body)
     }
+
+    fn limits(&self) -> Result<Limits, Failure> {
+        let limits = json!({ "memory": self.memory, "cpu_seconds": self.cpu_seconds });
+        read_limits(&limits).map_err(|SpecError { field, problem }| {
+            let flag = field.trim_start_matches("limits.").replace('_', "-");
+            Failure::usage(format!("--{flag}: {problem}"))
+        })
+    }
 }
 
 pub(super) async fn run(client: &Client, args: Args) -> anyhow::Result<Exit> {
@@ -77,6 +91,7 @@ pub(super) async fn run(client: &Client, args: Args) -> anyhow::Result<Exit> {
         let message = "an agent needs a node that gives it work: start `pensum serve`, and name it with --url";
         return Err(Failure::usage(message).into());
     }
+    let limits = args.limits()?;
     let mut stop = Stop::Signals(Signals::new()?);
     let registration = args.registration()?;
     client.post("/api/v1/agents", &registration).await?;
@@ -87,6 +102,7 @@ pub(super) async fn run(client: &Client, args: Args) -> anyhow::Result<Exit> {
     let runner = Runner::Program {
         argv: args.command,
         env: BTreeMap::new(),
+        limits,
     };
     let mut session = Session::new(client, &args.id, registration, args.max as usize, runner, args.grace.0);
     session.run(&mut stop).await

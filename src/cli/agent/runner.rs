@@ -8,7 +8,9 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use pensum_core::{ErrorInfo, Outcome};
 use pensum_engine::kinds;
-use pensum_engine::process::{CommandSpec, Exit, ExitReason, Process, ProcessHandle, SpawnError, Stream};
+use pensum_engine::process::{
+    CommandSpec, Exit, ExitReason, Limits, Process, ProcessHandle, SpawnError, SpecError, Stream,
+};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -28,9 +30,23 @@ pub(super) enum Runner {
         argv: Vec<String>,
         /// Variables beside those of the task.
         env: BTreeMap<String, String>,
+        /// What each run may use; how long it may take says its task.
+        limits: Limits,
     },
     /// A call for each task.
     Endpoint(Endpoint),
+}
+
+/// Reads what each run of a program may use: `memory` and `cpu_seconds`.
+pub(super) fn read_limits(limits: &Value) -> Result<Limits, SpecError> {
+    let spec = CommandSpec::from_json(&json!({ "program": "any", "limits": limits }))?;
+    match spec.limits.wall {
+        None => Ok(spec.limits),
+        Some(_) => Err(SpecError {
+            field: "limits.wall".to_owned(),
+            problem: "is what the `timeout` of a task says; leave it out".to_owned(),
+        }),
+    }
 }
 
 /// A run that goes on.
@@ -75,13 +91,18 @@ impl Runner {
     /// Starts a run for a task. `Err` is the end of one that never was.
     pub(super) fn start(&self, given: Given) -> Result<Started, Box<End>> {
         match self {
-            Runner::Program { argv, env } => start_program(argv, env, given),
+            Runner::Program { argv, env, limits } => start_program(argv, env, limits, given),
             Runner::Endpoint(endpoint) => Ok(start_call(endpoint.clone(), given)),
         }
     }
 }
 
-fn start_program(argv: &[String], env: &BTreeMap<String, String>, given: Given) -> Result<Started, Box<End>> {
+fn start_program(
+    argv: &[String],
+    env: &BTreeMap<String, String>,
+    limits: &Limits,
+    given: Given,
+) -> Result<Started, Box<End>> {
     let (program, args) = argv
         .split_first()
         .map_or(("", &[] as &[String]), |(first, rest)| (first.as_str(), rest));
@@ -89,7 +110,10 @@ fn start_program(argv: &[String], env: &BTreeMap<String, String>, given: Given) 
     spec.args = args.to_vec();
     spec.env.clone_from(env);
     spec.stdin = Some(given.input());
-    spec.limits.wall = given.timeout();
+    spec.limits = Limits {
+        wall: given.timeout(),
+        ..limits.clone()
+    };
     let said = Arc::new(Mutex::new(Said::default()));
     let lines = Arc::clone(&said);
     let sink = move |stream, line: String| {

@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use pensum_core::input::{self, AgentInput, Invalid};
 use pensum_core::time::Span;
+use pensum_engine::process::{Limits, SpecError};
 use serde::Deserialize;
 use serde_json::Value as Json;
 
+use super::runner::read_limits;
 use crate::yaml::{Fault, Node};
 
 /// How long what an agent runs may go on after it was asked to stop, when the configuration does not say.
@@ -22,6 +24,8 @@ pub(crate) struct Configured {
     pub(super) kind: Option<Kind>,
     /// Variables for its programs.
     pub(super) env: BTreeMap<String, String>,
+    /// What each run of its program may use.
+    pub(super) limits: Limits,
     /// How long what it runs may go on after it was asked to stop.
     pub(super) grace: Duration,
 }
@@ -45,11 +49,12 @@ struct Extra {
     worker: Option<Vec<String>>,
     url: Option<String>,
     env: BTreeMap<String, String>,
+    limits: Option<Json>,
     grace: Option<Span>,
 }
 
 /// Their names; `status` is what older files say of an agent, and follows from leases here.
-const EXTRA: [&str; 6] = ["program", "worker", "url", "env", "grace", "status"];
+const EXTRA: [&str; 7] = ["program", "worker", "url", "env", "limits", "grace", "status"];
 
 /// Reads `{ID: {…}}`.
 pub(crate) fn read(block: &Node) -> Result<Vec<Configured>, Vec<Fault>> {
@@ -73,7 +78,9 @@ fn read_one(id: &str, text: &str) -> Result<Configured, Invalid> {
             format!("must be `{id}`, the name that it stands under"),
         ));
     }
-    let for_a_run = ["env", "grace"].into_iter().find(|name| extra.contains_key(*name));
+    let for_a_run = ["env", "limits", "grace"]
+        .into_iter()
+        .find(|name| extra.contains_key(*name));
     let extra: Extra = input::parse(Json::Object(extra).to_string().as_bytes())?;
     let mut kinds = Vec::new();
     kinds.extend(extra.program.map(Kind::Program));
@@ -92,6 +99,18 @@ fn read_one(id: &str, text: &str) -> Result<Configured, Invalid> {
         let message = "is for what the node runs: give `program`, `worker` or `url` as well, or leave it out";
         return Err(Invalid::one(name, message));
     }
+    let limits = match (&extra.limits, &kind) {
+        (None, _) => Limits::default(),
+        (Some(limits), Some(Kind::Program(_))) => {
+            read_limits(limits).map_err(|SpecError { field, problem }| Invalid::one(field, problem))?
+        }
+        (Some(_), _) => {
+            return Err(Invalid::one(
+                "limits",
+                "is for a `program`, which is run once for each task",
+            ));
+        }
+    };
     let (kind_name, wrong) = match &kind {
         None => (None, None),
         Some(Kind::Program(argv)) => (
@@ -121,6 +140,7 @@ fn read_one(id: &str, text: &str) -> Result<Configured, Invalid> {
         input: agent,
         kind,
         env: extra.env,
+        limits,
         grace: extra.grace.unwrap_or(GRACE).0,
     })
 }
@@ -163,6 +183,21 @@ mod tests {
             "grace: is for what the node runs",
         );
         check(r#"{"capabilities":["a"],"program":[]}"#, "program: must be a list");
+        for (limits, problem) in [
+            (r#"{"memory":"lots"}"#, "limits.memory: "),
+            (r#"{"cpu_seconds":0}"#, "limits.cpu_seconds: must be a positive number"),
+            (r#"{"wall":5}"#, "limits.wall: is what the `timeout`"),
+            (r#"{"disk":5}"#, "limits.disk: unknown field"),
+        ] {
+            check(
+                &format!(r#"{{"capabilities":["a"],"program":["x"],"limits":{limits}}}"#),
+                problem,
+            );
+        }
+        check(
+            r#"{"capabilities":["a"],"worker":["x"],"limits":{"memory":"1GB"}}"#,
+            "limits: is for a `program`",
+        );
         check(r#"{"capabilities":["a"],"program":"x"}"#, "program: invalid type");
         check(
             r#"{"capabilities":["a"],"worker":["x"],"url":"http://h"}"#,
@@ -180,7 +215,11 @@ mod tests {
         let of = |text: &str| read_one("w", text).unwrap();
         let old = of(r#"{"id":"w","name":"W","capabilities":["a"],"max_concurrent_tasks":2,"status":"idle"}"#);
         assert_eq!((old.kind, old.input.max_concurrent_tasks), (None, Some(2)));
-        let program = of(r#"{"capabilities":["a"],"program":["sh","-c","cat"],"env":{"A":"b"},"grace":"3s"}"#);
+        let program = of(
+            r#"{"capabilities":["a"],"program":["sh","-c","cat"],"env":{"A":"b"},"grace":"3s",
+            "limits":{"memory":"1MiB"}}"#,
+        );
+        assert_eq!(program.limits.memory, Some(1 << 20));
         assert_eq!(
             program.kind,
             Some(Kind::Program(vec!["sh".into(), "-c".into(), "cat".into()]))

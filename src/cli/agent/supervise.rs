@@ -18,8 +18,10 @@ use super::settings::{Configured, Kind};
 
 /// An agent that ran for this long before it ended is started again without a long pause.
 const STEADY: Duration = Duration::from_secs(60);
-/// How often a node looks whether an agent that another one runs is still there.
+/// How often a node looks whether an agent is still there: one that another node runs, or a process of its own that polls.
 const LOOK: Duration = Duration::from_secs(5);
+/// A process is silent that was found so this many times in a row. Once may be for the machine, which stood still as well.
+const SILENT_LOOKS: u32 = 2;
 
 /// The agents that a node runs.
 pub(crate) struct Supervisor {
@@ -123,10 +125,11 @@ async fn run(
         return Ok(Ended::Stopped);
     }
     let runner = match kind {
-        Kind::Worker(argv) => return worker(address, agent, argv, stop).await,
+        Kind::Worker(argv) => return worker(client, address, agent, argv, stop).await,
         Kind::Program(argv) => Runner::Program {
             argv: argv.clone(),
             env: agent.env.clone(),
+            limits: agent.limits.clone(),
         },
         Kind::Url(url) => Runner::Endpoint(Endpoint::new(url, address)?),
     };
@@ -166,8 +169,32 @@ async fn until_free(client: &Client, id: &str, stop: &CancellationToken) -> anyh
     }
 }
 
-/// Runs a process that polls by itself, until it ends or the node stops.
-async fn worker(address: &str, agent: &Configured, argv: &[String], stop: &CancellationToken) -> anyhow::Result<Ended> {
+/// Waits until an agent that was heard since that time is silent: it hangs, for it has neither ended nor taken its leave.
+async fn until_silent(client: &Client, id: &str, seen_at: &Value) {
+    let mut silent = 0;
+    while silent < SILENT_LOOKS {
+        sleep(LOOK).await;
+        // What cannot be read now is read the next time.
+        let Ok(found) = client.get_value(&path(id), &[]).await else {
+            continue;
+        };
+        let was_heard = found["seen_at"].is_string() && found["seen_at"] != *seen_at;
+        silent = match was_heard && found["status"] == "offline" {
+            true => silent + 1,
+            false => 0,
+        };
+    }
+}
+
+/// Runs a process that polls by itself, until it ends, falls silent, or the node stops.
+async fn worker(
+    client: &Client,
+    address: &str,
+    agent: &Configured,
+    argv: &[String],
+    stop: &CancellationToken,
+) -> anyhow::Result<Ended> {
+    let seen_at = client.get_value(&path(&agent.input.id), &[]).await?["seen_at"].take();
     let id = agent.input.id.clone();
     let (program, args) = argv
         .split_first()
@@ -184,15 +211,19 @@ async fn worker(address: &str, agent: &Configured, argv: &[String], stop: &Cance
     let mut end = std::pin::pin!(process.wait());
     let exit = tokio::select! {
         biased;
-        exit = &mut end => exit,
-        () = stop.cancelled() => {
-            let (_, exit) = tokio::join!(handle.stop(agent.grace), end);
-            exit
-        }
+        exit = &mut end => Some(exit),
+        () = stop.cancelled() => None,
+        () = until_silent(client, &agent.input.id, &seen_at) => None,
     };
+    if exit.is_none() {
+        tokio::join!(handle.stop(agent.grace), end);
+    }
     if stop.is_cancelled() {
         return Ok(Ended::Stopped);
     }
+    let Some(exit) = exit else {
+        return Ok(Ended::Process("killed, for it was not heard any more".to_owned()));
+    };
     Ok(match (exit.code, exit.signal_name) {
         (Some(code), _) if code == i32::from(Exit::Conflict.code()) => Ended::TakenOver,
         (Some(code), _) => Ended::Process(format!("exit code {code}")),

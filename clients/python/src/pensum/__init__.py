@@ -9,6 +9,7 @@
 
 from ._async.client import AsyncClient
 from ._sync.client import Client
+from .agent import Agent, Context, NonRetryable, RetryAfter, task
 from .agents import Acceptance, AgentInfo, Delivery, Heard, Polled
 from .breakers import Breaker, BreakerSettings
 from .embedded import EmbeddedServer, find_binary
@@ -47,6 +48,7 @@ from .models import (
     Usage,
 )
 from .system import (
+    AgentStatus,
     AllQueueStats,
     DeadLetterGroup,
     DeadLetterGroups,
@@ -68,7 +70,9 @@ __version__ = "0.1.0"
 __all__ = [
     "UNSET",
     "Acceptance",
+    "Agent",
     "AgentInfo",
+    "AgentStatus",
     "AllQueueStats",
     "AsyncClient",
     "Breaker",
@@ -77,6 +81,7 @@ __all__ = [
     "BulkResult",
     "Client",
     "Conflict",
+    "Context",
     "DeadLetterGroup",
     "DeadLetterGroups",
     "Delivery",
@@ -96,6 +101,7 @@ __all__ = [
     "LogLine",
     "NewTask",
     "Node",
+    "NonRetryable",
     "NotFound",
     "PensumError",
     "PerformanceMetrics",
@@ -110,6 +116,7 @@ __all__ = [
     "RateLimit",
     "Relative",
     "Resources",
+    "RetryAfter",
     "RetryPolicy",
     "StartFailed",
     "SystemStatus",
@@ -123,4 +130,5 @@ __all__ = [
     "VersionMismatch",
     "WaitTimeout",
     "find_binary",
+    "task",
 ]

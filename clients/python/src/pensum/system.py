@@ -156,13 +156,23 @@ class Health(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class PerformanceMetrics(Record):
-    """How well the system works: `overall_health` is 0 to 100, the rates 0 to 1."""
+    """How well the system works: `overall_health`, the mean of the agents' health scores, and the rates are 0 to 1."""
 
     overall_health: float
     success_rate: float
     tasks_per_minute: float
     average_duration_seconds: float
     slot_utilization: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentStatus(Record):
+    """An agent at a glance: `health_score` is the share of its newest runs that did not fail, 0 to 1."""
+
+    name: str
+    status: str
+    active_tasks: int
+    health_score: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +197,8 @@ class SystemStatus(Record):
     active_tasks: int
     total_executions: int
     active_queues: int
+    registered_agents: int
+    agent_status: Mapping[str, AgentStatus]
     performance_metrics: PerformanceMetrics
     persistence_stats: PersistenceStats
     nodes: tuple[Node, ...]

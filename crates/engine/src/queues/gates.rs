@@ -217,7 +217,7 @@ pub(crate) async fn closed_queue(
             );
             return Ok(Some(Gate {
                 opens_at: Some(opens_at),
-                ..gate(GateKind::Queue, message)
+                ..gate(GateKind::Rate, message)
             }));
         }
         Ok(room) if record.id.row() <= room.newest => return Ok(None),
@@ -236,15 +236,15 @@ pub(crate) async fn closed_queue(
         true => format!("; it has risen to {level} by waiting"),
         false => String::new(),
     };
-    let (since, opens_at) = match closed {
+    let (kind, since, opens_at) = match closed {
         Closed::Full { .. } | Closed::Rate { .. } if !is_ready => return Ok(None),
-        Closed::Paused { since } => (Some(since), None),
-        Closed::Rate { opens_at } => (None, Some(opens_at)),
-        Closed::Manual | Closed::Full { .. } => (None, None),
+        Closed::Paused { since } => (GateKind::Queue, Some(since), None),
+        Closed::Rate { opens_at } => (GateKind::Rate, None, Some(opens_at)),
+        Closed::Manual | Closed::Full { .. } => (GateKind::Queue, None, None),
     };
     Ok(Some(Gate {
         since,
         opens_at,
-        ..gate(GateKind::Queue, closed_in_words(name, closed) + &risen)
+        ..gate(kind, closed_in_words(name, closed) + &risen)
     }))
 }

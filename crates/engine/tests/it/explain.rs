@@ -105,7 +105,15 @@ async fn a_task_that_waits_says_for_what_and_one_that_ended_says_how() {
     ] {
         let id = world.add(spec(handler)).await;
         world.until(id, |r| r.lifecycle.state == State::Waiting).await;
-        check(&explain(&world, id).await, &[gate], part);
+        let since = world.engine.now();
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let explanation = explain(&world, id).await;
+        check(&explanation, &[gate], part);
+        let told = explanation.gates[0].since.unwrap();
+        assert!(
+            since.since(told) < Duration::from_secs(1),
+            "{explanation:?} since {since:?}"
+        );
     }
     let backing_off = world.add(retry_in(with("fail", json!({})), 600)).await;
     world.until(backing_off, |r| r.lifecycle.backing_off).await;

@@ -258,7 +258,7 @@ async fn a_closed_queue_explains_itself() {
     let started = world.end(task).await.lifecycle.started_at.unwrap();
     let task = world.write(r#"{"handler":"noop","queue":"rated"}"#).await;
     let told = explain(task).await;
-    World::check_gate(&told, GateKind::Queue, "it starts the next one at");
+    World::check_gate(&told, GateKind::Rate, "it starts the next one at");
     assert_eq!(told.gates[0].opens_at, Some(started.plus(Duration::from_secs(3_600))));
 }
 

@@ -77,10 +77,12 @@ impl Effects {
                 self.places.insert(*run, books.place(*task, *executor, *attempt));
                 self.was_given(books, at, *task, *executor, *attempt);
                 let holds = books.tasks.get(task).map_or(&[][..], |book| &book.holds);
-                // What ends with the process that accepted it is taken from whoever has it, who hears of that later.
-                let is_own = |hold: &Hold| hold.executor == *executor && hold.attempt == *attempt;
-                let was_taken = holds.iter().any(|hold| is_own(hold) && hold.over && !hold.closed);
                 let dawn = books.dawn;
+                // What ends with the process that accepted it is taken from whoever has it, who hears of that later; a lease
+                // that was taken back for its time has run out by then.
+                let is_own = |hold: &Hold| hold.executor == *executor && hold.attempt == *attempt;
+                let is_taken = |hold: &Hold| hold.over && !hold.closed && hold.until > dawn.plus(now);
+                let was_taken = holds.iter().any(|hold| is_own(hold) && is_taken(hold));
                 let why = match holds.last() {
                     _ if was_taken => None,
                     None => Some("nobody was given a lease".to_owned()),

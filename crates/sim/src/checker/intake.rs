@@ -144,6 +144,13 @@ fn is_ready(task: &Standing, now: Time) -> bool {
 }
 
 impl Books<'_> {
+    /// How far the clock of a node is behind that the store is shown.
+    fn most_behind(&self) -> Duration {
+        let behind = self.scenario.nodes.iter().map(|node| node.behind_ms);
+        let most = behind.max().filter(|_| !self.scenario.shared_clock);
+        Duration::from_millis(most.unwrap_or_default())
+    }
+
     pub(super) fn intake(&mut self, at: usize, entry: &Entry, all: &[Entry]) {
         let What::Queued(what) = &entry.what else { return };
         match what {
@@ -178,11 +185,15 @@ impl Books<'_> {
                 created,
                 now,
             } if kind == DROPPED => {
-                self.book(*task).dropped = true;
+                let book = self.book(*task);
+                book.dropped = true;
+                let is_touched = book.touched;
                 let settings = self.queues.get(queue).map(|changes| changes.since(entry.at));
+                // What somebody let run at once is ready since then by the clock of the node that was asked.
+                let now = now.plus(if is_touched { self.most_behind() } else { Duration::ZERO });
                 let drops = settings.into_iter().flatten().any(|change| {
                     let settings = change.settings;
-                    let is_old = settings.max_age.is_some_and(|max| created.plus(max.0) <= *now);
+                    let is_old = settings.max_age.is_some_and(|max| created.plus(max.0) <= now);
                     settings.when_full == WhenFull::DropOldest && (is_old || settings.max_depth.is_some())
                 });
                 if *started || !drops {

@@ -126,6 +126,16 @@ struct Held {
     oldest: Vec<i64>,
 }
 
+/// An unfinished task of a queue as this transaction has made it, which the tables do not show yet.
+struct Changed {
+    row: i64,
+    queue: i32,
+    class: u32,
+    units: u32,
+    /// Since when it is ready, where it is.
+    since: Option<Time>,
+}
+
 impl Work {
     /// Refuses what meets a limit of its queue, and says what goes to make room for the rest; changes nothing. `is_new` says
     /// of an item that it is a task of its own; those that it replaces have been loaded.
@@ -148,7 +158,7 @@ impl Work {
         if queues.is_empty() {
             return Ok(Ok(Dropped::new()));
         }
-        let held = self.hold_queues(&queues, &new, replaced).await?;
+        let held = self.hold_queues(namespace, &queues, &new, replaced).await?;
         let mut entrances: BTreeMap<Name, Entrance<'_>> = BTreeMap::new();
         for held in &held {
             let mut entrance = Entrance::new(&held.record, held.load, self.now);
@@ -208,6 +218,7 @@ impl Work {
     /// Locks queues, counts what is in them, and locks what may be dropped for the new tasks.
     async fn hold_queues(
         &mut self,
+        namespace: &Name,
         queues: &[i32],
         new: &[(usize, &Prepared)],
         replaced: &[TaskId],
@@ -228,8 +239,9 @@ impl Work {
                 oldest,
             });
         }
+        let changed = self.changed_in(namespace, &held, replaced).await?;
         for _ in 0..LOOKS_MAX {
-            self.count(&mut held, replaced).await?;
+            self.count(&mut held, &changed, replaced).await?;
             let mut all = true;
             for held in &mut held {
                 let Some(max) = held.record.settings.drops_beyond() else {
@@ -238,7 +250,7 @@ impl Work {
                 let coming = new.iter().filter(|(_, task)| task.task.spec.queue == held.record.name);
                 let beyond = (held.load.waiting + coming.count() as u64).saturating_sub(u64::from(max));
                 if beyond > 0 {
-                    let (oldest, is_all) = self.hold_oldest(held.id, beyond, replaced).await?;
+                    let (oldest, is_all) = self.hold_oldest(held.id, beyond, &changed, replaced).await?;
                     all &= is_all;
                     held.load.droppable = oldest.len() as u64;
                     held.oldest = oldest;
@@ -252,7 +264,7 @@ impl Work {
     }
 
     /// Counts what is in queues, what this transaction has done so far included; by age without what is replaced.
-    async fn count(&mut self, held: &mut [Held], replaced: &[TaskId]) -> Result<(), Fault> {
+    async fn count(&mut self, held: &mut [Held], changed: &[Changed], replaced: &[TaskId]) -> Result<(), Fault> {
         let queues: Vec<i32> = held.iter().map(|held| held.id).collect();
         let now = self.now;
         let look = |sql: &'static str| Statement {
@@ -268,9 +280,7 @@ impl Work {
         ];
         if held.iter().any(|held| held.record.settings.refuses_over().is_some()) {
             let mut oldest = look(&OLDEST);
-            oldest
-                .params
-                .push(Value::Int8s(replaced.iter().map(|task| Some(task.row())).collect()));
+            oldest.params.push(self.but(replaced));
             looks.push(oldest);
         }
         let answers = self.tx.pipeline(&looks).await?;
@@ -283,6 +293,8 @@ impl Work {
             queue_of.insert(class, (row.try_get(3)?, units));
             *cells.entry((class, cell)).or_default() += n;
         }
+        // Of a class whose first tasks this transaction adds, the tables know nothing yet.
+        queue_of.extend(changed.iter().map(|task| (task.class, (task.queue, task.units))));
         let mut leases: BTreeMap<u32, i64> = BTreeMap::new();
         for moved in self.moved() {
             *cells.entry((moved.class, moved.cell)).or_default() += moved.by;
@@ -317,30 +329,85 @@ impl Work {
             let since: Option<i64> = row.try_get(1)?;
             loads.entry(row.try_get(0)?).or_default().oldest_ready = since.map(Time::from_micros);
         }
+        for task in changed {
+            let load = loads.entry(task.queue).or_default();
+            load.oldest_ready = load.oldest_ready.into_iter().chain(task.since).min();
+        }
         for held in held {
             held.load = loads.get(&held.id).copied().unwrap_or_default();
         }
         Ok(())
     }
 
-    /// Locks some of those that a queue may drop, the oldest first. False when there may be more of them.
-    async fn hold_oldest(&mut self, queue: i32, most: u64, replaced: &[TaskId]) -> Result<(Vec<i64>, bool), Fault> {
+    /// The rows that a look at the tables leaves out: what is replaced, and what this transaction has changed, which the
+    /// tables do not show yet.
+    fn but(&self, replaced: &[TaskId]) -> Value<'static> {
         let not: BTreeSet<i64> = self.changed_rows().chain(replaced.iter().map(|id| id.row())).collect();
+        Value::Int8s(not.into_iter().map(Some).collect())
+    }
+
+    /// What this transaction has changed in queues, but for what has ended. What is replaced counts as not ready.
+    async fn changed_in(&self, namespace: &Name, held: &[Held], replaced: &[TaskId]) -> Result<Vec<Changed>, Fault> {
+        let replaced: BTreeSet<i64> = replaced.iter().map(|id| id.row()).collect();
+        let mut place_of: BTreeMap<u32, Option<(i32, u32)>> = BTreeMap::new();
+        let mut found = Vec::new();
+        for row in self.changed_rows() {
+            let Some((_, live)) = self.live(row) else { continue };
+            let place = match place_of.get(&live.class) {
+                Some(place) => *place,
+                None => {
+                    let class = self.inner.catalog.class(&self.inner.pool, live.class).await?;
+                    let is_of = |held: &&Held| (namespace, &held.record.name) == (&class.namespace, &class.queue);
+                    let place = held.iter().find(is_of).map(|held| (held.id, class.demand.units));
+                    place_of.insert(live.class, place);
+                    place
+                }
+            };
+            let Some((queue, units)) = place else { continue };
+            let is_ready = live.life.is_claimable(self.now) && !replaced.contains(&row);
+            found.push(Changed {
+                row,
+                queue,
+                class: live.class,
+                units,
+                since: is_ready.then(|| live.life.ready_from()),
+            });
+        }
+        Ok(found)
+    }
+
+    /// Locks some of those that a queue may drop, the oldest first. False when there may be more of them.
+    async fn hold_oldest(
+        &mut self,
+        queue: i32,
+        most: u64,
+        changed: &[Changed],
+        replaced: &[TaskId],
+    ) -> Result<(Vec<i64>, bool), Fault> {
         let find = Statement {
             sql: &DROPPABLE,
             params: vec![
                 Value::Int8(Some(self.now.as_micros())),
                 ids(&[queue]),
-                Value::Int8s(not.into_iter().map(Some).collect()),
+                self.but(replaced),
                 Value::Int8(Some(i64::try_from(most).unwrap_or(i64::MAX))),
             ],
         };
         let rows = self.tx.pipeline(&[find]).await?.pop().unwrap_or_default();
         let found = rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<i64>, _>>()?;
         self.load_to_end(&found).await?;
-        let droppable: Vec<i64> = found.iter().copied().filter(|row| self.is_droppable(*row)).collect();
-        let is_all = droppable.len() as u64 == most || (found.len() as u64) < most;
-        Ok((droppable, is_all))
+        let droppable = found.iter().copied().filter(|row| self.is_droppable(*row)).count() as u64;
+        let is_all = droppable == most || (found.len() as u64) < most;
+        let ready = changed
+            .iter()
+            .filter(|task| task.queue == queue && task.since.is_some());
+        let all = found.into_iter().chain(ready.map(|task| task.row));
+        let all = all.filter(|row| self.is_droppable(*row));
+        let since = |row: i64| self.live(row).map(|(_, live)| live.life.ready_from());
+        let mut oldest: Vec<(Option<Time>, i64)> = all.map(|row| (since(row), row)).collect();
+        oldest.sort_unstable();
+        oldest.truncate(usize::try_from(most).unwrap_or(usize::MAX));
+        Ok((oldest.into_iter().map(|(_, row)| row).collect(), is_all))
     }
 
     fn is_droppable(&self, row: i64) -> bool {

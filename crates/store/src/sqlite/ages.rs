@@ -88,7 +88,7 @@ impl Ages {
     }
 
     /// Since when the oldest of a class is ready, but for some rows.
-    pub(super) fn oldest(&self, class: u32, except: &[i64]) -> Option<Time> {
+    pub(super) fn oldest(&self, class: u32, except: &BTreeSet<i64>) -> Option<Time> {
         let ready = self.of_class(class)?;
         let first = |of: &BTreeSet<(Time, i64)>| of.iter().find(|(_, row)| !except.contains(row)).copied();
         let first = [&ready.fresh, &ready.started].into_iter().filter_map(first);
@@ -96,7 +96,7 @@ impl Ages {
     }
 
     /// How many of a class may be dropped, but for some rows.
-    pub(super) fn droppable(&self, class: u32, except: &[i64]) -> u64 {
+    pub(super) fn droppable(&self, class: u32, except: &BTreeSet<i64>) -> u64 {
         let Some(ready) = self.of_class(class) else { return 0 };
         let is_fresh = |row: &&i64| {
             let since = self.known.get(*row).map(|(_, since)| *since);

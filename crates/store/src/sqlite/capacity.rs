@@ -1,6 +1,6 @@
 //! Which tasks queues take, and which they drop for them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use pensum_core::capacity::{Entrance, Load, dropped_for_age, dropped_for_newer};
 use pensum_core::store::{Applied, Rejected};
@@ -94,7 +94,7 @@ impl Writer {
 
     /// How full a queue is, the transaction under way included; by age without what goes.
     fn load_of(&self, gate: usize, gone: &[LiveRow]) -> Load {
-        let gone: Vec<i64> = gone.iter().map(|live| live.row).collect();
+        let gone: BTreeSet<i64> = gone.iter().map(|live| live.row).collect();
         let mut load = Load::default();
         let view = self.shared.view.lock();
         for (class, units) in self.classes_of(gate) {

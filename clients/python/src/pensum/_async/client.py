@@ -107,9 +107,17 @@ class AsyncClient:
         self.create_task = self.tasks.create
         self.get_task = self.tasks.get
         self.list_tasks = self.tasks.list
+        self.update_task = self.tasks.update
         self.cancel_task = self.tasks.cancel
+        self.retry_task = self.tasks.retry
+        self.delete_task = self.tasks.delete
+        self.get_task_execution = self.executions.get
         self.add_queue = self.queues.put
+        self.get_queue_statistics = self.queues.stats
         self.get_system_status = self.system.status
+        self.get_system_metrics = self.system.metrics
+        self.get_performance_report = self.system.performance
+        self.health_check = self.system.health
         self.register_agent = self.agents.register
         self.agent = self.agents.get
         self.remove_agent = self.agents.remove

@@ -506,6 +506,54 @@ pub(crate) async fn what_a_handler_spawns_is_refused_like_a_submission(w: &World
     assert_eq!(w.end(spawn("other")).await.unwrap().spawned.len(), 2);
 }
 
+pub(crate) async fn what_handlers_spawn_that_end_together_is_judged_one_after_the_other(w: &World) {
+    let twice = async |child: &dyn Fn() -> NewTask| {
+        w.add_all(vec![plain("other"), plain("other")]).await;
+        let request = ClaimRequest {
+            queues: Some([Name::from("other")].into()),
+            ..w.request(2)
+        };
+        let claimed = w.store.claim(request, w.now()).await.unwrap();
+        assert_eq!(claimed.len(), 2);
+        let end = |claimed: &pensum_core::store::Claimed| Finish {
+            spawn: vec![child()],
+            ..Finish::new(claimed.lease, Outcome::Done(super::world::json("1")))
+        };
+        let ends = claimed.iter().map(end).collect();
+        let told = w.store.finish(ends, w.now()).await.unwrap();
+        told.into_iter()
+            .map(|told| told.map(|applied| applied.spawned[0]))
+            .collect::<Vec<_>>()
+    };
+
+    put(w, "feed", age(10, WhenFull::Refuse)).await;
+    let old = w.add(unique("feed", OnConflict::Replace)).await;
+    w.pass(11.0);
+    let told = twice(&|| unique("feed", OnConflict::Replace)).await;
+    let [Ok(first), Ok(second)] = told[..] else {
+        panic!("{told:?}")
+    };
+    assert_eq!(w.error_kind(old).await.as_deref(), Some("replaced"));
+    assert_eq!(w.error_kind(first).await.as_deref(), Some("replaced"));
+    assert_eq!(w.status(second).await, Status::Ready);
+
+    put(w, "newest", depth(1, WhenFull::DropOldest)).await;
+    let told = twice(&|| plain("newest")).await;
+    let [Ok(first), Ok(second)] = told[..] else {
+        panic!("{told:?}")
+    };
+    assert_eq!(w.error_kind(first).await.as_deref(), Some("dropped"));
+    assert_eq!(w.status(second).await, Status::Ready);
+
+    put(w, "short", depth(1, WhenFull::Refuse)).await;
+    let told = twice(&|| plain("short")).await;
+    assert!(
+        matches!(told[..], [Ok(_), Err(Rejected::QueueFull { item: 0, .. })]),
+        "{told:?}"
+    );
+    assert_eq!(waiting(w, "short").await, 1);
+}
+
 pub(crate) async fn limits_that_are_put_or_taken_away_hold_at_once(w: &World) {
     let old = w.add_all(vec![plain("feed"), plain("feed"), plain("feed")]).await;
     w.pass(20.0);

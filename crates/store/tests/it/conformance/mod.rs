@@ -91,6 +91,7 @@ macro_rules! store_suite {
                     what_waits_too_long_is_dropped_by_the_reaper,
                     nobody_waits_behind_the_units_of_a_task_whose_time_has_passed,
                     what_a_handler_spawns_is_refused_like_a_submission,
+                    what_handlers_spawn_that_end_together_is_judged_one_after_the_other,
                     limits_that_are_put_or_taken_away_hold_at_once;
                 agents: an_agent_is_listed_as_it_registered,
                     an_agent_is_idle_busy_or_offline_by_its_leases_and_by_when_it_was_heard,
