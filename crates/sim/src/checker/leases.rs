@@ -167,6 +167,7 @@ impl Books<'_> {
             None => "nobody was ever given that lease",
             Some(place) if place + 1 < book.holds.len() => "a newer lease was given out",
             Some(place) if book.holds[place].closed => "its run had ended",
+            Some(place) if book.may_be_of_the_next_life(&book.holds[place]) => return,
             Some(place) if book.holds[place].over => "it had been taken back",
             Some(_) => return,
         };
@@ -216,6 +217,11 @@ impl Book {
     /// It is not durable, and has ended at this very time, maybe while somebody ran it.
     fn ends_with_its_process(&self, at: Duration) -> bool {
         self.process.is_some() && self.ended_at == Some(at)
+    }
+
+    /// It ended and was put back at the very time at which this lease was given out, so that it may be the end that came first.
+    fn may_be_of_the_next_life(&self, hold: &Hold) -> bool {
+        !hold.closed && !self.has_ended() && self.ends_with_its_process(hold.granted_at)
     }
 
     pub(super) fn has_ended(&self) -> bool {
