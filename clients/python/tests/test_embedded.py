@@ -154,8 +154,8 @@ def test_no_end_of_the_program_leaves_it_behind(tmp_path: Path, end: str) -> Non
         assert process.stdout is not None
         pid = int(process.stdout.readline())
         if end == "input()":
-            # As Ctrl-C does it: the whole group of the terminal. One that comes just before the program begins to read is
-            # noticed only once it has read; nobody at a keyboard is that fast.
+            # As Ctrl-C does it: the whole group of the terminal. One that comes just before the program begins to read
+            # is noticed only once it has read; nobody at a keyboard is that fast.
             time.sleep(0.5)
             os.killpg(process.pid, signal.SIGINT)
         process.wait(timeout=30)

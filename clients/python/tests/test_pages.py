@@ -91,6 +91,7 @@ def test_the_page_names_every_method_and_exception() -> None:
              "update_task", "retry_task", "delete_task", "get_task_execution", "get_queue_statistics",
              "get_system_metrics", "get_performance_report", "health_check", "get_task_status", "get_system_status",
              "add_queue", "register_agent", "agent", "remove_agent",
-             "drain_agent", "undrain_agent", "leave_agent", "poll_agent", "heartbeat_agent", "complete_executions"]  # fmt: skip
+             "drain_agent", "undrain_agent", "leave_agent", "poll_agent", "heartbeat_agent",
+             "complete_executions"]  # fmt: skip
     for name in short:
         assert f"`{name}" in text and callable(getattr(client, name)), name
